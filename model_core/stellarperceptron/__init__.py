@@ -1,0 +1,1 @@
+"""Foundation models for stellar spectra."""

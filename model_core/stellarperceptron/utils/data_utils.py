@@ -1,0 +1,85 @@
+"""Files written whole or not at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_output"]
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well.
+
+    A block that raises, or a process that dies, leaves what stood at `path` untouched. The block
+    may write a file or make a folder.
+
+    Parameters
+    ----------
+    path
+        Where the result belongs. Its parent folder is made when it is missing.
+    expected_bytes
+        Size of the result, when it is known beforehand [bytes]. The free space is checked first.
+
+    Yields
+    ------
+    pathlib.Path
+        The temporary path to write to.
+
+    Raises
+    ------
+    OSError
+        When the disk is too full; the message says how much is needed. The temporary file is
+        removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if expected_bytes is not None:
+        free = shutil.disk_usage(path.parent).free
+        if free < expected_bytes:
+            raise OSError(
+                errno.ENOSPC,
+                f"{path} needs {expected_bytes / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB "
+                "free: make room or choose another folder",
+            )
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    _remove(temporary)
+    try:
+        yield temporary
+        _replace(temporary, path)
+    except BaseException as error:
+        _remove(temporary)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            need = f"{expected_bytes / 1e9:.2f} GB" if expected_bytes else "more space"
+            raise OSError(
+                errno.ENOSPC, f"the disk is full: {path} needs {need}; nothing was written"
+            ) from error
+        raise
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Put `temporary` in the place of `path`, which may be a folder that holds something."""
+    if not path.is_dir():
+        os.replace(temporary, path)
+        return
+    # A folder that is not empty cannot be renamed over: move the old one aside first.
+    previous = path.with_name(f"{path.name}.{os.getpid()}.previous")
+    _remove(previous)
+    os.replace(path, previous)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(previous, path)
+        raise
+    _remove(previous)
