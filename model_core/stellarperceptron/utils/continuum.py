@@ -1,0 +1,92 @@
+"""Polynomials through stretches of many spectra at once."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+__all__ = ["fit_polynomials"]
+
+_ROWS_AT_ONCE = 128  # one chip of so many spectra stays in the processor's cache
+_RAMP = 0.2  # width of the border between kept and clipped pixels [standard deviations]
+
+
+def fit_polynomials(
+    flux: torch.Tensor,
+    stretches: Iterable[slice],
+    *,
+    order: int,
+    clip_low: float,
+    clip_high: float,
+    iterations: int,
+) -> torch.Tensor:
+    """Fit a polynomial to every stretch of every spectrum, clipping outliers.
+
+    Parameters
+    ----------
+    flux : (N, P)
+        Spectra in any unit; NaN marks pixels that take no part.
+    stretches
+        Slices of the P pixels that are fitted each for itself.
+    order
+        Order of the polynomials.
+    clip_low, clip_high
+        Pixels so many standard deviations below or above the polynomial leave the fit. They leave
+        it gradually, over `_RAMP`, so that rounding never moves the result by more than itself.
+    iterations
+        How many times the fit is repeated without the clipped pixels.
+
+    Returns
+    -------
+    (N, P)
+        The polynomials' values; NaN outside the stretches, and in a stretch with fewer valid
+        pixels than twice the number of coefficients.
+    """
+    fitted = torch.full_like(flux, math.nan)
+    for stretch in stretches:
+        # Legendre polynomials keep the normal equations well conditioned in single precision.
+        pixels = np.linspace(-1, 1, stretch.stop - stretch.start)
+        basis = torch.from_numpy(np.polynomial.legendre.legvander(pixels, order)).to(flux)
+        for first in range(0, len(flux), _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            fitted[rows, stretch] = _fit(
+                flux[rows, stretch], basis, clip_low, clip_high, iterations
+            )
+    return fitted
+
+
+def _fit(
+    flux: torch.Tensor, basis: torch.Tensor, clip_low: float, clip_high: float, iterations: int
+) -> torch.Tensor:
+    """Fit one stretch (N, n) by masked normal equations, solved for all spectra together."""
+    n_terms = basis.shape[1]
+    products = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), -1)
+    valid = torch.isfinite(flux)
+    valid_weight = valid.to(flux.dtype)
+    count = valid_weight.sum(-1, keepdim=True)
+    flux = torch.where(valid, flux, 0.0)
+    # Divided by their mean, fluxes of any unit have squares within the range of their type.
+    scale = flux.abs().sum(-1, keepdim=True) / count.clamp(min=1)
+    scale = torch.where(scale > 0, scale, 1.0)
+    flux = flux / scale
+    ridge = 1e-10 * torch.eye(n_terms, dtype=torch.float64, device=flux.device)
+    clips = not (math.isinf(clip_low) and math.isinf(clip_high))
+    weight = valid_weight
+    for remaining in range(iterations if clips else 0, -1, -1):
+        matrix = (weight @ products).reshape(-1, n_terms, n_terms).double()
+        matrix += ridge * matrix[:, :1, :1].clamp(min=1)  # keeps empty stretches solvable
+        vector = ((weight * flux) @ basis).double()
+        fitted = torch.linalg.solve(matrix, vector).to(flux.dtype) @ basis.T
+        if not remaining:
+            break
+        deviation = flux - fitted
+        squares = torch.einsum("np,np,np->n", weight, deviation, deviation)[:, None]
+        sigma = (squares / weight.sum(-1, keepdim=True).clamp(min=1)).sqrt()
+        deviation /= sigma.clamp(min=1e-12)
+        weight = valid_weight
+        if not math.isinf(clip_high):
+            weight = weight * ((clip_high - deviation) / _RAMP + 0.5).clamp(0, 1)
+        if not math.isinf(clip_low):
+            weight = weight * ((clip_low + deviation) / _RAMP + 0.5).clamp(0, 1)
+    return torch.where(count >= 2 * n_terms, fitted * scale, math.nan)
