@@ -1,0 +1,359 @@
+"""
+Fit the spectral emulators that the package ships to grids of synthetic spectra.
+
+Principal components of the spectra, Gaussian processes for their coefficients (see
+``stellarperceptron/emulator.py``). The length scales maximise the marginal likelihood, separately
+for the leading, the middle and the trailing components. *Nature* is fitted as the difference
+between its spectra and what *nominal* predicts for the same labels.
+
+One label point in ten, the same for both grids, is held out and never seen by the fit; its errors
+are printed, drawn and stored in the emulator file.
+
+    python dataset/mock_survey/fit_emulator.py --nominal grids/nominal.h5 --nature grids/nature.h5
+"""
+
+import argparse
+import itertools
+import json
+import math
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stellarperceptron.emulator import (
+    EMULATOR_FILE,
+    LABELS,
+    Emulator,
+    Part,
+    to_inputs,
+    write_emulators,
+)
+from stellarperceptron.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.utils.gaussian_process import GaussianProcess
+
+RESOLUTION = 22_500.0  # of APOGEE, for the errors that are reported
+HELD_OUT = 10  # one label point in so many
+PRIOR = 100.0  # variance of the linear terms' coefficients, in units of the kernel's
+
+
+@dataclass
+class Grid:
+    """Spectra (N, H), their labels (N, 21), which are held out (N,), and the wavelength grid."""
+
+    flux: np.ndarray
+    labels: np.ndarray
+    held_out: np.ndarray
+    start: float
+    step: float
+    resolution: float
+    source: dict
+
+
+def read_grid(*paths: Path) -> Grid:
+    """
+    Read one or several grid files made by ``synthesize_grid.py``.
+
+    Raises
+    ------
+    ValueError
+        When a file is damaged or is no grid: the message names the file.
+    """
+    flux, labels, geometry, versions = [], [], set(), []
+    for path in paths:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such grid")
+        try:
+            with h5py.File(path, "r") as file:
+                f, values = file["flux"][:], file["labels"][:].astype(np.float64)
+                names = [n.decode() if isinstance(n, bytes) else n for n in _names(file)]
+                geometry.add(
+                    tuple(
+                        float(file.attrs[k])
+                        for k in ("log10_wavelength_start", "log10_wavelength_step", "resolution")
+                    )
+                )
+        except (OSError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged or no grid of spectra: {error}") from error
+        if [n.upper() for n in names] != list(LABELS) or f.ndim != 2 or len(f) != len(values):
+            raise ValueError(f"{path}: {f.shape} spectra, {values.shape} labels named {names}")
+        # Rows of a grid that is still being computed are empty; a normalized flux is within 0..1.1.
+        good = np.isfinite(values).all(1) & (f.max(1) < 1.1) & (f.min(1) > 0) & (f.std(1) > 0)
+        if not good.any():
+            raise ValueError(f"{path} holds no complete spectrum")
+        flux.append(f[good].astype(np.float32))
+        labels.append(values[good])
+        versions.append(
+            {"file": Path(path).name, "spectra": int(good.sum()), "empty": int((~good).sum())}
+        )
+    if len(geometry) != 1:
+        raise ValueError(f"{[str(p) for p in paths]} have different wavelength grids: {geometry}")
+    labels = np.concatenate(labels)
+    held_out = [zlib.crc32(row.astype(np.float32).tobytes()) % HELD_OUT == 0 for row in labels]
+    return Grid(
+        np.concatenate(flux), labels, np.array(held_out), *geometry.pop(), {"files": versions}
+    )
+
+
+def _names(file: h5py.File):
+    """Label names of a grid, at the file or at its labels."""
+    return (
+        file.attrs["label_names"] if "label_names" in file.attrs else file["labels"].attrs["names"]
+    )
+
+
+def principal_components(spectra: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (H,) and the leading components (K, H), unit vectors in order of their variance."""
+    mean = spectra.mean(0, dtype=np.float64)
+    centred = (spectra - mean).astype(np.float32)
+    values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+    order = np.argsort(values)[::-1][: min(number, len(values) - 1)]
+    components = (vectors[:, order] / np.sqrt(values[order])).T @ centred
+    return mean, components
+
+
+def _covariance(log: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Covariance (G, G) of the grid points (G, 21), with the linear terms and the noise."""
+    linear = torch.cat([torch.ones(len(x), 1, dtype=x.dtype), x], dim=1)
+    amplitude = torch.stack([torch.zeros_like(log["amplitude"]), log["amplitude"]]).exp()
+    process = GaussianProcess(log["scale"].exp(), amplitude, x, x, x)
+    eye = torch.eye(len(x), dtype=x.dtype)
+    return process.kernel(x) + log["noise"].exp() * eye + PRIOR * linear @ linear.T
+
+
+def fit_process(
+    inputs: Tensor, targets: Tensor, *, steps: int, subset: int, seed: int, name: str
+) -> GaussianProcess:
+    """
+    Gaussian process of several coefficients that share one kernel.
+
+    Parameters
+    ----------
+    inputs : (G, 21)
+        Scaled to -1..1.
+    targets : (G, K)
+        Coefficients; every one has its own variance, which drops out of the likelihood.
+    steps, subset
+        Steps of the optimiser for the length scales, and number of spectra it looks at.
+    """
+    long_scale = torch.full((inputs.shape[1],), -2.5, dtype=torch.float64)
+    long_scale[:10] = -0.5  # what changes every spectrum; single elements change little
+    log = {
+        "scale": torch.stack([long_scale, long_scale - 0.8]),
+        "amplitude": torch.tensor(0.0, dtype=torch.float64),
+        "noise": torch.tensor(-8.0, dtype=torch.float64),
+    }
+    log = {key: value.requires_grad_() for key, value in log.items()}
+    some = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:subset]
+    x, y = inputs[some], targets[some]
+    weight = y.std(0) / y.std(0).sum()
+    optimizer = torch.optim.Adam(log.values(), lr=0.08)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=2e-3)
+    for _ in tqdm(range(steps), desc=name, leave=False, mininterval=5):
+        factor = torch.linalg.cholesky(_covariance(log, x))
+        whitened = torch.linalg.solve_triangular(factor, y, upper=False)
+        # -log likelihood per spectrum, each coefficient's variance at its best value
+        misfit = 0.5 * (torch.log((whitened**2).mean(0)) * weight).sum()
+        loss = misfit + factor.diagonal().log().sum() / len(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            log["noise"].clamp_(min=math.log(1e-6))  # keeps single-precision weights accurate
+    with torch.no_grad():
+        alpha = torch.cholesky_solve(targets, torch.linalg.cholesky(_covariance(log, inputs)))
+        alpha = alpha.float().double()  # as they are stored
+        ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
+        linear = PRIOR * torch.cat([ones, inputs], dim=1).T @ alpha
+        amplitude = torch.stack([torch.zeros_like(log["amplitude"]), log["amplitude"]]).exp()
+        return GaussianProcess(log["scale"].exp().detach(), amplitude, inputs, linear, alpha)
+
+
+def fit_part(
+    grid: Grid, residual: np.ndarray, number: int, edges: tuple[int, ...], limits, args, name: str
+) -> Part:
+    """
+    Components and processes for `residual` (N, H) at the grid's labels, held-out ones left out.
+
+    `edges` split the components into groups of one kernel each; `limits` are the inputs that are
+    scaled to -1 and 1 (None: the range of this grid).
+    """
+    train = ~grid.held_out
+    mean, components = principal_components(residual[train], number)
+    labels = torch.from_numpy(grid.labels[train])
+    x = to_inputs(labels)
+    input_low, input_high = limits if limits else (x.amin(0), x.amax(0))
+    x = ((x - input_low) / (input_high - input_low) * 2.0 - 1.0).float().double()
+    targets = torch.from_numpy(((residual[train] - mean) @ components.T).astype(np.float64))
+    bounds = [0, *(e for e in edges if e < len(components)), len(components)]
+    processes = [
+        fit_process(
+            x,
+            targets[:, a:b],
+            steps=args.steps,
+            subset=args.subset,
+            seed=args.seed,
+            name=f"{name}, components {a + 1} to {b}",
+        )
+        for a, b in itertools.pairwise(bounds)
+    ]
+    return Part(
+        torch.from_numpy(mean),
+        torch.from_numpy(components.astype(np.float64)),
+        processes,
+        torch.from_numpy(grid.labels.min(0)),
+        torch.from_numpy(grid.labels.max(0)),
+        input_low,
+        input_high,
+    )
+
+
+def predict(emulator: Emulator, labels: np.ndarray, projection) -> np.ndarray:
+    """Spectra (N, P), in blocks; the grids' ranges differ a little, labels move to the edge."""
+    blocks = [
+        projection(emulator.coefficients(labels[i : i + 512], "clip")).float().numpy()
+        for i in range(0, len(labels), 512)
+    ]
+    return np.concatenate(blocks)
+
+
+def held_out_errors(emulator: Emulator, grid: Grid) -> np.ndarray:
+    """Emulated minus synthesized flux (n, 7514) of the held-out spectra at APOGEE's resolution."""
+    plain = Emulator("grid", [], grid.start, grid.step, grid.resolution)
+    identity = torch.from_numpy(grid.flux[grid.held_out].astype(np.float64))
+    part = Part(torch.zeros(identity.shape[1]), identity, [], *[torch.zeros(21)] * 4)
+    plain.parts = [part]
+    direct = plain.project(APOGEE_WAVELENGTH, RESOLUTION).components
+    projection = emulator.project(APOGEE_WAVELENGTH, RESOLUTION)
+    return predict(emulator, grid.labels[grid.held_out], projection) - direct.numpy()
+
+
+REGIONS = {
+    "all": lambda t, g, m: np.full(len(t), True),
+    "giants, 1 < logg < 3.5": lambda t, g, m: (g > 1) & (g < 3.5),
+    "luminous giants, logg < 1": lambda t, g, m: g <= 1,
+    "dwarfs, logg > 3.7": lambda t, g, m: g > 3.7,
+    "Teff < 4000 K": lambda t, g, m: t < 4000,
+    "Teff > 6000 K": lambda t, g, m: t > 6000,
+    "[Fe/H] < -1": lambda t, g, m: m < -1,
+    "[Fe/H] > 0": lambda t, g, m: m > 0,
+}
+
+
+def summary(errors: np.ndarray, grid: Grid) -> dict:
+    """Percentiles of the rms of each held-out spectrum, by region of the labels."""
+    rms = np.sqrt((errors**2).mean(1))
+    out = {}
+    for name, region in REGIONS.items():
+        inside = rms[region(*grid.labels[grid.held_out][:, :3].T)]
+        if len(inside):
+            out[name] = {
+                "spectra": len(inside),
+                "median": round(float(np.median(inside)), 6),
+                "percentile 95": round(float(np.percentile(inside, 95)), 6),
+            }
+    return out
+
+
+def draw(results: dict[str, tuple[np.ndarray, Grid]], path: Path) -> None:
+    """Held-out error by wavelength and by label."""
+    fig, axes = plt.subplots(2, 3, figsize=(11, 5.6), height_ratios=[1, 1])
+    grid_spec = axes[0, 0].get_gridspec()
+    for axis in axes[0]:
+        axis.remove()
+    spectrum = fig.add_subplot(grid_spec[0, :])
+    for (name, (errors, grid)), color in zip(results.items(), ("C0", "C1"), strict=False):
+        by_pixel = np.sqrt((errors**2).mean(0))
+        for i, chip in enumerate(CHIP_PIXELS.values()):
+            label = name if i == 0 else None
+            wavelength = APOGEE_WAVELENGTH[chip]
+            spectrum.plot(wavelength, by_pixel[chip], color=color, lw=0.5, label=label)
+        rms = np.sqrt((errors**2).mean(1))
+        for axis, d in zip(axes[1], (0, 1, 2), strict=True):
+            axis.plot(grid.labels[grid.held_out][:, d], rms, ".", color=color, ms=4, alpha=0.7)
+    for axis, text in zip(axes[1], (r"$T_{\rm eff}$ [K]", r"$\log g$", "[Fe/H]"), strict=True):
+        axis.set(xlabel=text, yscale="log", ylim=(1e-4, 3e-2))
+        axis.axhline(0.002, color="0.5", lw=0.8, ls="--")
+        axis.axhline(0.008, color="0.5", lw=0.8, ls=":")
+    axes[1, 0].set_ylabel("rms of a held-out spectrum")
+    spectrum.set(
+        xlabel="vacuum wavelength [Å]", ylabel="rms at a pixel", ylim=(0, None), xlim=(15120, 16980)
+    )
+    spectrum.legend(loc="upper right", frameon=False)
+    fig.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def main() -> None:
+    """Fit, report, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    here = Path(__file__).parent
+    parser.add_argument("--nominal", type=Path, nargs="+", default=[here / "grids/nominal.h5"])
+    parser.add_argument("--nature", type=Path, nargs="+", default=[here / "grids/nature.h5"])
+    parser.add_argument("--output", type=Path, default=EMULATOR_FILE, help="emulator file to write")
+    parser.add_argument(
+        "--figure", type=Path, default=here / "figures/emulator_error.png", help="picture to draw"
+    )
+    parser.add_argument("--components", type=int, default=80, help="of nominal (80)")
+    parser.add_argument("--difference-components", type=int, default=40, help="of nature (40)")
+    parser.add_argument("--steps", type=int, default=150, help="of the optimiser (150)")
+    parser.add_argument("--subset", type=int, default=800, help="spectra it looks at (800)")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+
+    begin = time.time()
+    nominal, nature = read_grid(*args.nominal), read_grid(*args.nature)
+    geometry = (nominal.start, nominal.step, nominal.resolution)
+    if geometry != (nature.start, nature.step, nature.resolution):
+        parser.error("the two grids have different wavelength grids")
+
+    first = fit_part(nominal, nominal.flux, args.components, (6, 20), None, args, "nominal")
+    emulator = Emulator("nominal", [first], *geometry)
+    difference = nature.flux - predict(emulator, nature.labels, emulator.project())
+    second = fit_part(
+        nature,
+        difference,
+        args.difference_components,
+        (6,),
+        (first.input_low, first.input_high),
+        args,
+        "difference",
+    )
+    parts = {"nominal": first, "difference": second}
+    for part, grid in ((first, nominal), (second, nature)):
+        part.info = {**grid.source, "seed": args.seed}
+    keywords = dict(zip(("start", "step", "resolution"), geometry, strict=True))
+    write_emulators(args.output, parts, **keywords)
+
+    # Errors of the file as written, quantised; then the file again with these figures in it.
+    results = {}
+    for part, grid, name in ((first, nominal, "nominal"), (second, nature, "nature")):
+        errors = held_out_errors(Emulator.load(name, args.output), grid)
+        results[name] = (errors, grid)
+        part.info["held_out"] = summary(errors, grid)
+        print(f"{name}: {(~grid.held_out).sum()} spectra fitted, {grid.held_out.sum()} held out")
+        for region, figures in part.info["held_out"].items():
+            print(f"  {region:28s} {json.dumps(figures)}")
+    write_emulators(args.output, parts, **keywords)
+    draw(results, args.figure)
+    size = args.output.stat().st_size / 1e6
+    print(f"{args.output}: {size:.1f} MB, {time.time() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

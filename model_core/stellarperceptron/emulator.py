@@ -1,0 +1,418 @@
+"""
+Stellar labels -> H-band spectrum, by Gaussian processes on principal components.
+
+A spectrum (flux over continuum, vacuum, rest frame, R = 60,000) is a mean plus principal
+components, each times a coefficient; a coefficient is a smooth function of the stellar labels,
+
+    c_k(theta) = w_k . h(theta) + sum_i alpha_ik K(theta, theta_i),
+
+with h = (1, x_1 .. x_21), the sum over the spectra of the grid, and K the sum of two squared
+exponential kernels, one long and one short, with one length scale a label (Rasmussen & Williams
+2006, chapters 2 and 5). Being linear in the components, a spectrum can be convolved, resampled
+and differentiated by convolving and resampling the components once.
+
+The emulator *nominal* is fitted to spectra with the line lists as published; *nature* is *nominal*
+plus a second, much smaller set of components for the difference between the calibrated and the
+published line lists (the additive model of Kennedy & O'Hagan 2000). They are fitted by
+``dataset/mock_survey/fit_emulator.py``.
+"""
+
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.gaussian_process import GaussianProcess
+from stellarperceptron.utils.line_spread import FWHM, lsf_matrix
+
+__all__ = [
+    "EMULATOR_FILE",
+    "LABELS",
+    "Emulator",
+    "Part",
+    "Projection",
+    "microturbulence",
+    "standard_labels",
+    "to_inputs",
+    "write_emulators",
+]
+
+EMULATOR_FILE = Path(__file__).parent / "data" / "emulators.npz"
+FORMAT_VERSION = 1
+PARTS = {"nominal": ("nominal",), "nature": ("nominal", "difference")}  # each a sum of parts
+
+# TEFF [K], LOGG [log10 cm/s2], FE_H and X_FE [dex, solar scale of Grevesse, Asplund & Sauval 2007],
+# ALPHA_M: [alpha/M] of the model atmosphere [dex], VMICRO [km/s].
+LABELS = (
+    *("TEFF", "LOGG", "FE_H", "ALPHA_M", "VMICRO", "C_FE", "N_FE", "O_FE", "NA_FE", "MG_FE"),
+    *("AL_FE", "SI_FE", "S_FE", "K_FE", "CA_FE", "TI_FE", "V_FE", "CR_FE", "MN_FE", "CO_FE"),
+    "NI_FE",
+)
+
+
+def microturbulence(logg: Tensor) -> Tensor:
+    """
+    Microturbulence that APOGEE's pipeline gives a star [km/s].
+
+    log10 v = 0.226 - 0.0228 logg + 0.0297 logg^2 - 0.0113 logg^3 (Holtzman et al. 2018, eq. 2),
+    with the gravity held within 0 and 5 where the relation was measured.
+    """
+    g = torch.as_tensor(logg).clamp(0.0, 5.0)
+    return 10.0 ** (0.226 - 0.0228 * g + 0.0297 * g**2 - 0.0113 * g**3)
+
+
+def to_inputs(labels: Tensor) -> Tensor:
+    """
+    Labels (N, 21) in the coordinates in which spectra vary most smoothly (N, 21).
+
+    Excitation and ionisation go with 5040 K / Teff; microturbulence with the logarithm of its
+    ratio to the usual one; Si, S, Ca and Ti are counted from the alpha abundance of the atmosphere.
+    """
+    x = labels.clone()
+    x[:, 0] = 5040.0 / labels[:, 0]
+    x[:, 4] = torch.log10(labels[:, 4] / microturbulence(labels[:, 1]))
+    for name in ("SI_FE", "S_FE", "CA_FE", "TI_FE"):
+        x[:, LABELS.index(name)] -= labels[:, 3]
+    return x
+
+
+def standard_labels(labels: Mapping[str, object], device: torch.device | str = "cpu") -> Tensor:
+    """
+    All 21 labels (N, 21), float64, from the ones that are given.
+
+    What is missing takes its usual value: microturbulence by `microturbulence`, [alpha/M] the mean
+    of the [O/Fe] and [Mg/Fe] given, Si, S, Ca, Ti and missing O, Mg the same as [alpha/M], every
+    other abundance solar. TEFF, LOGG and FE_H have no usual value.
+    """
+    unknown = sorted(set(labels) - set(LABELS))
+    if unknown:
+        raise ValueError(f"unknown labels {unknown}; the emulator knows {list(LABELS)}")
+    missing = [name for name in ("TEFF", "LOGG", "FE_H") if name not in labels]
+    if missing:
+        raise ValueError(f"labels {missing} are needed")
+    as_tensor = {
+        k: torch.atleast_1d(torch.as_tensor(v, dtype=torch.float64, device=device))
+        for k, v in labels.items()
+    }
+    values = dict(zip(as_tensor, torch.broadcast_tensors(*as_tensor.values()), strict=True))
+    zero = torch.zeros_like(values["TEFF"])
+    alphas = [values[name] for name in ("O_FE", "MG_FE") if name in values]
+    usual = torch.stack(alphas).mean(0) if alphas else zero
+    alpha = values.setdefault("ALPHA_M", usual)
+    values.setdefault("VMICRO", microturbulence(values["LOGG"]))
+    for name in ("O_FE", "MG_FE", "SI_FE", "S_FE", "CA_FE", "TI_FE"):
+        values.setdefault(name, alpha)
+    return torch.stack([values.get(name, zero) for name in LABELS], dim=1)
+
+
+@dataclass
+class Projection:
+    """Mean (P,) and components (K, P) after convolution and resampling: spectra for a product."""
+
+    mean: Tensor
+    components: Tensor
+
+    def __call__(self, coefficients: Tensor) -> Tensor:
+        """Spectra (N, P) of the coefficients (N, K)."""
+        return torch.addmm(self.mean, coefficients.to(self.mean.dtype), self.components)
+
+
+@dataclass
+class Part:
+    """
+    Mean and components with the Gaussian processes of their coefficients.
+
+    Attributes
+    ----------
+    mean : (H,), components : (K, H)
+        Float64, at full resolution.
+    processes
+        Gaussian processes whose coefficients, one after another, are those of the components.
+    low, high : (21,)
+        Range of the labels in the grid (units of `LABELS`).
+    input_low, input_high : (21,)
+        Inputs (`to_inputs`) that are scaled to -1 and to 1.
+    info
+        Provenance: grid, number of spectra, held-out error.
+    """
+
+    mean: Tensor
+    components: Tensor
+    processes: Sequence[GaussianProcess]
+    low: Tensor
+    high: Tensor
+    input_low: Tensor
+    input_high: Tensor
+    info: dict = field(default_factory=dict)
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """Inputs (N, 21) scaled to -1..1 over the grid from labels (N, 21)."""
+        return (to_inputs(values) - self.input_low) / (self.input_high - self.input_low) * 2.0 - 1.0
+
+    def coefficients(self, values: Tensor) -> Tensor:
+        """Coefficients (N, K) at the labels (N, 21)."""
+        x = self.scaled(values)
+        return torch.cat([process(x) for process in self.processes], dim=1)
+
+
+@dataclass
+class Emulator:
+    """
+    Labels -> spectrum. Open one with ``Emulator.load("nominal")`` or ``Emulator.load("nature")``.
+
+    Attributes
+    ----------
+    name
+        ``"nominal"`` or ``"nature"``.
+    parts
+        Their sum is the spectrum, on the grid log10 wavelength = start + step * i, i < H.
+    resolution
+        Wavelength over full width at half maximum of that spectrum.
+    """
+
+    name: str
+    parts: Sequence[Part]
+    start: float
+    step: float
+    resolution: float
+
+    @staticmethod
+    def load(
+        name: str,
+        path: str | os.PathLike = EMULATOR_FILE,
+        device: torch.device | str = "cpu",
+    ) -> "Emulator":
+        """Open one of the emulators of a file, by default of the file in the package."""
+        if name not in PARTS:
+            raise ValueError(f"emulator is one of {list(PARTS)}, not {name!r}")
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such emulator file")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                version = int(file["format_version"])
+                if version != FORMAT_VERSION:
+                    raise ValueError(f"{path}: format {version}, this is format {FORMAT_VERSION}")
+                start, step, resolution = (float(v) for v in file["grid"])
+                parts = [_read_part(file, part, device) for part in PARTS[name]]
+        except (zipfile.BadZipFile, KeyError, EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged or no emulator file: {error}") from error
+        return Emulator(name, parts, start, step, resolution)
+
+    @property
+    def size(self) -> int:
+        """Number of components."""
+        return sum(len(part.components) for part in self.parts)
+
+    @cached_property
+    def low(self) -> Tensor:
+        """Smallest value of each label (21,), in the units of `LABELS`."""
+        return torch.stack([part.low for part in self.parts]).amax(0)
+
+    @cached_property
+    def high(self) -> Tensor:
+        """Largest value of each label (21,), in the units of `LABELS`."""
+        return torch.stack([part.high for part in self.parts]).amin(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean spectrum (H,)."""
+        return sum(part.mean for part in self.parts)
+
+    @property
+    def components(self) -> Tensor:
+        """Components (K, H) of all parts."""
+        return torch.cat([part.components for part in self.parts])
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.parts[0].mean.device
+
+    @cached_property
+    def wavelength(self) -> np.ndarray:
+        """Its own wavelength grid (H,) [Angstrom, vacuum]."""
+        return 10.0 ** (self.start + self.step * np.arange(len(self.parts[0].mean)))
+
+    def labels(self, labels, extrapolate: str = "error") -> Tensor:
+        """
+        Labels as (N, 21) float64 within the emulator's range.
+
+        Parameters
+        ----------
+        labels
+            Mapping from label names to values (completed by `standard_labels`), or (N, 21).
+        extrapolate
+            ``"error"``: labels outside the range raise a ValueError; ``"clip"``: they are moved
+            to its edge.
+        """
+        if extrapolate not in ("error", "clip"):
+            raise ValueError(f'extrapolate is "error" or "clip", not {extrapolate!r}')
+        if isinstance(labels, Mapping):
+            values = standard_labels(labels, self.device)
+        else:
+            values = torch.atleast_2d(
+                torch.as_tensor(labels, dtype=torch.float64, device=self.device)
+            )
+        if values.ndim != 2 or values.shape[1] != len(LABELS):
+            raise ValueError(f"labels have shape {tuple(values.shape)}, not (N, {len(LABELS)})")
+        if not torch.isfinite(values).all():
+            bad = [n for n, v in zip(LABELS, values.T, strict=True) if not v.isfinite().all()]
+            raise ValueError(f"labels {bad} hold values that are not finite")
+        if extrapolate == "clip":
+            return values.clamp(self.low, self.high)
+        margin = 1e-6 * (self.high - self.low)  # rounding is not extrapolation
+        outside = (values < self.low - margin) | (values > self.high + margin)
+        if outside.any():
+            d = int(outside.any(0).nonzero()[0])
+            worst = values[outside[:, d], d]
+            raise ValueError(
+                f"{LABELS[d]} = {worst[0].item():g} ({len(worst)} values) is outside the "
+                f"emulator's range {self.low[d].item():g} to {self.high[d].item():g}; "
+                'extrapolate="clip" moves such labels to its edge'
+            )
+        return values
+
+    def coefficients(self, labels, extrapolate: str = "error") -> Tensor:
+        """Coefficients (N, K) of the components, float64."""
+        values = self.labels(labels, extrapolate)
+        return torch.cat([part.coefficients(values) for part in self.parts], dim=1)
+
+    def project(
+        self, wavelength=None, resolution=None, dtype: torch.dtype = torch.float64
+    ) -> Projection:
+        """
+        Mean and components on other wavelengths and at another resolution.
+
+        Parameters
+        ----------
+        wavelength : (P,)
+            Vacuum, rest frame [Angstrom]; None: the emulator's own grid.
+        resolution : float or (P,)
+            Wavelength over the full width at half maximum of a Gaussian line-spread function; None
+            (and anything above the emulator's own): the emulator's own.
+        """
+        if wavelength is None and resolution is None:
+            return Projection(self.mean.to(dtype), self.components.to(dtype))
+        wavelength = self.wavelength if wavelength is None else wavelength
+        target = torch.log10(
+            torch.tensor(np.asarray(wavelength), dtype=torch.float64, device=self.device)
+        )
+        first, last = self.start, self.start + self.step * (len(self.mean) - 1)
+        if not bool(((target >= first) & (target <= last)).all()):
+            raise ValueError(
+                f"wavelengths must be within {10**first:.1f} and {10**last:.1f} Angstrom"
+            )
+        r = torch.as_tensor(
+            self.resolution if resolution is None else resolution, dtype=torch.float64
+        ).to(self.device)
+        variance = (1.0 / r**2 - 1.0 / self.resolution**2).clamp(min=0.0)
+        sigma = (torch.sqrt(variance) / (FWHM * math.log(10.0))).expand_as(target)
+        matrix = lsf_matrix(target, self.start, self.step, len(self.mean), sigma)
+        stack = torch.cat([self.mean[None], self.components]).T.contiguous()
+        sampled = torch.sparse.mm(matrix, stack).T
+        return Projection(sampled[0].to(dtype), sampled[1:].to(dtype).contiguous())
+
+    def flux(self, labels, wavelength=None, resolution=None, extrapolate: str = "error") -> Tensor:
+        """
+        Flux over continuum (N, P), float64, of stars with the given labels.
+
+        `labels` and `extrapolate` as in `labels`, `wavelength` and `resolution` as in `project`.
+        """
+        return self.project(wavelength, resolution)(self.coefficients(labels, extrapolate))
+
+    def derivatives(
+        self,
+        labels,
+        names: Sequence[str] | None = None,
+        wavelength=None,
+        resolution=None,
+        extrapolate: str = "error",
+    ) -> Tensor:
+        """
+        Response of the spectrum to each label, d flux / d label (N, len(names), P).
+
+        Per K for TEFF, per dex for LOGG and abundances, per km/s for VMICRO; every other one of
+        the 21 labels is held fixed (so [Mg/Fe] changes magnesium alone, not the atmosphere).
+        """
+        names = LABELS if names is None else tuple(names)
+        values = self.labels(labels, extrapolate)
+        slopes = [
+            torch.cat([process.jacobian(part.scaled(values)) for process in part.processes], dim=2)
+            for part in self.parts
+        ]
+        columns = []
+        for name in names:
+            direction = torch.zeros_like(values)
+            direction[:, LABELS.index(name)] = 1.0
+            moved = [torch.func.jvp(part.scaled, (values,), (direction,))[1] for part in self.parts]
+            changes = [torch.einsum("nd,ndk->nk", m, s) for m, s in zip(moved, slopes, strict=True)]
+            columns.append(torch.cat(changes, dim=1))
+        return torch.stack(columns, dim=1) @ self.project(wavelength, resolution).components
+
+
+def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """16-bit integers and the factor of each row that gives `values` (K, H) back."""
+    factor = np.abs(values).max(axis=1) / 32767.0
+    return np.rint(values / factor[:, None]).astype(np.int16), factor
+
+
+def _read_part(file: Mapping[str, np.ndarray], name: str, device: torch.device | str) -> Part:
+    """Read one part of an open emulator file."""
+
+    def get(key: str) -> Tensor:
+        return torch.from_numpy(file[f"{name}/{key}"].astype(np.float64)).to(device)
+
+    inputs, processes = get("inputs"), []
+    info = json.loads(str(file[f"{name}/info"]))
+    for i in range(int(info["processes"])):
+        kernel = {key: get(f"{i}/{key}") for key in ("scale", "amplitude", "linear", "alpha")}
+        processes.append(GaussianProcess(inputs=inputs, **kernel))
+    components = get("components") * get("component_factor")[:, None]
+    limits = {key: get(key) for key in ("low", "high", "input_low", "input_high")}
+    return Part(get("mean"), components, processes, info=info, **limits)
+
+
+def write_emulators(
+    path: str | os.PathLike,
+    parts: Mapping[str, Part],
+    *,
+    start: float,
+    step: float,
+    resolution: float,
+) -> None:
+    """
+    Write the parts "nominal" and "difference" to one file that needs no pickle to be read.
+
+    Components are kept as 16-bit integers (rounding: 1.5e-5 of the largest value of each), weights
+    in single precision.
+    """
+    arrays = {
+        "format_version": np.array(FORMAT_VERSION),
+        "grid": np.array([start, step, resolution]),
+    }
+    for name, part in parts.items():
+        integers, factor = _quantize(part.components.cpu().numpy())
+        store = {"components": integers, "component_factor": factor}
+        store["mean"] = part.mean.cpu().numpy().astype(np.float32)
+        store["inputs"] = part.processes[0].inputs.cpu().numpy().astype(np.float32)
+        for key in ("low", "high", "input_low", "input_high"):
+            store[key] = getattr(part, key).cpu().numpy()
+        for i, process in enumerate(part.processes):
+            for key in ("scale", "amplitude", "linear"):
+                store[f"{i}/{key}"] = getattr(process, key).cpu().numpy()
+            store[f"{i}/alpha"] = process.alpha.cpu().numpy().astype(np.float32)
+        info = {**part.info, "processes": len(part.processes)}
+        store["info"] = np.array(json.dumps(info, sort_keys=True))
+        arrays.update({f"{name}/{key}": value for key, value in store.items()})
+    with atomic_output(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
