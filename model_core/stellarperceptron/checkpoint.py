@@ -1,0 +1,232 @@
+"""The checkpoint folder, in the published format; nothing in it is ever executed.
+
+``config.json``, ``weights.pt`` and ``embed_map.npz`` are read and written as the published code
+does (Koblischke & Bovy 2024), so that folders can be exchanged both ways.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stellarperceptron.utils.data_utils import atomic_output
+
+__all__ = ["Checkpoint", "load_weights", "read_checkpoint", "write_checkpoint"]
+
+# What DistributedDataParallel and torch.compile put before parameter names.
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds.
+
+    Attributes
+    ----------
+    folder : Path
+    config : dict
+        `config.json`: sections `nn_config`, `tokenizer_config`, `norm_config`.
+    weights : dict of str to Tensor
+        On the CPU, under the published names.
+    optimizer_state : dict or None
+        State of the optimizer, when the folder has one.
+    optimizer : str or None
+        Its class name.
+    epoch : int
+    embed_map : ndarray or None
+        (V + 1,) integers; None when the folder has none.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer_state: dict | None
+    optimizer: str | None
+    epoch: int
+    embed_map: np.ndarray | None
+
+
+def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder is missing or is no checkpoint.
+    ValueError
+        A file in it is damaged or holds more than tensors and plain values.
+    """
+    folder = Path(folder)
+    missing = [name for name in ("config.json", "weights.pt") if not (folder / name).is_file()]
+    if missing:
+        what = f"has no {' and no '.join(missing)}" if folder.is_dir() else "is not a folder"
+        set_aside = sorted(folder.parent.glob(f"{folder.name}.*.previous"))
+        hint = f"; a save was cut short, rename {set_aside[0]} to it" if set_aside else ""
+        raise FileNotFoundError(f"{folder} is no checkpoint: it {what}{hint}")
+    config = read_config(folder)
+    weights = _torch_load(folder / "weights.pt")
+    if not isinstance(weights, Mapping) or not isinstance(weights.get("model_state_dict"), Mapping):
+        raise ValueError(f"{folder / 'weights.pt'} holds no 'model_state_dict'")
+    state = {_without_prefixes(k): v for k, v in weights["model_state_dict"].items()}
+    path = folder / "embed_map.npz"
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        weights=state,
+        optimizer_state=weights.get("optimizer_state_dict"),
+        optimizer=weights.get("optimizer"),
+        epoch=int(weights.get("epoch") or 0),
+        embed_map=_read_embed_map(path) if path.is_file() else None,
+    )
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """Read `config.json` and check that its sections are there.
+
+    Raises
+    ------
+    ValueError
+        The file is no JSON or misses a section.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        sections = {name: config[name] for name in ("nn_config", "norm_config")}
+        sections["vocabs"] = config["tokenizer_config"]["vocabs"]
+        tokens = config["tokenizer_config"]["vocab_tokens"]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{path} has no entry {error}") from error
+    if tokens != list(range(1, len(sections["vocabs"]) + 1)):
+        raise ValueError(f"{path}: vocab_tokens are not 1..{len(sections['vocabs'])}")
+    return config
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors and plain values, or is damaged"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _without_prefixes(name: str) -> str:
+    while name.startswith(_WRAPPER_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _read_embed_map(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys, values = file["keys"], file["values"]
+    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    size = len(keys)
+    if keys.shape != values.shape or not np.array_equal(np.sort(keys), np.arange(size)):
+        raise ValueError(f"{path}: keys are not each of 0..{size - 1} once, with a value each")
+    embed_map = np.zeros(size, dtype=np.int64)
+    embed_map[keys] = values
+    return embed_map
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str = "weights") -> None:
+    """Put weights into a model; every tensor must be there and fit.
+
+    Parameters
+    ----------
+    model
+        Takes the weights.
+    weights
+        Under the model's parameter names.
+    source
+        Named in the message.
+
+    Raises
+    ------
+    ValueError
+        Names missing, extra and wrongly shaped tensors.
+    """
+    expected = model.state_dict()
+    problems = [f"missing: {name}" for name in expected if name not in weights]
+    problems += [f"extra: {name}" for name in weights if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{source} do not fit the configuration: {'; '.join(problems[:8])}{more}")
+    model.load_state_dict(weights)
+
+
+def write_checkpoint(
+    folder: str | os.PathLike,
+    model: nn.Module,
+    config: dict[str, Any],
+    embed_map: np.ndarray,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    epoch: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint folder, whole or not at all.
+
+    Parameters
+    ----------
+    folder
+        Where it belongs.
+    model
+        Its weights are saved, without the prefixes of wrappers.
+    config
+        `StellarPerceptronCore.get_config`.
+    embed_map
+        (V + 1,) integers.
+    optimizer
+        Its state is saved with the weights. None: that of a fresh AdamW with the published
+        learning rate, because the published code looks for one.
+    epoch
+        Epochs trained.
+    overwrite
+        Replace what stands at `folder`.
+
+    Raises
+    ------
+    FileExistsError
+        `folder` exists and `overwrite` is False.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists: choose another folder or give overwrite=True")
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    state = {_without_prefixes(name): tensor for name, tensor in model.state_dict().items()}
+    # The order of the published files: padding, row 0, comes last.
+    keys = np.append(np.arange(1, len(embed_map)), 0)
+    with atomic_output(folder) as temporary:
+        temporary.mkdir()
+        (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        np.savez_compressed(temporary / "embed_map.npz", keys=keys, values=embed_map[keys])
+        torch.save(
+            {
+                "model_state_dict": state,
+                "optimizer_state_dict": optimizer.state_dict(),
+                "optimizer": type(optimizer).__name__,
+                "epoch": int(epoch),
+            },
+            temporary / "weights.pt",
+        )
+    return folder

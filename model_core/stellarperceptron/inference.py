@@ -1,0 +1,245 @@
+"""From pixels to tokens to patches: how spectra of any length meet a fixed context."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stellarperceptron.layers import NonLinearEmbedding, StellarPerceptronTorchModel
+from stellarperceptron.spectra import APOGEE_WAVELENGTH
+
+__all__ = [
+    "Patch",
+    "apogee_pixel_names",
+    "deal_patches",
+    "group_pixels",
+    "group_values",
+    "predict_patches",
+]
+
+
+def apogee_pixel_names(wavelengths: np.ndarray) -> np.ndarray:
+    """Names, in the published vocabulary, of the APOGEE pixels at some wavelengths.
+
+    Parameters
+    ----------
+    wavelengths
+        (n,) vacuum [Angstrom].
+
+    Returns
+    -------
+    ndarray of str
+        (n,) "syn_apogee0" to "syn_apogee7513".
+
+    Raises
+    ------
+    ValueError
+        A wavelength is more than half a pixel from each of the 7,514.
+    """
+    right = np.searchsorted(APOGEE_WAVELENGTH, wavelengths).clip(1, len(APOGEE_WAVELENGTH) - 1)
+    is_left = 2 * wavelengths < APOGEE_WAVELENGTH[right - 1] + APOGEE_WAVELENGTH[right]
+    pixels = np.where(is_left, right - 1, right)
+    # A pixel is 6e-6 wide in log10 of the wavelength.
+    off = np.abs(wavelengths / APOGEE_WAVELENGTH[pixels] - 1) > 3e-6 * math.log(10)
+    if off.any():
+        raise ValueError(
+            f"{off.sum()} wavelengths, {wavelengths[off][0]:.3f} Angstrom the first, are on no "
+            "APOGEE pixel: resample the spectra to the APOGEE grid, or give the names of the "
+            "pixels (names=...)"
+        )
+    return np.char.add("syn_apogee", pixels.astype(str))
+
+
+def group_pixels(wavelengths: np.ndarray, pixels_per_token: int) -> np.ndarray:
+    """Group neighbouring pixels into tokens, never across a gap between detector chips.
+
+    Parameters
+    ----------
+    wavelengths
+        (n,) in any order [Angstrom].
+    pixels_per_token
+        P.
+
+    Returns
+    -------
+    ndarray
+        (T, P) indices into `wavelengths`, ascending in wavelength; -1 where the last token of a
+        chip has no pixel left.
+    """
+    order = np.argsort(wavelengths, kind="stable")
+    if pixels_per_token == 1:
+        return order[:, None]
+    steps = np.diff(np.asarray(wavelengths)[order])
+    # A step of several pixels is a gap; APOGEE's are 300 pixels wide, its steps alike within 10 %.
+    gaps = np.flatnonzero(steps > 3 * np.median(steps)) + 1 if len(steps) else []
+    groups = []
+    for chip in np.split(order, gaps):
+        missing = -len(chip) % pixels_per_token
+        groups.append(np.pad(chip, (0, missing), constant_values=-1).reshape(-1, pixels_per_token))
+    return np.concatenate(groups)
+
+
+def _mean_wavelengths(groups: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
+    """(T,) mean wavelength of each group."""
+    return np.nanmean(np.append(wavelengths, np.nan)[groups], axis=1)  # index -1: no pixel
+
+
+def group_values(
+    values: np.ndarray, tokens: np.ndarray, wavelengths: np.ndarray, pixels_per_token: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Group the pixels among standardized values; other values keep tokens of their own.
+
+    Parameters
+    ----------
+    values
+        (N, n) standardized.
+    tokens
+        (n,).
+    wavelengths
+        (n,) [Angstrom], 0 for values that are no pixels.
+    pixels_per_token
+        P.
+
+    Returns
+    -------
+    tokens, wavelengths : ndarray
+        (T,), spectral tokens first: the token of their first pixel, and their mean wavelength.
+    inputs : ndarray
+        (N, T) values of the tokens that are not spectral, NaN elsewhere.
+    pixels : ndarray
+        (N, T, P) pixels of the tokens that are, NaN elsewhere.
+    """
+    spectral, others = np.flatnonzero(wavelengths != 0), np.flatnonzero(wavelengths == 0)
+    groups = np.empty((0, pixels_per_token), dtype=int)
+    if len(spectral):
+        local = group_pixels(wavelengths[spectral], pixels_per_token)
+        groups = np.where(local < 0, -1, spectral[local])
+    length = len(groups) + len(others)
+    pixels = np.full((len(values), length, pixels_per_token), np.nan, dtype=np.float32)
+    pixels[:, : len(groups)] = np.where(groups < 0, np.nan, values[:, groups])
+    inputs = np.full((len(values), length), np.nan, dtype=np.float32)
+    inputs[:, len(groups) :] = values[:, others]
+    return (
+        np.concatenate([tokens[groups[:, 0]], tokens[others]]),
+        np.concatenate([_mean_wavelengths(groups, wavelengths), np.zeros(len(others))]),
+        inputs,
+        pixels,
+    )
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A share of the pixels that fits the context, alike for all stars.
+
+    Attributes
+    ----------
+    pixels : Tensor
+        (T, P) indices of pixels, -1 for none.
+    tokens : Tensor
+        (T,).
+    encoding : Tensor
+        (T, D) wavelength encoding.
+    """
+
+    pixels: Tensor
+    tokens: Tensor
+    encoding: Tensor
+
+
+def deal_patches(
+    tokens: np.ndarray,
+    wavelengths: np.ndarray,
+    embedding_layer: NonLinearEmbedding,
+    context_length: int,
+    seed: int = 0,
+) -> list[Patch]:
+    """Deal pixels out at random into as few patches of equal size as the context allows.
+
+    Parameters
+    ----------
+    tokens, wavelengths
+        (n,) of all pixels; their order does not matter.
+    embedding_layer
+        Gives the wavelength encoding and the pixels per token; patches are on its device.
+    context_length
+        Largest number of tokens in a patch.
+    seed
+        Of the permutation (published: a fixed one, seed 0).
+    """
+    device = embedding_layer.embeddings.device
+    groups = group_pixels(wavelengths, embedding_layer.pixels_per_token)
+    deal = np.random.default_rng(seed).permutation(len(groups))
+    patches = []
+    for part in np.array_split(deal, math.ceil(len(groups) / context_length)):
+        mean = torch.as_tensor(_mean_wavelengths(groups[part], wavelengths), device=device)
+        patches.append(
+            Patch(
+                torch.as_tensor(groups[part], device=device),
+                torch.as_tensor(tokens[groups[part, 0]], device=device),
+                embedding_layer.encode_wavelength(mean),
+            )
+        )
+    return patches
+
+
+def predict_patches(
+    network: StellarPerceptronTorchModel,
+    flux: Tensor,
+    patches: list[Patch],
+    request_tokens: Tensor,
+    combine: str = "mean",
+    nan_policy: str = "mask",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Perceive patch by patch and combine the answers.
+
+    Parameters
+    ----------
+    network
+        The network.
+    flux
+        (N, n) standardized, NaN for bad pixels.
+    patches
+        See `deal_patches`.
+    request_tokens
+        (Q,).
+    combine
+        "mean" or "inverse_variance", see `StellarPerceptron.predict`.
+    nan_policy
+        See `StellarPerceptronTorchModel.encode`.
+
+    Returns
+    -------
+    value, error : Tensor
+        (N, Q) standardized; NaN for stars without any valid pixel.
+    seen : Tensor
+        (N,) False for these stars.
+    """
+    # The last column, index -1, is the pixel that is not there.
+    flux = torch.nn.functional.pad(flux, (0, 1), value=math.nan)
+    total = total_weight = total_error = 0.0
+    for patch in patches:
+        pixels = flux[:, patch.pixels]  # (N, T, P)
+        seen = ~pixels.isnan().flatten(1).all(dim=1)[:, None]
+        one_pixel = pixels.shape[-1] == 1
+        value, logvar = network(
+            patch.tokens,
+            pixels[..., 0] if one_pixel else None,
+            request_tokens,
+            patch.encoding,
+            None if one_pixel else pixels,
+            nan_policy=nan_policy,
+        )
+        value, logvar = value.float(), logvar.float()
+        if combine == "mean":
+            weight, error = seen, seen * (0.5 * logvar).exp()
+        else:
+            weight, error = seen * (-logvar).exp(), seen
+        total, total_weight = total + weight * value, total_weight + weight
+        total_error = total_error + error
+    # A star that was never seen: 0 / 0 is the NaN that it should be.
+    error = total_error / total_weight
+    if combine != "mean":
+        error = error.sqrt()  # 1 / error^2 is the mean of the patches' 1 / error^2
+    return total / total_weight, error, (total_weight > 0).any(dim=1)

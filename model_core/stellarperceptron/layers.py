@@ -1,0 +1,518 @@
+"""The published network: embedding, encoder, decoder.
+
+Parameter names and shapes are those of the published checkpoints (Koblischke & Bovy 2024,
+arXiv 2411.04750, after Leung & Bovy 2023, arXiv 2308.10944). Shapes: N stars, L tokens, Q
+requests, P pixels a token, D embedding dimensions, H attention heads.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "ACTIVATIONS",
+    "NonLinearEmbedding",
+    "StellarPerceptronDecoder",
+    "StellarPerceptronEncoder",
+    "StellarPerceptronTorchModel",
+    "TransformerBlock",
+    "wavelength_encoding",
+]
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+
+
+def wavelength_encoding(
+    wavelength: Tensor,
+    embedding_dim: int,
+    wavelength_range: tuple[float, float] = (15000.0, 17000.0),
+) -> Tensor:
+    """Sine-cosine encoding of wavelength (Koblischke & Bovy 2024, section 2).
+
+    ``PE(w)[2i] = sin(1000 v d_i)``, ``PE(w)[2i+1] = cos(1000 v d_i)`` with
+    ``v = (w - range[0]) / (range[1] - range[0])`` and ``d_i = 10000^(-2i / D)``; a wavelength of 0
+    means none and is encoded as zeros.
+
+    Parameters
+    ----------
+    wavelength
+        Any shape, vacuum [Angstrom].
+    embedding_dim
+        D, even.
+    wavelength_range
+        Wavelengths at v = 0 and v = 1 [Angstrom].
+
+    Returns
+    -------
+    Tensor
+        Shape of `wavelength` + (D,), float32. Every step is taken in float32 and in this order
+        because the published weights were trained on these very roundings: at arguments near 1000
+        another order moves the sines by 4e-4.
+    """
+    wavelength = wavelength.to(torch.float32)
+    low, high = wavelength_range
+    position = 1000.0 * ((wavelength - low) / (high - low))
+    even = torch.arange(0, embedding_dim, 2, dtype=torch.float32, device=wavelength.device)
+    angle = position[..., None] * torch.exp(even * (-math.log(10000.0) / embedding_dim))
+    encoding = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+    return encoding * (wavelength != 0)[..., None]
+
+
+class NonLinearEmbedding(nn.Module):
+    """Embed pixels and other values: ``gelu(E[t] * x + B[t]) + PE(w)``; requests: ``E[t] + PE(w)``.
+
+    Parameters
+    ----------
+    vocabulary_size
+        Number of tokens without padding; `embeddings` (E) and `bias` (B) have one row more, row 0
+        for padding, which is zero.
+    embedding_dim
+        D.
+    activation
+        A key of `ACTIVATIONS`.
+    embed_map
+        (vocabulary_size + 1,) integers: the row of E and B that each token uses. None: its own.
+    wavelength_range
+        See `wavelength_encoding` [Angstrom].
+    pixels_per_token
+        P. Above 1, a spectral token carries P neighbouring pixels: a linear map of their
+        standardized fluxes (0 where a pixel is bad) and validities (1 or 0) takes the place of
+        ``E[t] * x``.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        embedding_dim: int,
+        activation: str = "gelu",
+        embed_map: Tensor | None = None,
+        wavelength_range: tuple[float, float] = (15000.0, 17000.0),
+        pixels_per_token: int = 1,
+    ):
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.activation = ACTIVATIONS[activation]
+        self.wavelength_range = wavelength_range
+        self.pixels_per_token = pixels_per_token
+        self.embeddings = nn.Parameter(torch.empty(vocabulary_size + 1, embedding_dim))
+        self.bias = nn.Parameter(torch.empty(vocabulary_size + 1, embedding_dim))
+        if pixels_per_token > 1:
+            self.pixel_projection = nn.Linear(2 * pixels_per_token, embedding_dim, bias=False)
+        if embed_map is None:
+            embed_map = torch.arange(vocabulary_size + 1)
+        # Part of the checkpoint's embed_map.npz, not of its weights.
+        self.register_buffer("embed_map", embed_map.to(torch.int64), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw E and B from N(0, 1), so that the flux starts as loud as its wavelength encoding."""
+        for parameter in (self.embeddings, self.bias):
+            nn.init.normal_(parameter)
+            with torch.no_grad():
+                parameter[0] = 0.0
+
+    def encode_wavelength(self, wavelength: Tensor) -> Tensor:
+        """`wavelength_encoding` with this layer's dimension and range."""
+        return wavelength_encoding(wavelength, self.embedding_dim, self.wavelength_range)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        inputs: Tensor | None = None,
+        encoding: Tensor | None = None,
+        pixels: Tensor | None = None,
+    ) -> Tensor:
+        """Embed tokens.
+
+        Parameters
+        ----------
+        tokens
+            (N, L) or, alike for all stars, (L,) integers.
+        inputs
+            (N, L) standardized values, NaN counted as 0; None when there are none, as in requests.
+        encoding
+            (N, L, D) or (L, D) wavelength encoding (`encode_wavelength`); None for no wavelengths.
+        pixels
+            (N, L, P) standardized fluxes of spectral tokens, only with P > 1; NaN for bad pixels
+            and throughout at tokens that are not spectral.
+
+        Returns
+        -------
+        Tensor
+            (N, L, D), or (L, D) for requests shared by all stars.
+        """
+        rows = self.embed_map[tokens]
+        embedded = F.embedding(rows, self.embeddings)
+        if inputs is not None or pixels is not None:
+            scaled = F.embedding(rows, self.bias)
+            if inputs is not None:
+                scaled = torch.addcmul(scaled, embedded, inputs.nan_to_num(nan=0.0)[..., None])
+            if pixels is not None:
+                valid = ~pixels.isnan()
+                flux = torch.cat([pixels.nan_to_num(nan=0.0), valid.to(pixels.dtype)], dim=-1)
+                scaled = scaled + self.pixel_projection(flux)  # (N, L, 2P) -> (N, L, D)
+            embedded = self.activation(scaled)
+        return embedded if encoding is None else embedded + encoding
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """(N, L, D) -> (N, H, L, D/H)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class TransformerBlock(nn.Module):
+    """Post-norm Transformer block; attention has one learned key and value beside the input's.
+
+    Parameters
+    ----------
+    embedding_dim, head_num, dense_num
+        D, H and the width of the feed-forward layer.
+    dropout_rate
+        On the outputs of attention and feed-forward layer.
+    attention_dropout_rate
+        On the attention weights (self-attention in training only). PyTorch's CPU attention keeps
+        all weights in memory when this is not zero.
+    activation
+        A key of `ACTIVATIONS`.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        head_num: int,
+        dense_num: int,
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        activation: str = "gelu",
+    ):
+        super().__init__()
+        self.head_num = head_num
+        self.attention_dropout_rate = attention_dropout_rate
+        self.activation = ACTIVATIONS[activation]
+        # Holds and initialises the parameters under their published names; the arithmetic is below.
+        self.attention = nn.MultiheadAttention(
+            embedding_dim, head_num, add_bias_kv=True, batch_first=True
+        )
+        self.dense_1 = nn.Linear(embedding_dim, dense_num)
+        self.dense_2 = nn.Linear(dense_num, embedding_dim)
+        self.layernorm_1 = nn.LayerNorm(embedding_dim)
+        self.layernorm_2 = nn.LayerNorm(embedding_dim)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(
+        self,
+        query: Tensor,
+        context: Tensor | None = None,
+        attend: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Apply the block.
+
+        Parameters
+        ----------
+        query
+            (N, Q, D).
+        context
+            (N, L, D) for cross-attention; None for self-attention.
+        attend
+            (N, L) boolean, True for tokens to attend to; None: all of them.
+        need_weights
+            Return the attention weights.
+
+        Returns
+        -------
+        output : Tensor
+            (N, Q, D).
+        weights : Tensor or None
+            (N, Q, L + 1) softmax weights averaged over heads; the learned key comes last.
+        """
+        if context is None:
+            attended, weights = self._self_attention(query, attend, need_weights)
+        elif query.shape[1] * self.head_num <= query.shape[2]:
+            attended, weights = self._few_queries_attention(query, context, attend, need_weights)
+        else:
+            attended, weights = self._cross_attention(query, context, attend, need_weights)
+        x = self.layernorm_1(query + self.dropout(attended))
+        x = self.layernorm_2(x + self.dropout(self.dense_2(self.activation(self.dense_1(x)))))
+        return x, weights
+
+    def _self_attention(self, x, attend, need_weights):
+        a = self.attention
+        q, k, v = F.linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, dim=-1)
+        return self._attend(q, k, v, attend, need_weights)
+
+    def _cross_attention(self, query, context, attend, need_weights):
+        a, dim = self.attention, query.shape[-1]
+        q = F.linear(query, a.in_proj_weight[:dim], a.in_proj_bias[:dim])
+        kv = F.linear(context, a.in_proj_weight[dim:], a.in_proj_bias[dim:])
+        return self._attend(q, *kv.chunk(2, dim=-1), attend, need_weights)
+
+    def _attend(self, q, k, v, attend, need_weights):
+        """Attention of projected queries (N, Q, D) on keys and values (N, L, D)."""
+        a, n = self.attention, len(k)
+        k = torch.cat([k, a.bias_k.to(k.dtype).expand(n, 1, -1)], dim=1)
+        v = torch.cat([v, a.bias_v.to(v.dtype).expand(n, 1, -1)], dim=1)
+        q, k, v = (_split_heads(x, self.head_num) for x in (q, k, v))
+        mask = None if attend is None else F.pad(attend, (0, 1), value=True)[:, None, None, :]
+        if need_weights:
+            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -math.inf)
+            weights = scores.softmax(dim=-1)  # (N, H, Q, L + 1)
+            output, weights = weights @ v, weights.mean(dim=1)
+        else:
+            dropout = self.attention_dropout_rate if self.training else 0.0
+            output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            weights = None
+        return a.out_proj(output.transpose(1, 2).flatten(-2)), weights
+
+    def _few_queries_attention(self, query, context, attend, need_weights):
+        """Attention of few queries on many tokens, without projecting the tokens.
+
+        ``q . (W_k x) = (W_k^T q) . x``, and ``sum_l w_l (W_v x_l) = W_v (sum_l w_l x_l)``: moving
+        the projections from the L tokens to the H Q queries is the same attention for less
+        arithmetic whenever H Q < D.
+        """
+        a, heads = self.attention, self.head_num
+        queries, dim = query.shape[1:]
+        length = context.shape[1]
+        w_q, w_k, w_v = a.in_proj_weight.chunk(3)
+        b_q, b_k, b_v = a.in_proj_bias.chunk(3)
+        q = F.linear(query, w_q, b_q).unflatten(-1, (heads, -1)) / math.sqrt(dim // heads)
+        # Keys: the tokens', of which the bias b_k adds a constant, and the learned one.
+        q_token = torch.einsum("nqhd,hdc->nqhc", q, w_k.unflatten(0, (heads, -1)))
+        scores = q_token.flatten(1, 2) @ context.transpose(1, 2)  # (N, Q H, L)
+        scores = scores.unflatten(1, (queries, heads))
+        constant, learned = torch.einsum(
+            "nqhd,khd->knqh", q, torch.stack([b_k, a.bias_k.flatten()]).unflatten(-1, (heads, -1))
+        )
+        scores = torch.cat([scores, (learned - constant)[..., None].to(scores.dtype)], dim=-1)
+        if attend is not None:
+            mask = F.pad(attend, (0, 1), value=True)[:, None, None, :]
+            scores = scores.masked_fill(~mask, -math.inf)
+        weights = scores.softmax(dim=-1)  # (N, Q, H, L + 1)
+        on_tokens, on_learned = weights.split([length, 1], dim=-1)
+        mean = (on_tokens.flatten(1, 2).to(context.dtype) @ context).unflatten(1, (queries, heads))
+        output = torch.einsum("nqhc,hdc->nqhd", mean, w_v.unflatten(0, (heads, -1)))
+        output = (
+            output
+            + (1 - on_learned) * b_v.unflatten(0, (heads, -1))
+            + on_learned * a.bias_v.unflatten(-1, (heads, -1))[0]
+        )
+        output = a.out_proj(output.flatten(-2))
+        return output, weights.mean(dim=2) if need_weights else None
+
+
+class StellarPerceptronEncoder(nn.Module):
+    """Two self-attention blocks, the second with half the heads and half the width.
+
+    Parameters
+    ----------
+    embedding_dim, head_num, dense_num, dropout_rate, attention_dropout_rate, activation
+        See `TransformerBlock`; the numbers of the first block.
+    """
+
+    def __init__(self, embedding_dim: int, head_num: int, dense_num: int, **block):
+        super().__init__()
+        self.encoder_transformer_block_1 = TransformerBlock(
+            embedding_dim, head_num, dense_num, **block
+        )
+        self.encoder_transformer_block_2 = TransformerBlock(
+            embedding_dim, head_num // 2, dense_num // 2, **block
+        )
+
+    def forward(
+        self, x: Tensor, attend: Tensor | None = None, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N, L, D) embedded tokens -> (N, L, D) perception, and the last block's weights."""
+        x, _ = self.encoder_transformer_block_1(x, attend=attend)
+        return self.encoder_transformer_block_2(x, attend=attend, need_weights=need_weights)
+
+
+class StellarPerceptronDecoder(nn.Module):
+    """Three cross-attention blocks on the perception, then dense layers to value and log-variance.
+
+    Parameters
+    ----------
+    embedding_dim, head_num, dense_num, dropout_rate, attention_dropout_rate, activation
+        See `TransformerBlock`; the numbers of the first block. The others have a half and a
+        quarter of its heads and width; the dense layers have 1, 1/2, 1/4, 1/8 of it.
+    """
+
+    def __init__(self, embedding_dim: int, head_num: int, dense_num: int, **block):
+        super().__init__()
+        for i in range(3):
+            self.add_module(
+                f"decoder_transformer_block_{i + 1}",
+                TransformerBlock(embedding_dim, head_num // 2**i, dense_num // 2**i, **block),
+            )
+        widths = [embedding_dim, *(dense_num // 2**i for i in range(4))]
+        for i in range(4):
+            self.add_module(f"decoder_dense_{i + 3}", nn.Linear(widths[i], widths[i + 1]))
+        self.decoder_out = nn.Linear(widths[-1], 1)
+        self.decoder_logvar_out = nn.Linear(widths[-1], 1)
+        self.activation = ACTIVATIONS[block.get("activation", "gelu")]
+        self.dropout = nn.Dropout(block.get("dropout_rate", 0.0))
+
+    def forward(
+        self,
+        request: Tensor,
+        perception: Tensor,
+        attend: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Answer requests; they never see each other, so any number may be asked at once.
+
+        Parameters
+        ----------
+        request
+            (N, Q, D) embedded label tokens.
+        perception
+            (N, L, D) the encoder's output.
+        attend
+            (N, L) boolean, True for tokens to attend to; None: all of them.
+        need_weights
+            Return the attention weights of the last block.
+
+        Returns
+        -------
+        value, logvar : Tensor
+            (N, Q), standardized.
+        weights : Tensor or None
+            (N, Q, L + 1), see `TransformerBlock.forward`.
+        """
+        x, _ = self.decoder_transformer_block_1(request, perception, attend)
+        x, _ = self.decoder_transformer_block_2(x, perception, attend)
+        x, weights = self.decoder_transformer_block_3(x, perception, attend, need_weights)
+        for i in range(3, 7):
+            x = self.dropout(self.activation(self.get_submodule(f"decoder_dense_{i}")(x)))
+        return self.decoder_out(x)[..., 0], self.decoder_logvar_out(x)[..., 0], weights
+
+
+class StellarPerceptronTorchModel(nn.Module):
+    """The whole network.
+
+    Parameters
+    ----------
+    embedding_layer
+        Shared by inputs and requests.
+    encoder, decoder
+        See there.
+    """
+
+    def __init__(
+        self,
+        embedding_layer: NonLinearEmbedding,
+        encoder: StellarPerceptronEncoder,
+        decoder: StellarPerceptronDecoder,
+    ):
+        super().__init__()
+        self.embedding_layer = embedding_layer
+        self.torch_encoder = encoder
+        self.torch_decoder = decoder
+
+    def encode(
+        self,
+        tokens: Tensor,
+        inputs: Tensor | None,
+        encoding: Tensor | None = None,
+        pixels: Tensor | None = None,
+        *,
+        nan_policy: str = "mask",
+        complete: bool | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Perceive standardized values.
+
+        Parameters
+        ----------
+        tokens
+            (N, L) or (L,) integers; 0 is padding and never attended to.
+        inputs, pixels
+            (N, L) and (N, L, P), see `NonLinearEmbedding.forward`. A token without a value in
+            either of them is missing.
+        encoding
+            (N, L, D) or (L, D), see `NonLinearEmbedding.encode_wavelength`.
+        nan_policy
+            "mask": missing tokens are not attended to. "attend": they are attended to as zero
+            vectors, as the published code does at inference.
+        complete
+            True when the caller knows that no token is padding or missing, which spares the mask.
+            None: looked up on the CPU; assumed False elsewhere, where looking would stall the GPU.
+        need_weights
+            Return the attention weights of the last block.
+
+        Returns
+        -------
+        perception : Tensor
+            (N, L, D); what stands at tokens that are not attended to has no meaning.
+        attend : Tensor or None
+            (N, L) boolean, True for tokens to attend to; None: all of them.
+        weights : Tensor or None
+            (N, L, L + 1), see `TransformerBlock.forward`.
+        """
+        x = self.embedding_layer(tokens, inputs, encoding, pixels)
+        attend = None
+        if not complete:
+            present = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+            if inputs is not None:
+                present = present | ~inputs.isnan()
+            if pixels is not None:
+                present = present | ~pixels.isnan().all(dim=-1)
+            attend = (tokens != 0).expand(present.shape)
+            if nan_policy == "mask":
+                attend = attend & present
+            else:
+                x = x * present[..., None]
+            if complete is None and x.device.type == "cpu" and bool(attend.all()):
+                attend = None
+        perception, weights = self.torch_encoder(x, attend, need_weights)
+        return perception, attend, weights
+
+    def forward(
+        self,
+        tokens: Tensor,
+        inputs: Tensor | None,
+        request_tokens: Tensor,
+        encoding: Tensor | None = None,
+        pixels: Tensor | None = None,
+        *,
+        nan_policy: str = "mask",
+        complete: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Perceive and answer: see `encode` and `decode`."""
+        perception, attend, _ = self.encode(
+            tokens, inputs, encoding, pixels, nan_policy=nan_policy, complete=complete
+        )
+        value, logvar, _ = self.decode(request_tokens, perception, attend)
+        return value, logvar
+
+    def decode(
+        self,
+        request_tokens: Tensor,
+        perception: Tensor,
+        attend: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Answer requests on a perception.
+
+        Parameters
+        ----------
+        request_tokens
+            (N, Q) or, alike for all stars, (Q,) integers.
+        perception, attend
+            As `encode` returns them.
+        need_weights
+            Return the attention weights of the last block.
+
+        Returns
+        -------
+        value, logvar : Tensor
+            (N, Q), standardized.
+        weights : Tensor or None
+            (N, Q, L + 1), see `TransformerBlock.forward`.
+        """
+        request = self.embedding_layer(request_tokens).expand(len(perception), -1, -1)
+        return self.torch_decoder(request, perception, attend, need_weights)

@@ -1,0 +1,101 @@
+"""Losses and learning-rate schedules."""
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    LinearLR,
+    LRScheduler,
+    SequentialLR,
+)
+
+__all__ = [
+    "cosine_annealing_warm_restarts",
+    "mean_squared_error",
+    "robust_mean_squared_error",
+    "warmup_cosine_annealing_warm_restarts",
+]
+
+
+def _sum_requests_mean_stars(loss: Tensor) -> Tensor:
+    """Sum over the request axis where there is one, average over the stars."""
+    return loss.sum(dim=-1).mean() if loss.dim() > 1 else loss.mean()
+
+
+def robust_mean_squared_error(
+    y_true: Tensor, y_pred: Tensor, logvar: Tensor, labels_err: Tensor | None = None
+) -> Tensor:
+    """Gaussian negative log-likelihood with predicted variance and label errors.
+
+    ``0.5 ((y - p)^2 / s + ln s)`` with ``s = exp(logvar) + err^2 + 1e-8``, the constant
+    ``0.5 ln 2 pi`` left out (Leung & Bovy 2023, section 3.3, and the published implementation).
+
+    Parameters
+    ----------
+    y_true, y_pred, logvar
+        (N, Q) or (N,), standardized. A NaN in `y_true` gives NaN: leave missing labels out.
+    labels_err
+        Standard deviations of `y_true`, same shape; None for none.
+
+    Returns
+    -------
+    Tensor
+        Scalar: summed over the Q requests, averaged over the N stars.
+    """
+    variance = logvar.exp() + 1e-8
+    if labels_err is not None:
+        variance = variance + labels_err.square()
+    return _sum_requests_mean_stars(0.5 * ((y_true - y_pred).square() / variance + variance.log()))
+
+
+def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Squared error, summed over the Q requests and averaged over the N stars.
+
+    Parameters
+    ----------
+    y_true, y_pred
+        (N, Q) or (N,), standardized.
+    """
+    return _sum_requests_mean_stars((y_true - y_pred).square())
+
+
+def cosine_annealing_warm_restarts(
+    optimizer: torch.optim.Optimizer, restart_steps: int, minimum_lr: float = 1e-10
+) -> LRScheduler:
+    """Cosine from the optimizer's learning rate to `minimum_lr`, starting again every period.
+
+    Parameters
+    ----------
+    optimizer
+        Its learning rate is the highest.
+    restart_steps
+        Steps in a period; the published stage 1 restarts every 50 epochs.
+    minimum_lr
+        Lowest learning rate (published: 1e-10).
+    """
+    return CosineAnnealingWarmRestarts(optimizer, T_0=restart_steps, eta_min=minimum_lr)
+
+
+def warmup_cosine_annealing_warm_restarts(
+    optimizer: torch.optim.Optimizer,
+    warmup_steps: int,
+    restart_steps: int,
+    minimum_lr: float = 1e-10,
+) -> LRScheduler:
+    """Linear warm-up from `minimum_lr`, then `cosine_annealing_warm_restarts`.
+
+    The published stage 2 warms up over 50 epochs and restarts every 500.
+
+    Parameters
+    ----------
+    optimizer
+        Its learning rate is reached after the warm-up. All its parameter groups have the same.
+    warmup_steps
+        Steps of the warm-up, at least 1.
+    restart_steps, minimum_lr
+        See `cosine_annealing_warm_restarts`.
+    """
+    highest = optimizer.param_groups[0]["lr"]
+    warmup = LinearLR(optimizer, start_factor=minimum_lr / highest, total_iters=warmup_steps)
+    cosine = cosine_annealing_warm_restarts(optimizer, restart_steps, minimum_lr)
+    return SequentialLR(optimizer, [warmup, cosine], milestones=[warmup_steps])
