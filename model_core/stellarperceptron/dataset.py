@@ -92,10 +92,15 @@ class Split:
         """Names of the stars (N,); their row numbers where the data have no names."""
         if "ids" not in self._arrays:
             return np.arange(self.n_stars).astype(str)
-        values = self._arrays["ids"][:]
-        if values.dtype.kind == "U":
-            return np.asarray(values)
-        return np.array([value.decode("utf-8") for value in values.tolist()])
+        try:
+            values = self._arrays["ids"][:]
+            if values.dtype.kind == "U":
+                return np.asarray(values)
+            return np.array([value.decode("utf-8") for value in values.tolist()])
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(
+                f"{self._source} is damaged in {self.name}/ids ({error}): {_REMEDY}"
+            ) from error
 
     def read(
         self,
@@ -111,8 +116,8 @@ class Split:
         kind
             "synthetic" or "observed".
         rows
-            Which stars: a slice of step 1, row numbers in any order, or a mask (N,) of booleans;
-            all when left out.
+            Which stars: a slice, row numbers in any order, or a mask (N,) of booleans; all when
+            left out.
         pixels
             Which pixels (see `stellarperceptron.spectra.pixel_range`).
         out : (n, p) float32, optional
@@ -138,6 +143,8 @@ class Split:
         columns = pixel_range(pixels, self.n_pixels)
         if rows is None:
             rows = slice(0, self.n_stars)
+        if isinstance(rows, slice) and rows.step not in (None, 1):
+            rows = np.arange(self.n_stars)[rows]
         if not isinstance(rows, slice):
             rows = np.asarray(rows)
             if rows.dtype == bool and rows.shape == (self.n_stars,):

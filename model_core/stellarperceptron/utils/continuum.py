@@ -66,10 +66,11 @@ def _fit(
     valid_weight = valid.to(flux.dtype)
     count = valid_weight.sum(-1, keepdim=True)
     flux = torch.where(valid, flux, 0.0)
-    # Divided by their mean, fluxes of any unit have squares within the range of their type.
-    scale = flux.abs().sum(-1, keepdim=True) / count.clamp(min=1)
-    scale = torch.where(scale > 0, scale, 1.0)
-    flux = flux / scale
+    # Relative to their mean, fluxes of any unit are small numbers: rounding in the sums below then
+    # costs a tenth of single precision and not ten times as much.
+    mean = flux.sum(-1, keepdim=True) / count.clamp(min=1)
+    mean = torch.where(mean > 0, mean, 1.0)
+    flux = torch.where(valid, flux / mean - 1, 0.0)
     ridge = 1e-10 * torch.eye(n_terms, dtype=torch.float64, device=flux.device)
     clips = not (math.isinf(clip_low) and math.isinf(clip_high))
     weight = valid_weight
@@ -89,4 +90,4 @@ def _fit(
             weight = weight * ((clip_high - deviation) / _RAMP + 0.5).clamp(0, 1)
         if not math.isinf(clip_low):
             weight = weight * ((clip_low + deviation) / _RAMP + 0.5).clamp(0, 1)
-    return torch.where(count >= 2 * n_terms, fitted * scale, math.nan)
+    return torch.where(count >= 2 * n_terms, (fitted + 1) * mean, math.nan)
