@@ -24,7 +24,6 @@ from stellarperceptron.spectra import (
     read_spectrum,
 )
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
 SPEED_OF_LIGHT = 299_792.458
 
 
@@ -68,9 +67,8 @@ def test_shipped_grid_is_the_one_of_the_package():
 
 
 @pytest.mark.reference
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="no reference data beside the checkout")
-def test_grid_agrees_with_the_published_one():
-    published = np.loadtxt(PUBLISHED / "apogee_wavelength_sol.csv")
+def test_grid_agrees_with_the_published_one(shared):
+    published = np.loadtxt(shared / "published" / "apogee_wavelength_sol.csv")
     np.testing.assert_allclose(APOGEE_WAVELENGTH, published, rtol=2e-12)
 
 
@@ -201,10 +199,9 @@ def test_rounding_does_not_decide_which_pixels_are_clipped():
 
 
 @pytest.mark.reference
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="no reference data beside the checkout")
-def test_scale_is_that_of_the_real_survey():
+def test_scale_is_that_of_the_real_survey(shared):
     """Normalized again, the median spectrum of the real survey stays as it is."""
-    config = json.loads((PUBLISHED / "epoch_325" / "config.json").read_text())
+    config = json.loads((shared / "published" / "epoch_325" / "config.json").read_text())
     median = np.array(config["norm_config"]["_input_mean"][1:7515])
     again = normalize(median, valid_flux=None)
     assert np.median(again) == pytest.approx(np.median(median), abs=2e-3)

@@ -1,0 +1,519 @@
+"""Opening, reading and writing surveys."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from stellarperceptron.dataset import (
+    LABEL_NAMES,
+    DatasetError,
+    SpectraDataset,
+    SurveyWriter,
+    _gather,
+)
+from stellarperceptron.spectra import APOGEE_WAVELENGTH
+
+COUNTS = {"train": 40, "test": 12}
+N_PIXELS = 50
+
+
+def make_arrays(split, n_pixels=N_PIXELS, dtype=np.float32):
+    """Everything that is stored of the stars of a split."""
+    count = COUNTS[split]
+    rng = np.random.default_rng(count)
+    labels = rng.normal(size=(count, 5)).astype(dtype)
+    labels[:, 1] += 2
+    labels[3, 2] = np.nan
+    observed = rng.normal(1, 0.1, (count, n_pixels)).astype(dtype)
+    observed[5, 7] = np.nan
+    return {
+        "synthetic": rng.normal(1, 0.1, (count, n_pixels)).astype(dtype),
+        "observed": observed,
+        "labels": labels,
+        "label_errors": np.abs(labels) / 10,
+    }
+
+
+def write_survey(path, *, true_labels=True, block=7, **options):
+    options = {"wavelength": APOGEE_WAVELENGTH[:N_PIXELS], "provenance": {"seed": 3}, **options}
+    with SurveyWriter(path, counts=COUNTS, true_labels=true_labels, **options) as writer:
+        for split in COUNTS:
+            arrays = make_arrays(split)
+            if true_labels:
+                arrays["true_labels"] = arrays["labels"] + 1
+            for first in range(0, COUNTS[split], block):
+                part = {name: array[first : first + block] for name, array in arrays.items()}
+                ids = [f"2Mé{first + i:04d}" for i in range(len(part["labels"]))]
+                writer.append(split, ids=ids, **part)
+    return path
+
+
+def write_folder(path, dtype=np.float64):
+    path.mkdir()
+    for split in COUNTS:
+        arrays = make_arrays(split, dtype=dtype)
+        np.save(path / f"synspec_{split}.npy", arrays["synthetic"])
+        np.save(path / f"aspcap_spectra_{split}.npy", arrays["observed"])
+        np.save(path / f"labels_{split}.npy", arrays["labels"])
+        np.save(path / f"label_errs_{split}.npy", arrays["label_errors"])
+    np.savetxt(path / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH[:N_PIXELS])
+    return path
+
+
+@pytest.fixture(scope="module")
+def survey_path(tmp_path_factory):
+    return write_survey(tmp_path_factory.mktemp("survey") / "survey.h5")
+
+
+@pytest.fixture(scope="module")
+def folder_path(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("published") / "data")
+
+
+@pytest.fixture(params=["survey", "folder"])
+def dataset(request, survey_path, folder_path):
+    with SpectraDataset.open(survey_path if request.param == "survey" else folder_path) as opened:
+        yield opened
+
+
+# --- what both sources give -----------------------------------------------------------------------
+
+
+def test_spectra_are_those_that_were_written(dataset):
+    for split in ("train", "test"):
+        for kind in ("synthetic", "observed"):
+            expected = make_arrays(split, dtype=np.float32 if dataset._file else np.float64)[kind]
+            result = getattr(dataset, split).read(kind)
+            np.testing.assert_array_equal(result, expected.astype(np.float32))
+
+
+def test_everything_is_single_precision(dataset):
+    train = dataset.train
+    assert {train.read("observed").dtype, train.labels.dtype, train.label_errors.dtype} == {
+        np.dtype(np.float32)
+    }
+
+
+def test_missing_values_stay_nan(dataset):
+    assert np.isnan(dataset.train.labels[3, 2])
+    assert np.isnan(dataset.train.read("observed")[5, 7])
+
+
+def test_wavelengths_and_labels_are_described(dataset):
+    np.testing.assert_allclose(dataset.wavelength, APOGEE_WAVELENGTH[:N_PIXELS], rtol=1e-15)
+    assert dataset.label_names == LABEL_NAMES
+    assert isinstance(dataset.provenance, dict)
+
+
+def test_nothing_is_read_on_opening(dataset):
+    assert not set(vars(dataset.train)) & {"labels", "label_errors", "ids", "true_labels"}
+
+
+def test_data_set_survives_pickling(dataset):
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy.train.labels, dataset.train.labels)
+
+
+def test_rows_out_of_range_are_refused(dataset):
+    for rows in ([40], [-1], [0.5]):
+        with pytest.raises((IndexError, TypeError)):
+            dataset.train.read("observed", rows)
+
+
+def test_out_receives_the_spectra(dataset):
+    out = np.zeros((3, 10), dtype=np.float32)
+    result = dataset.train.read("observed", [4, 2, 9], "0:10", out=out)
+    assert result is out
+    np.testing.assert_array_equal(out, dataset.train.read("observed")[[4, 2, 9], :10])
+
+
+def test_out_of_the_wrong_shape_is_refused(dataset):
+    with pytest.raises(ValueError, match="must be float32"):
+        dataset.train.read("observed", [4, 2], out=np.zeros((3, N_PIXELS), dtype=np.float32))
+
+
+rows_of_train = st.one_of(
+    st.none(),
+    st.slices(COUNTS["train"]),
+    st.lists(st.integers(0, COUNTS["train"] - 1)),
+    hnp.arrays(bool, COUNTS["train"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows_of_train, start=st.integers(0, N_PIXELS - 1), width=st.integers(1, N_PIXELS))
+def test_any_selection_is_that_of_numpy(survey_path, folder_path, rows, start, width):
+    pixels = slice(start, min(start + width, N_PIXELS))
+    for path in (survey_path, folder_path):
+        with SpectraDataset.open(path) as opened:
+            everything = opened.train.read("observed")
+            index = slice(None) if rows is None else rows
+            index = np.array(index, dtype=int) if isinstance(index, list) else index
+            result = opened.train.read("observed", rows, pixels)
+            np.testing.assert_array_equal(result, everything[index][:, pixels])
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.integers(0, 4999), min_size=1, max_size=50))
+def test_scattered_rows_come_in_the_order_asked_for(rows):
+    array = np.arange(5000, dtype=np.float32)[:, None] * np.ones(3, dtype=np.float32)
+    out = np.empty((len(rows), 2), dtype=np.float32)
+    _gather(array, np.array(rows), slice(1, 3), out)
+    np.testing.assert_array_equal(out[:, 0], rows)
+
+
+# --- selections -----------------------------------------------------------------------------------
+
+
+def test_validation_split_divides_the_stars(dataset):
+    training, validation = dataset.train.validation_split()
+    assert len(validation) == 4
+    assert sorted([*training, *validation]) == list(range(40))
+
+
+def test_validation_split_depends_on_the_seed_only(dataset):
+    first, again = (dataset.train.validation_split(seed=5)[1] for _ in range(2))
+    other = dataset.train.validation_split(seed=6)[1]
+    np.testing.assert_array_equal(first, again)
+    assert first.tolist() != other.tolist()
+
+
+def test_validation_split_of_the_papers_size(dataset, monkeypatch):
+    monkeypatch.setattr(dataset.train, "n_stars", 102_747)
+    training, validation = dataset.train.validation_split()
+    assert (len(training), len(validation)) == (92_472, 10_275)
+
+
+def test_validation_split_is_pinned(dataset):
+    """The stars that are drawn must not change with releases of NumPy or of this package."""
+    assert dataset.train.validation_split(seed=0)[1].tolist() == [4, 20, 22, 25]
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1])
+def test_validation_fraction_lies_between_none_and_all(dataset, fraction):
+    with pytest.raises(ValueError, match="fraction"):
+        dataset.train.validation_split(fraction)
+
+
+def test_giants_are_chosen_by_gravity(dataset):
+    logg = dataset.train.labels[:, 1]
+    np.testing.assert_array_equal(
+        dataset.train.giants(), [i for i in range(40) if 1.0 < logg[i] < 3.5]
+    )
+
+
+def test_iron_rich_stars_are_drawn_without_repetition(dataset):
+    rows = dataset.train.iron_rich_hundred(n_stars=10)
+    assert len(set(rows.tolist())) == 10
+    assert (dataset.train.labels[rows, 4] > -1).all()
+
+
+def test_iron_rich_hundred_needs_a_hundred(dataset):
+    with pytest.raises(DatasetError, match="100 are needed"):
+        dataset.train.iron_rich_hundred()
+
+
+@pytest.mark.reference
+def test_selections_of_the_published_stars(shared, tmp_path):
+    for split in ("train", "test"):
+        for stem in ("labels", "label_errs"):
+            shutil.copy(shared / "published" / f"{stem}_{split}.npy", tmp_path)
+        n_stars = len(np.load(tmp_path / f"labels_{split}.npy", mmap_mode="r"))
+        np.lib.format.open_memmap(
+            tmp_path / f"synspec_{split}.npy", "w+", np.float32, (n_stars, N_PIXELS)
+        )
+    np.savetxt(tmp_path / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH[:N_PIXELS])
+    with SpectraDataset.open(tmp_path) as opened:
+        assert (opened.train.n_stars, opened.test.n_stars) == (102_747, 25_681)
+        assert len(opened.train.iron_rich_hundred()) == 100
+        giants = opened.test.labels[opened.test.giants()]
+        assert len(giants) / 25_681 == pytest.approx(0.63, abs=0.05)
+
+
+# --- names of stars -------------------------------------------------------------------------------
+
+
+def test_names_are_text(survey_path):
+    with SpectraDataset.open(survey_path) as opened:
+        assert opened.train.ids[:2].tolist() == ["2Mé0000", "2Mé0001"]
+        assert opened.train.ids.dtype.kind == "U"
+
+
+def test_stars_without_names_are_numbered(folder_path):
+    with SpectraDataset.open(folder_path) as opened:
+        assert opened.test.ids.tolist() == [str(i) for i in range(12)]
+
+
+def test_names_in_a_plain_array_are_read(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    np.save(folder / "ids_train.npy", np.array([f"2M{i}" for i in range(40)]))
+    with SpectraDataset.open(folder) as opened:
+        assert opened.train.ids[39] == "2M39"
+
+
+class Bomb:
+    """An object whose pickle runs code when it is read."""
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_pickled_names_are_never_read(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    bomb = Bomb()
+    bomb.path = str(tmp_path / "exploded")
+    np.save(folder / "ids_train.npy", np.array([bomb] * 40, dtype=object), allow_pickle=True)
+    with pytest.warns(UserWarning, match="pickled"), SpectraDataset.open(folder) as opened:
+        assert opened.train.ids[3] == "3"
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_pickled_spectra_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    np.save(folder / "labels_train.npy", np.array([{}] * 40, dtype=object), allow_pickle=True)
+    with pytest.raises(DatasetError, match=r"labels_train\.npy"):
+        SpectraDataset.open(folder)
+
+
+def test_only_mock_surveys_have_true_labels(survey_path, folder_path):
+    with SpectraDataset.open(survey_path) as opened:
+        np.testing.assert_allclose(opened.test.true_labels, opened.test.labels + 1, rtol=1e-6)
+    with SpectraDataset.open(folder_path) as opened:
+        assert opened.test.true_labels is None
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def edited_copy(survey_path, tmp_path, edit):
+    copy = shutil.copy(survey_path, tmp_path / "copy.h5")
+    with h5py.File(copy, "r+") as file:
+        edit(file)
+    return copy
+
+
+def test_nothing_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.h5.*create_mock_survey"):
+        SpectraDataset.open(tmp_path / "nowhere.h5")
+
+
+def replace_wavelength(file):
+    del file["wavelength"]
+    file["wavelength"] = np.arange(49.0)
+
+
+def link_outside(file):
+    del file["train/observed"], file["train/synthetic"]
+    file["train/observed"] = h5py.ExternalLink("other.h5", "observed")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda file: file.attrs.__setitem__("complete", False), "half-written"),
+        (lambda file: file.attrs.__delitem__("complete"), "half-written"),
+        (lambda file: file.attrs.__setitem__("format_version", 99), "format version 99"),
+        (lambda file: file.attrs.__setitem__("label_names", ["TEFF"] * 5), "expected are TEFF"),
+        (lambda file: file.attrs.__setitem__("provenance", "{"), "damaged"),
+        (lambda file: file.__delitem__("test"), "lacks a part.*test"),
+        (lambda file: file.__delitem__("train/labels"), "lacks train/labels"),
+        (lambda file: file["train"].move("labels", "label_errors2"), "lacks train/labels"),
+        (lambda file: file.__delitem__("wavelength"), "lacks a part.*wavelength"),
+        (replace_wavelength, r"\(40, 50\), expected is \(40, 49\)"),
+        (link_outside, "lacks spectra"),
+    ],
+)
+def test_file_with_a_wrong_part_is_refused(survey_path, tmp_path, edit, message):
+    copy = edited_copy(survey_path, tmp_path, edit)
+    with pytest.raises(DatasetError, match=message) as caught:
+        SpectraDataset.open(copy)
+    assert "copy.h5" in str(caught.value)
+
+
+def test_other_labels_are_accepted_on_request(survey_path, tmp_path):
+    names = ["A", "B", "C", "D", "E"]
+    copy = edited_copy(survey_path, tmp_path, lambda f: f.attrs.__setitem__("label_names", names))
+    with SpectraDataset.open(copy, label_names=None) as opened:
+        assert opened.label_names == tuple(names)
+        with pytest.raises(DatasetError, match="no label LOGG"):
+            opened.train.giants()
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5 file"])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "survey.h5").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"survey\.h5"):
+        SpectraDataset.open(tmp_path / "survey.h5")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_file_cut_off_is_refused(survey_path, tmp_path, share):
+    content = survey_path.read_bytes()
+    (tmp_path / "survey.h5").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DatasetError, match=r"survey\.h5.*damaged"):
+        SpectraDataset.open(tmp_path / "survey.h5")
+
+
+def test_flipped_bit_in_the_spectra_is_noticed(survey_path, tmp_path):
+    content = bytearray(survey_path.read_bytes())
+    pattern = make_arrays("train")["observed"][20].tobytes()
+    content[content.index(pattern) + 100] ^= 1
+    (tmp_path / "survey.h5").write_bytes(content)
+    with (
+        SpectraDataset.open(tmp_path / "survey.h5") as opened,
+        pytest.raises(DatasetError, match=r"survey\.h5 is damaged in train/observed"),
+    ):
+        opened.train.read("observed")
+
+
+def test_absent_kind_of_spectra_is_named(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "synspec_train.npy").unlink()
+    with SpectraDataset.open(folder) as opened:
+        assert opened.train.kinds == ("observed",)
+        with pytest.raises(DatasetError, match="no 'synthetic' spectra in 'train'"):
+            opened.train.read("synthetic")
+
+
+def test_missing_array_is_named(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "label_errs_test.npy").unlink()
+    with pytest.raises(DatasetError, match=r"label_errs_test\.npy"):
+        SpectraDataset.open(folder)
+
+
+def test_array_cut_off_is_named(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    content = (folder / "synspec_train.npy").read_bytes()
+    (folder / "synspec_train.npy").write_bytes(content[:-100])
+    with pytest.raises(DatasetError, match=r"synspec_train\.npy is damaged"):
+        SpectraDataset.open(folder)
+
+
+def test_arrays_of_different_length_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    np.save(folder / "label_errs_train.npy", np.zeros((39, 5)))
+    with pytest.raises(DatasetError, match=r"label_errs_train\.npy has the shape \(39, 5\)"):
+        SpectraDataset.open(folder)
+
+
+def test_folder_without_wavelengths_needs_the_apogee_grid(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "apogee_wavelength_sol.csv").unlink()
+    with pytest.raises(DatasetError, match=r"expected is \(40, 7514\)"):
+        SpectraDataset.open(folder)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_same_input_gives_the_same_bytes(tmp_path):
+    first, second = (write_survey(tmp_path / name).read_bytes() for name in ("a.h5", "b.h5"))
+    assert first == second
+
+
+def test_blocks_do_not_matter(tmp_path):
+    with (
+        SpectraDataset.open(write_survey(tmp_path / "a.h5", block=1)) as ones,
+        SpectraDataset.open(write_survey(tmp_path / "b.h5", block=40)) as whole,
+    ):
+        np.testing.assert_array_equal(ones.train.read("observed"), whole.train.read("observed"))
+
+
+def test_survey_of_one_kind(tmp_path):
+    arrays = {split: make_arrays(split) for split in COUNTS}
+    options = {"wavelength": APOGEE_WAVELENGTH[:N_PIXELS], "provenance": {}, "kinds": ["observed"]}
+    with SurveyWriter(tmp_path / "a.h5", counts=COUNTS, **options) as writer:
+        for split, parts in arrays.items():
+            del parts["synthetic"]
+            writer.append(split, ids=range(COUNTS[split]), **parts)
+    with SpectraDataset.open(tmp_path / "a.h5") as opened:
+        assert opened.test.kinds == ("observed",)
+
+
+def test_announced_size_is_enough(tmp_path):
+    wavelength = APOGEE_WAVELENGTH[:N_PIXELS]
+    writer = SurveyWriter(
+        tmp_path / "a.h5", counts=COUNTS, provenance={}, wavelength=wavelength, true_labels=True
+    )
+    assert write_survey(tmp_path / "a.h5").stat().st_size <= writer.n_bytes
+
+
+def test_missing_stars_leave_no_file(tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"a\.h5 is not complete"),
+        SurveyWriter(tmp_path / "a.h5", counts=COUNTS, provenance={}),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_leaves_the_previous_file(tmp_path):
+    path = write_survey(tmp_path / "a.h5")
+    before = path.read_bytes()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        SurveyWriter(path, counts=COUNTS, provenance={}),
+    ):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("full_at_call", [0, 1, 3])
+def test_full_disk_leaves_no_file_and_says_how_much_is_needed(tmp_path, monkeypatch, full_at_call):
+    calls = iter(range(1000))
+    usage = shutil.disk_usage(tmp_path)
+
+    def disk_usage(_):
+        return usage._replace(free=10**12 if next(calls) < full_at_call else 1000)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    with pytest.raises(OSError, match=r"a\.h5 needs 0\.03 GB"):
+        write_survey(tmp_path / "a.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def narrow(arrays):
+    arrays["observed"] = arrays["observed"][:, 1:]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda arrays: arrays.pop("observed"), "the file has"),
+        (lambda arrays: arrays.update(true_labels=arrays["labels"]), "the file has"),
+        (narrow, r"observed has the shape \(12, 49\)"),
+        (lambda arrays: arrays.update(ids=["x" * 33] * 12), "longer than 32 bytes"),
+        (lambda arrays: arrays.update(ids=["x"] * 13), "12 stars, more"),
+        (lambda arrays: arrays.update(split="dev"), "split is 'dev'"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, edit, message):
+    arrays = {"split": "test", "ids": ["x"] * 12, **make_arrays("test")}
+    edit(arrays)
+    wavelength = APOGEE_WAVELENGTH[:N_PIXELS]
+    with (
+        pytest.raises(ValueError, match=message),
+        SurveyWriter(
+            tmp_path / "a.h5", counts=COUNTS, provenance={}, wavelength=wavelength
+        ) as writer,
+    ):
+        writer.append(**arrays)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"counts": {"train": 1}}, {"counts": {"train": 1, "test": 0}}, {"kinds": ["imagined"]}],
+)
+def test_impossible_surveys_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=r"counts is|kinds is"):
+        SurveyWriter(tmp_path / "a.h5", **{"counts": COUNTS, "provenance": {}, **options})
