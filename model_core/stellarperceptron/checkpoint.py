@@ -118,7 +118,7 @@ def _torch_load(path: Path) -> Any:
         raise ValueError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
@@ -132,7 +132,7 @@ def _read_embed_map(path: Path) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as file:
             keys, values = file["keys"], file["values"]
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     size = len(keys)
     if keys.shape != values.shape or not np.array_equal(np.sort(keys), np.arange(size)):

@@ -75,7 +75,7 @@ class StellarPerceptronCore:
         """Give new names the next tokens, with no standardization and a row of their own."""
         names = [str(name) for name in names]
         counts = Counter(names)
-        counts.update(self._token_of)
+        counts.update(list(self._token_of))
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"names that are known already or given twice: {twice[:10]}")
@@ -221,20 +221,23 @@ class StellarPerceptronCore:
                 "fit_standardization with training data"
             )
 
-    def _median_and_spread(self, tokens, like):
-        """Statistics of tokens; spread 1 and median 0 where values pass through as they are."""
+    def _statistics(self, tokens, like):
+        """Median, spread, largest deviation of tokens; 0, 1, infinity for those without spread."""
         through = self._input_std[tokens] == 0
-        median = np.where(through, 0.0, self._input_mean[tokens])
-        spread = np.where(through, 1.0, self._input_std[tokens])
+        statistics = (
+            np.where(through, 0.0, self._input_mean[tokens]),
+            np.where(through, 1.0, self._input_std[tokens]),
+            np.where(through, np.inf, MAXIMUM_DEVIATION),
+        )
         if isinstance(like, Tensor):
             dtype = like.dtype if like.dtype == torch.float64 else torch.float32
-            return (torch.as_tensor(x, dtype=dtype, device=like.device) for x in (median, spread))
-        return median, spread
+            return [torch.as_tensor(x, dtype=dtype, device=like.device) for x in statistics]
+        return statistics
 
     def standardize(self, values, tokens: np.ndarray):
         """``(x - median) / spread`` token by token; beyond 10 spreads: NaN.
 
-        Tokens without spread pass through.
+        Values of tokens without spread pass through as they are.
 
         Parameters
         ----------
@@ -248,25 +251,25 @@ class StellarPerceptronCore:
         ndarray (float32) or Tensor
             (N, L), same kind as `values`.
         """
-        median, spread = self._median_and_spread(tokens, values)
+        median, spread, limit = self._statistics(tokens, values)
         z = (values - median) / spread
         if isinstance(z, Tensor):
-            return z.masked_fill(z.abs() > MAXIMUM_DEVIATION, math.nan)
-        return np.where(np.abs(z) > MAXIMUM_DEVIATION, np.nan, z).astype(np.float32)
+            return z.masked_fill(z.abs() > limit, math.nan)
+        return np.where(np.abs(z) > limit, np.nan, z).astype(np.float32)
 
     def standardize_error(self, errors, tokens: np.ndarray):
         """Scale errors of values like the values themselves (no shift); see `standardize`."""
-        _, spread = self._median_and_spread(tokens, errors)
+        _, spread, _ = self._statistics(tokens, errors)
         return errors / spread
 
     def inverse_standardize(self, values, tokens: np.ndarray):
         """Inverse of `standardize`; see there."""
-        median, spread = self._median_and_spread(tokens, values)
+        median, spread, _ = self._statistics(tokens, values)
         return values * spread + median
 
     def inverse_standardize_error(self, errors, tokens: np.ndarray):
         """Inverse of `standardize_error`; see there."""
-        _, spread = self._median_and_spread(tokens, errors)
+        _, spread, _ = self._statistics(tokens, errors)
         return errors * spread
 
     def get_config(self) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,80 @@
+"""Shared fixtures: one thread, repeatable property tests, tiny models, the reference data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from stellarperceptron import StellarPerceptron
+
+# Two threads of small matrices lose more time waiting for each other than they gain.
+torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("repeatable")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+LABELS = ["TEFF", "LOGG", "FE_H"]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the reference data; only where it is absent are the tests skipped."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the reference data are not at {SHARED}")
+    return SHARED
+
+
+def make_model(pixels: int = 40, labels=LABELS, seed: int = 1, **config) -> StellarPerceptron:
+    """A tiny model with random weights and a standardization."""
+    sizes = {
+        "context_length": 16,
+        "embedding_dim": 16,
+        "encoder_head_num": 4,
+        "encoder_dense_num": 32,
+        "decoder_head_num": 4,
+        "decoder_dense_num": 32,
+    }
+    pixel_names = [f"syn_apogee{i}" for i in range(pixels)]
+    vocabs = [*pixel_names, *labels]
+    model = StellarPerceptron(
+        vocabs,
+        embed_map=dict.fromkeys(pixel_names, "syn_apogee0"),
+        device="cpu",
+        seed=seed,
+        **(sizes | config),
+    )
+    # Fresh weights hardly let the spectrum through; these make every input matter.
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.torch_model.named_parameters():
+            if "embedding" not in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    random = np.random.default_rng(seed)
+    center = np.append(np.full(pixels, 0.95), np.linspace(1, 3, len(labels)))
+    model.fit_standardization(center + 0.05 * random.normal(size=(50, len(vocabs))), vocabs)
+    return model
+
+
+@pytest.fixture
+def model() -> StellarPerceptron:
+    return make_model()
+
+
+def make_spectra(stars: int, pixels: int, seed: int = 0, bad: float = 0.1) -> np.ndarray:
+    """(stars, pixels) fluxes near 0.95, some of them bad."""
+    random = np.random.default_rng(seed)
+    flux = 0.95 + 0.05 * random.normal(size=(stars, pixels))
+    flux[random.random(flux.shape) < bad] = np.nan
+    return flux
+
+
+@pytest.fixture
+def spectra() -> np.ndarray:
+    return make_spectra(5, 40)
+
+
+@pytest.fixture
+def wavelengths() -> np.ndarray:
+    return 15200.0 + 0.21 * np.arange(40)

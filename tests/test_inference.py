@@ -1,0 +1,74 @@
+"""Pixels to tokens to patches."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stellarperceptron.inference import apogee_pixel_names, deal_patches, group_pixels, group_values
+from stellarperceptron.layers import NonLinearEmbedding
+from stellarperceptron.spectra import APOGEE_WAVELENGTH
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_every_pixel_is_in_one_group(pixels, per_token, random):
+    wavelengths = 15200 + 0.2 * np.arange(pixels)
+    order = list(range(pixels))
+    random.shuffle(order)
+    groups = group_pixels(wavelengths[order], per_token)
+    assert groups.shape[1] == per_token
+    assert sorted(groups[groups >= 0]) == list(range(pixels))
+
+
+def test_groups_do_not_depend_on_the_order_of_pixels():
+    wavelengths = APOGEE_WAVELENGTH[:100]
+    shuffled = np.random.default_rng(0).permutation(wavelengths)
+    np.testing.assert_array_equal(
+        wavelengths[group_pixels(wavelengths, 10)], shuffled[group_pixels(shuffled, 10)]
+    )
+
+
+def test_groups_stop_at_chip_gaps():
+    groups = group_pixels(APOGEE_WAVELENGTH, 16)
+    first = APOGEE_WAVELENGTH[groups[:, 0]]
+    last = np.array([APOGEE_WAVELENGTH[group[group >= 0][-1]] for group in groups])
+    assert (last - first).max() < 16 * 0.24
+    # Three chips of 3028, 2495 and 1991 pixels.
+    assert len(groups) == sum(-(-chip // 16) for chip in (3028, 2495, 1991))
+
+
+def test_pixel_names_by_wavelength():
+    names = apogee_pixel_names(APOGEE_WAVELENGTH[[0, 3027, 3028, 7513]] + 0.05)
+    assert names.tolist() == ["syn_apogee0", "syn_apogee3027", "syn_apogee3028", "syn_apogee7513"]
+
+
+@pytest.mark.parametrize("wavelength", [15000.0, 15820.0, 17100.0])
+def test_wavelengths_off_the_grid(wavelength):
+    with pytest.raises(ValueError, match="resample"):
+        apogee_pixel_names(np.array([16000.0, wavelength]))
+
+
+@pytest.mark.parametrize("pixels_per_token", [1, 4])
+def test_patches_share_all_pixels_equally(pixels_per_token):
+    layer = NonLinearEmbedding(100, 8, pixels_per_token=pixels_per_token)
+    wavelengths = APOGEE_WAVELENGTH[:90]
+    patches = deal_patches(np.arange(1, 91), wavelengths, layer, context_length=20)
+    tokens = -(-90 // pixels_per_token)
+    sizes = [len(patch.tokens) for patch in patches]
+    assert len(sizes) == -(-tokens // 20) and max(sizes) - min(sizes) <= 1
+    pixels = np.concatenate([patch.pixels.numpy().ravel() for patch in patches])
+    assert sorted(pixels[pixels >= 0]) == list(range(90))
+    for patch in patches:
+        np.testing.assert_array_equal(patch.tokens.numpy(), patch.pixels[:, 0].numpy() + 1)
+
+
+def test_group_values_keeps_other_values_apart():
+    values = np.array([[10.0, 0.1, 0.2, 0.3]], dtype=np.float32)
+    wavelengths = np.array([0.0, 15202.0, 15201.0, 15203.0])
+    tokens, mean, inputs, pixels = group_values(values, np.array([9, 2, 1, 3]), wavelengths, 2)
+    assert tokens.tolist() == [1, 3, 9]
+    assert mean.tolist() == [15201.5, 15203.0, 0.0]
+    np.testing.assert_array_equal(inputs, np.float32([[np.nan, np.nan, 10.0]]))
+    np.testing.assert_array_equal(
+        pixels, np.float32([[[0.2, 0.1], [0.3, np.nan], [np.nan, np.nan]]])
+    )

@@ -1,0 +1,143 @@
+"""Vocabulary and standardization."""
+
+import numpy as np
+import pytest
+import torch
+from astropy.stats import mad_std
+from conftest import LABELS
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from stellarperceptron import ModelConfig
+from stellarperceptron.model_core import StellarPerceptronCore
+
+VOCABS = [*(f"syn_apogee{i}" for i in range(20)), *LABELS]
+
+
+@pytest.fixture
+def core():
+    return StellarPerceptronCore(VOCABS, ModelConfig(context_length=8))
+
+
+@given(hnp.arrays(np.int64, hnp.array_shapes(max_dims=3), elements=st.integers(0, len(VOCABS))))
+def test_tokenize_inverts_detokenize(tokens):
+    core = StellarPerceptronCore(VOCABS)
+    np.testing.assert_array_equal(core.tokenize(core.detokenize(tokens)), tokens)
+
+
+def test_first_name_has_token_1_and_padding_0(core):
+    assert core.tokenize(["syn_apogee0", "[pad]", "FE_H"]).tolist() == [1, 0, 23]
+
+
+def test_unknown_name_names_the_nearest(core):
+    with pytest.raises(ValueError, match=r"'TEF'.*TEFF"):
+        core.tokenize(["LOGG", "TEF"])
+
+
+@pytest.mark.parametrize("tokens", [[-1], [24]])
+def test_tokens_outside_the_vocabulary(core, tokens):
+    with pytest.raises(ValueError, match=r"0\.\.23"):
+        core.tokenize(tokens)
+
+
+@pytest.mark.parametrize("vocabs", [["a", "b", "a"], ["[pad]"], []])
+def test_impossible_vocabularies(vocabs):
+    with pytest.raises(ValueError, match=r"twice|empty"):
+        StellarPerceptronCore(vocabs)
+
+
+def test_padding_fills_the_context(core):
+    np.testing.assert_array_equal(core.padding([[1, 2]]), [[1, 2, 0, 0, 0, 0, 0, 0]])
+
+
+def test_padding_refuses_more_than_the_context(core):
+    with pytest.raises(ValueError, match="9 tokens"):
+        core.padding(np.zeros((2, 9)))
+
+
+def test_standardization_is_median_and_mad_std(core):
+    values = np.random.default_rng(0).normal(5, 2, size=(30, 2))
+    values[3, 0] = np.nan
+    core.fit_standardization(values, ["TEFF", "LOGG"])
+    tokens = core.tokenize(["TEFF", "LOGG"])
+    np.testing.assert_allclose(core._input_mean[tokens], np.nanmedian(values, axis=0))
+    np.testing.assert_allclose(core._input_std[tokens], mad_std(values, axis=0, ignore_nan=True))
+
+
+def test_standardization_is_set_once(core):
+    core.fit_standardization([[1.0], [2.0]], ["TEFF"])
+    before = core._input_mean.copy()
+    core.fit_standardization([[7.0], [9.0]], ["TEFF"])
+    np.testing.assert_array_equal(core._input_mean, before)
+
+
+def test_standardization_skips_columns_in_between(core):
+    core.fit_standardization([[1.0], [2.0]], ["syn_apogee1"])
+    core.fit_standardization(
+        [[3.0, 0.0, 5.0], [5.0, 0.0, 7.0]], [f"syn_apogee{i}" for i in range(3)]
+    )
+    assert core._input_mean[1:4].tolist() == [4.0, 1.5, 6.0]
+
+
+def test_columns_without_values_pass_through(core):
+    core.fit_standardization([[np.nan, 1.0], [np.nan, 3.0]], ["TEFF", "LOGG"])
+    tokens = core.tokenize(["TEFF", "LOGG"])
+    np.testing.assert_allclose(core.standardize(np.array([[4800.0, 2.0]]), tokens), [[4800.0, 0.0]])
+
+
+def test_far_values_become_nan(core):
+    core.fit_standardization([[0.0], [1.0], [2.0]], ["TEFF"])
+    spread = core._input_std[core.tokenize(["TEFF"])][0]
+    values = np.array([[1 + 9.9 * spread], [1 + 10.1 * spread], [1 - 10.1 * spread]])
+    z = core.standardize(values, core.tokenize(["TEFF"]))
+    assert np.isnan(z[:, 0]).tolist() == [False, True, True]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_inverse_standardize_inverts(seed):
+    random = np.random.default_rng(seed)
+    core = StellarPerceptronCore(VOCABS)
+    values = random.normal(10 ** random.uniform(-3, 4), 1, size=(20, 3))
+    core.fit_standardization(values, LABELS)
+    tokens = core.tokenize(LABELS)
+    back = core.inverse_standardize(core.standardize(values, tokens).astype(float), tokens)
+    finite = np.isfinite(back)
+    np.testing.assert_allclose(back[finite], values[finite], rtol=1e-5, atol=1e-5)
+
+
+def test_errors_are_scaled_without_shift(core):
+    core.fit_standardization([[10.0], [12.0], [20.0]], ["TEFF"])
+    tokens = core.tokenize(["TEFF"])
+    scaled = core.standardize_error(np.array([[3.0]]), tokens)
+    np.testing.assert_allclose(scaled, 3.0 / core._input_std[tokens[0]])
+    np.testing.assert_allclose(core.inverse_standardize_error(scaled, tokens), [[3.0]])
+
+
+def test_tensors_and_arrays_are_standardized_alike(core):
+    values = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
+    core.fit_standardization(values, LABELS)
+    tokens = core.tokenize(LABELS)
+    tensor = core.standardize(torch.from_numpy(values), tokens)
+    np.testing.assert_allclose(
+        tensor.numpy(), core.standardize(values, tokens), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_missing_standardization_is_named(core):
+    with pytest.raises(ValueError, match="LOGG"):
+        core.require_standardization(core.tokenize(["LOGG"]))
+
+
+@pytest.mark.parametrize(
+    "embed_map",
+    [np.zeros(5, int), np.arange(24.0), np.arange(1, 25), np.full(24, 24)],
+)
+def test_impossible_embed_maps(embed_map):
+    with pytest.raises(ValueError, match="embed_map"):
+        StellarPerceptronCore(VOCABS, embed_map=embed_map)
+
+
+def test_embed_map_by_name():
+    core = StellarPerceptronCore(VOCABS, embed_map={"syn_apogee4": "syn_apogee0"})
+    assert core.embed_map.tolist() == [0, 1, 2, 3, 4, 1, *range(6, 24)]
