@@ -223,7 +223,7 @@ def draw(fit: Fit, path: Path) -> None:
                 upper.vlines(positions, 1.21, 1.24, color="tab:blue", lw=1)
                 middle = (positions[0] + positions[-1]) / 2
                 upper.text(middle, 1.245, name, color="tab:blue", ha="center", fontsize=9)
-    axes[0].legend(loc="lower right", ncol=2, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncol=2)
     axes[-1].set_xlabel("vacuum wavelength in the star's rest frame [Å]")
     labels = fit.labels
     figure.suptitle(

@@ -1,0 +1,100 @@
+"""
+Turn a folder of the published arrays into one survey file.
+
+The folder holds ``synspec_train.npy``, ``aspcap_spectra_train.npy``, ``labels_train.npy``,
+``label_errs_train.npy``, the same with ``_test``, and ``apogee_wavelength_sol.csv``. Every program
+of this repository opens the folder as it is; a survey file is half as large (single precision), has
+checksums, and is one file. Spectra stream through: the memory does not depend on their number.
+
+    python dataset/import_published.py folder/of/arrays survey.h5
+"""
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from stellarperceptron.dataset import SpectraDataset, SurveyWriter
+from stellarperceptron.spectra import VALID_FLUX
+
+BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
+MISSING = -999.0  # labels at or below are the survey's mark (-9999) for none
+
+
+def clean_flux(flux: np.ndarray) -> np.ndarray:
+    """Put NaN where normalized flux is no measurement: missing pixels (0), spikes."""
+    flux[(flux < VALID_FLUX[0]) | (flux > VALID_FLUX[1])] = np.nan
+    return flux
+
+
+def clean_labels(labels: np.ndarray) -> np.ndarray:
+    """Put NaN in the place of the survey's mark for a missing label."""
+    return np.where(labels > MISSING, labels, np.nan)
+
+
+def import_published(folder: Path, output: Path) -> None:
+    """
+    Write the survey file `output` from the arrays in `folder`.
+
+    Raises
+    ------
+    FileNotFoundError, stellarperceptron.dataset.DatasetError
+        For a folder that lacks an array or holds a damaged one; the message names it.
+    OSError
+        When the disk has not enough room; nothing is left behind.
+    """
+    with SpectraDataset.open(folder) as source:
+        splits = {"train": source.train, "test": source.test}
+        kinds = [kind for kind in source.train.kinds if kind in source.test.kinds]
+        provenance = {
+            "generator": "import_published.py",
+            "version": version("stellarperceptron"),
+            "arguments": {"folder": folder.resolve().name},
+            "valid_flux": VALID_FLUX,
+        }
+        writer = SurveyWriter(
+            output,
+            counts={name: len(split) for name, split in splits.items()},
+            provenance=provenance,
+            wavelength=source.wavelength,
+            label_names=source.label_names,
+            kinds=kinds,
+        )
+        bar = tqdm(total=sum(writer.counts.values()), unit="star", desc=output.name)
+        with bar, writer:
+            for name, split in splits.items():
+                for first in range(0, len(split), BLOCK):
+                    rows = slice(first, min(first + BLOCK, len(split)))
+                    errors = clean_labels(split.label_errors[rows])
+                    writer.append(
+                        name,
+                        ids=split.ids[rows].tolist(),
+                        labels=clean_labels(split.labels[rows]),
+                        label_errors=errors,
+                        **{kind: clean_flux(split.read(kind, rows)) for kind in kinds},
+                    )
+                    bar.update(rows.stop - rows.start)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the arguments, import, say what was made."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder with the published arrays")
+    parser.add_argument("output", type=Path, help="survey file to write (HDF5)")
+    options = parser.parse_args(arguments)
+    try:
+        import_published(options.folder, options.output)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    with SpectraDataset.open(options.output) as survey:
+        print(
+            f"{options.output}: {len(survey.train)} + {len(survey.test)} stars, "
+            f"{len(survey.wavelength)} pixels, {' and '.join(survey.train.kinds)} spectra, "
+            f"{options.output.stat().st_size / 1e9:.2f} GB"
+        )
+
+
+if __name__ == "__main__":
+    main()
