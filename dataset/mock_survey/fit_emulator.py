@@ -21,12 +21,12 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import synthesize_grid
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -49,7 +49,7 @@ PRIOR = 100.0  # variance of the linear terms' coefficients, in units of the ker
 
 @dataclass
 class Grid:
-    """Spectra (N, H), their labels (N, 21), which are held out (N,), and the wavelength grid."""
+    """Spectra (N, H), their labels (N, 20), which are held out (N,), and the wavelength grid."""
 
     flux: np.ndarray
     labels: np.ndarray
@@ -60,55 +60,19 @@ class Grid:
     source: dict
 
 
-def read_grid(*paths: Path) -> Grid:
-    """
-    Read one or several grid files made by ``synthesize_grid.py``.
-
-    Raises
-    ------
-    ValueError
-        When a file is damaged or is no grid: the message names the file.
-    """
-    flux, labels, geometry, versions = [], [], set(), []
-    for path in paths:
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: no such grid")
-        try:
-            with h5py.File(path, "r") as file:
-                f, values = file["flux"][:], file["labels"][:].astype(np.float64)
-                names = [n.decode() if isinstance(n, bytes) else n for n in _names(file)]
-                geometry.add(
-                    tuple(
-                        float(file.attrs[k])
-                        for k in ("log10_wavelength_start", "log10_wavelength_step", "resolution")
-                    )
-                )
-        except (OSError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged or no grid of spectra: {error}") from error
-        if [n.upper() for n in names] != list(LABELS) or f.ndim != 2 or len(f) != len(values):
-            raise ValueError(f"{path}: {f.shape} spectra, {values.shape} labels named {names}")
-        # Rows of a grid that is still being computed are empty; a normalized flux is within 0..1.1.
-        good = np.isfinite(values).all(1) & (f.max(1) < 1.1) & (f.min(1) > 0) & (f.std(1) > 0)
-        if not good.any():
-            raise ValueError(f"{path} holds no complete spectrum")
-        flux.append(f[good].astype(np.float32))
-        labels.append(values[good])
-        versions.append(
-            {"file": Path(path).name, "spectra": int(good.sum()), "empty": int((~good).sum())}
-        )
-    if len(geometry) != 1:
-        raise ValueError(f"{[str(p) for p in paths]} have different wavelength grids: {geometry}")
-    labels = np.concatenate(labels)
+def read_grid(path: Path, allow_incomplete: bool = False) -> Grid:
+    """Read a grid made by ``synthesize_grid.py``; `GridError` names a file that is damaged."""
+    labels, flux, attributes = synthesize_grid.read_grid(path, allow_incomplete)
     held_out = [zlib.crc32(row.astype(np.float32).tobytes()) % HELD_OUT == 0 for row in labels]
+    names = [name.upper() for name in attributes["label_names"]]
+    keys = ("log10_wavelength_start", "log10_wavelength_step", "resolution")
+    source = {"file": Path(path).name, "labels_sha256": attributes["labels_sha256"]}
     return Grid(
-        np.concatenate(flux), labels, np.array(held_out), *geometry.pop(), {"files": versions}
-    )
-
-
-def _names(file: h5py.File):
-    """Label names of a grid, at the file or at its labels."""
-    return (
-        file.attrs["label_names"] if "label_names" in file.attrs else file["labels"].attrs["names"]
+        flux.astype(np.float32),
+        labels[:, [names.index(name) for name in LABELS]].astype(np.float64),
+        np.array(held_out),
+        *(float(attributes[key]) for key in keys),
+        source,
     )
 
 
@@ -123,7 +87,7 @@ def principal_components(spectra: np.ndarray, number: int) -> tuple[np.ndarray, 
 
 
 def _covariance(log: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Covariance (G, G) of the grid points (G, 21), with the linear terms and the noise."""
+    """Covariance (G, G) of the grid points (G, 20), with the linear terms and the noise."""
     linear = torch.cat([torch.ones(len(x), 1, dtype=x.dtype), x], dim=1)
     amplitude = torch.stack([torch.zeros_like(log["amplitude"]), log["amplitude"]]).exp()
     process = GaussianProcess(log["scale"].exp(), amplitude, x, x, x)
@@ -139,7 +103,7 @@ def fit_process(
 
     Parameters
     ----------
-    inputs : (G, 21)
+    inputs : (G, 20)
         Scaled to -1..1.
     targets : (G, K)
         Coefficients; every one has its own variance, which drops out of the likelihood.
@@ -147,7 +111,7 @@ def fit_process(
         Steps of the optimiser for the length scales, and number of spectra it looks at.
     """
     long_scale = torch.full((inputs.shape[1],), -2.5, dtype=torch.float64)
-    long_scale[:10] = -0.5  # what changes every spectrum; single elements change little
+    long_scale[:9] = -0.5  # what changes every spectrum; single elements change little
     log = {
         "scale": torch.stack([long_scale, long_scale - 0.8]),
         "amplitude": torch.tensor(0.0, dtype=torch.float64),
@@ -232,7 +196,7 @@ def held_out_errors(emulator: Emulator, grid: Grid) -> np.ndarray:
     """Emulated minus synthesized flux (n, 7514) of the held-out spectra at APOGEE's resolution."""
     plain = Emulator("grid", [], grid.start, grid.step, grid.resolution)
     identity = torch.from_numpy(grid.flux[grid.held_out].astype(np.float64))
-    part = Part(torch.zeros(identity.shape[1]), identity, [], *[torch.zeros(21)] * 4)
+    part = Part(torch.zeros(identity.shape[1]), identity, [], *[torch.zeros(20)] * 4)
     plain.parts = [part]
     direct = plain.project(APOGEE_WAVELENGTH, RESOLUTION).components
     projection = emulator.project(APOGEE_WAVELENGTH, RESOLUTION)
@@ -303,11 +267,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     here = Path(__file__).parent
-    parser.add_argument("--nominal", type=Path, nargs="+", default=[here / "grids/nominal.h5"])
-    parser.add_argument("--nature", type=Path, nargs="+", default=[here / "grids/nature.h5"])
+    parser.add_argument("--nominal", type=Path, default=here / "grids/nominal.h5")
+    parser.add_argument("--nature", type=Path, default=here / "grids/nature.h5")
     parser.add_argument("--output", type=Path, default=EMULATOR_FILE, help="emulator file to write")
     parser.add_argument(
         "--figure", type=Path, default=here / "figures/emulator_error.png", help="picture to draw"
+    )
+    parser.add_argument(
+        "--allow-incomplete", action="store_true", help="fit grids that are still being computed"
     )
     parser.add_argument("--components", type=int, default=80, help="of nominal (80)")
     parser.add_argument("--difference-components", type=int, default=40, help="of nature (40)")
@@ -317,7 +284,7 @@ def main() -> None:
     args = parser.parse_args()
 
     begin = time.time()
-    nominal, nature = read_grid(*args.nominal), read_grid(*args.nature)
+    nominal, nature = (read_grid(p, args.allow_incomplete) for p in (args.nominal, args.nature))
     geometry = (nominal.start, nominal.step, nominal.resolution)
     if geometry != (nature.start, nature.step, nature.resolution):
         parser.error("the two grids have different wavelength grids")
@@ -336,7 +303,8 @@ def main() -> None:
     )
     parts = {"nominal": first, "difference": second}
     for part, grid in ((first, nominal), (second, nature)):
-        part.info = {**grid.source, "seed": args.seed}
+        counts = {"fitted": int((~grid.held_out).sum()), "held_out": int(grid.held_out.sum())}
+        part.info = {**grid.source, "spectra": counts, "seed": args.seed}
     keywords = dict(zip(("start", "step", "resolution"), geometry, strict=True))
     write_emulators(args.output, parts, **keywords)
 
@@ -345,9 +313,9 @@ def main() -> None:
     for part, grid, name in ((first, nominal, "nominal"), (second, nature, "nature")):
         errors = held_out_errors(Emulator.load(name, args.output), grid)
         results[name] = (errors, grid)
-        part.info["held_out"] = summary(errors, grid)
+        part.info["errors"] = summary(errors, grid)
         print(f"{name}: {(~grid.held_out).sum()} spectra fitted, {grid.held_out.sum()} held out")
-        for region, figures in part.info["held_out"].items():
+        for region, figures in part.info["errors"].items():
             print(f"  {region:28s} {json.dumps(figures)}")
     write_emulators(args.output, parts, **keywords)
     draw(results, args.figure)

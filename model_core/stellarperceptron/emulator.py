@@ -6,7 +6,7 @@ components, each times a coefficient; a coefficient is a smooth function of the 
 
     c_k(theta) = w_k . h(theta) + sum_i alpha_ik K(theta, theta_i),
 
-with h = (1, x_1 .. x_21), the sum over the spectra of the grid, and K the sum of two squared
+with h = (1, x_1 .. x_20), the sum over the spectra of the grid, and K the sum of two squared
 exponential kernels, one long and one short, with one length scale a label (Rasmussen & Williams
 2006, chapters 2 and 5). Being linear in the components, a spectrum can be convolved, resampled
 and differentiated by convolving and resampling the components once.
@@ -49,12 +49,14 @@ __all__ = [
 
 EMULATOR_FILE = Path(__file__).parent / "data" / "emulators.npz"
 FORMAT_VERSION = 1
+ALPHA_ELEMENTS = ("SI_FE", "S_FE", "CA_FE", "TI_FE")  # which follow O and Mg where nothing is said
+CARBON_LIMIT = 0.15  # the grids' largest [C/O]: above it stars are carbon stars, another chemistry
 PARTS = {"nominal": ("nominal",), "nature": ("nominal", "difference")}  # each a sum of parts
 
-# TEFF [K], LOGG [log10 cm/s2], FE_H and X_FE [dex, solar scale of Grevesse, Asplund & Sauval 2007],
-# ALPHA_M: [alpha/M] of the model atmosphere [dex], VMICRO [km/s].
+# TEFF [K], LOGG [log10 cm/s2], VMICRO [km/s], FE_H and X_FE [dex, scale of Grevesse, Asplund &
+# Sauval 2007]. The model atmosphere's [alpha/M] is the mean of O_FE and MG_FE.
 LABELS = (
-    *("TEFF", "LOGG", "FE_H", "ALPHA_M", "VMICRO", "C_FE", "N_FE", "O_FE", "NA_FE", "MG_FE"),
+    *("TEFF", "LOGG", "FE_H", "VMICRO", "C_FE", "N_FE", "O_FE", "NA_FE", "MG_FE"),
     *("AL_FE", "SI_FE", "S_FE", "K_FE", "CA_FE", "TI_FE", "V_FE", "CR_FE", "MN_FE", "CO_FE"),
     "NI_FE",
 )
@@ -73,25 +75,26 @@ def microturbulence(logg: Tensor) -> Tensor:
 
 def to_inputs(labels: Tensor) -> Tensor:
     """
-    Labels (N, 21) in the coordinates in which spectra vary most smoothly (N, 21).
+    Labels (N, 20) in the coordinates in which spectra vary most smoothly (N, 20).
 
     Excitation and ionisation go with 5040 K / Teff; microturbulence with the logarithm of its
     ratio to the usual one; Si, S, Ca and Ti are counted from the alpha abundance of the atmosphere.
     """
     x = labels.clone()
     x[:, 0] = 5040.0 / labels[:, 0]
-    x[:, 4] = torch.log10(labels[:, 4] / microturbulence(labels[:, 1]))
-    for name in ("SI_FE", "S_FE", "CA_FE", "TI_FE"):
-        x[:, LABELS.index(name)] -= labels[:, 3]
+    x[:, 3] = torch.log10(labels[:, 3] / microturbulence(labels[:, 1]))
+    alpha = 0.5 * (labels[:, LABELS.index("O_FE")] + labels[:, LABELS.index("MG_FE")])
+    for name in ALPHA_ELEMENTS:
+        x[:, LABELS.index(name)] -= alpha
     return x
 
 
 def standard_labels(labels: Mapping[str, object], device: torch.device | str = "cpu") -> Tensor:
     """
-    All 21 labels (N, 21), float64, from the ones that are given.
+    All 20 labels (N, 20), float64, from the ones that are given.
 
-    What is missing takes its usual value: microturbulence by `microturbulence`, [alpha/M] the mean
-    of the [O/Fe] and [Mg/Fe] given, Si, S, Ca, Ti and missing O, Mg the same as [alpha/M], every
+    What is missing takes its usual value: microturbulence by `microturbulence`, O or Mg that of the
+    other, Si, S, Ca and Ti the mean of both, carbon solar but at most [C/O] = `CARBON_LIMIT`, every
     other abundance solar. TEFF, LOGG and FE_H have no usual value.
     """
     unknown = sorted(set(labels) - set(LABELS))
@@ -106,11 +109,11 @@ def standard_labels(labels: Mapping[str, object], device: torch.device | str = "
     }
     values = dict(zip(as_tensor, torch.broadcast_tensors(*as_tensor.values()), strict=True))
     zero = torch.zeros_like(values["TEFF"])
-    alphas = [values[name] for name in ("O_FE", "MG_FE") if name in values]
-    usual = torch.stack(alphas).mean(0) if alphas else zero
-    alpha = values.setdefault("ALPHA_M", usual)
     values.setdefault("VMICRO", microturbulence(values["LOGG"]))
-    for name in ("O_FE", "MG_FE", "SI_FE", "S_FE", "CA_FE", "TI_FE"):
+    oxygen = values.setdefault("O_FE", values.get("MG_FE", zero))
+    alpha = 0.5 * (oxygen + values.setdefault("MG_FE", oxygen))
+    values.setdefault("C_FE", (oxygen + CARBON_LIMIT).clamp(max=0.0))
+    for name in ALPHA_ELEMENTS:
         values.setdefault(name, alpha)
     return torch.stack([values.get(name, zero) for name in LABELS], dim=1)
 
@@ -138,9 +141,9 @@ class Part:
         Float64, at full resolution.
     processes
         Gaussian processes whose coefficients, one after another, are those of the components.
-    low, high : (21,)
+    low, high : (20,)
         Range of the labels in the grid (units of `LABELS`).
-    input_low, input_high : (21,)
+    input_low, input_high : (20,)
         Inputs (`to_inputs`) that are scaled to -1 and to 1.
     info
         Provenance: grid, number of spectra, held-out error.
@@ -156,11 +159,11 @@ class Part:
     info: dict = field(default_factory=dict)
 
     def scaled(self, values: Tensor) -> Tensor:
-        """Inputs (N, 21) scaled to -1..1 over the grid from labels (N, 21)."""
+        """Inputs (N, 20) scaled to -1..1 over the grid from labels (N, 20)."""
         return (to_inputs(values) - self.input_low) / (self.input_high - self.input_low) * 2.0 - 1.0
 
     def coefficients(self, values: Tensor) -> Tensor:
-        """Coefficients (N, K) at the labels (N, 21)."""
+        """Coefficients (N, K) at the labels (N, 20)."""
         x = self.scaled(values)
         return torch.cat([process(x) for process in self.processes], dim=1)
 
@@ -215,12 +218,12 @@ class Emulator:
 
     @cached_property
     def low(self) -> Tensor:
-        """Smallest value of each label (21,), in the units of `LABELS`."""
+        """Smallest value of each label (20,), in the units of `LABELS`."""
         return torch.stack([part.low for part in self.parts]).amax(0)
 
     @cached_property
     def high(self) -> Tensor:
-        """Largest value of each label (21,), in the units of `LABELS`."""
+        """Largest value of each label (20,), in the units of `LABELS`."""
         return torch.stack([part.high for part in self.parts]).amin(0)
 
     @property
@@ -245,12 +248,12 @@ class Emulator:
 
     def labels(self, labels, extrapolate: str = "error") -> Tensor:
         """
-        Labels as (N, 21) float64 within the emulator's range.
+        Labels as (N, 20) float64 within the emulator's range.
 
         Parameters
         ----------
         labels
-            Mapping from label names to values (completed by `standard_labels`), or (N, 21).
+            Mapping from label names to values (completed by `standard_labels`), or (N, 20).
         extrapolate
             ``"error"``: labels outside the range raise a ValueError; ``"clip"``: they are moved
             to its edge.
@@ -288,7 +291,12 @@ class Emulator:
         return torch.cat([part.coefficients(values) for part in self.parts], dim=1)
 
     def project(
-        self, wavelength=None, resolution=None, dtype: torch.dtype = torch.float64
+        self,
+        wavelength=None,
+        resolution=None,
+        *,
+        profile: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
     ) -> Projection:
         """
         Mean and components on other wavelengths and at another resolution.
@@ -300,8 +308,11 @@ class Emulator:
         resolution : float or (P,)
             Wavelength over the full width at half maximum of a Gaussian line-spread function; None
             (and anything above the emulator's own): the emulator's own.
+        profile : (2 n + 1,)
+            Broadening of the star, sampled in steps of the emulator's own grid, to be applied
+            first; None: none.
         """
-        if wavelength is None and resolution is None:
+        if wavelength is None and resolution is None and profile is None:
             return Projection(self.mean.to(dtype), self.components.to(dtype))
         wavelength = self.wavelength if wavelength is None else wavelength
         target = torch.log10(
@@ -318,8 +329,12 @@ class Emulator:
         variance = (1.0 / r**2 - 1.0 / self.resolution**2).clamp(min=0.0)
         sigma = (torch.sqrt(variance) / (FWHM * math.log(10.0))).expand_as(target)
         matrix = lsf_matrix(target, self.start, self.step, len(self.mean), sigma)
-        stack = torch.cat([self.mean[None], self.components]).T.contiguous()
-        sampled = torch.sparse.mm(matrix, stack).T
+        stack = torch.cat([self.mean[None], self.components])
+        if profile is not None:
+            half, kernel = len(profile) // 2, profile.flip(0).to(stack)[None, None]
+            padded = torch.nn.functional.pad(stack[:, None], (half, half), mode="replicate")
+            stack = torch.nn.functional.conv1d(padded, kernel)[:, 0]
+        sampled = (matrix @ stack.T.contiguous()).T
         return Projection(sampled[0].to(dtype), sampled[1:].to(dtype).contiguous())
 
     def flux(self, labels, wavelength=None, resolution=None, extrapolate: str = "error") -> Tensor:
@@ -342,7 +357,7 @@ class Emulator:
         Response of the spectrum to each label, d flux / d label (N, len(names), P).
 
         Per K for TEFF, per dex for LOGG and abundances, per km/s for VMICRO; every other one of
-        the 21 labels is held fixed (so [Mg/Fe] changes magnesium alone, not the atmosphere).
+        the 20 labels is held fixed (the atmosphere follows the mean of [O/Fe] and [Mg/Fe]).
         """
         names = LABELS if names is None else tuple(names)
         values = self.labels(labels, extrapolate)

@@ -15,13 +15,13 @@ class GaussianProcess:
 
     Attributes
     ----------
-    scale : (2, 21)
+    scale : (2, D)
         Inverse length scales of the long and of the short kernel.
     amplitude : (2,)
         Their variances relative to each other.
-    inputs : (G, 21)
+    inputs : (G, D)
         Scaled inputs of the grid's spectra.
-    linear : (22, K)
+    linear : (1 + D, K)
         Coefficients w of h(theta) = (1, inputs).
     alpha : (G, K)
         Weights of the kernel functions.
@@ -34,7 +34,7 @@ class GaussianProcess:
     alpha: Tensor
 
     def kernel(self, x: Tensor) -> Tensor:
-        """Covariance (N, G) of the inputs `x` (N, 21) with those of the grid."""
+        """Covariance (N, G) of the inputs `x` (N, D) with those of the grid."""
         total = 0.0
         for scale, amplitude in zip(self.scale, self.amplitude, strict=True):
             a, b = x * scale, self.inputs * scale
@@ -44,11 +44,11 @@ class GaussianProcess:
         return total
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Coefficients (N, K) at the scaled inputs `x` (N, 21)."""
+        """Coefficients (N, K) at the scaled inputs `x` (N, D)."""
         return self.kernel(x) @ self.alpha + x @ self.linear[1:] + self.linear[0]
 
     def jacobian(self, x: Tensor) -> Tensor:
-        """Derivatives (N, 21, K) of the coefficients with respect to the scaled inputs."""
+        """Derivatives (N, D, K) of the coefficients with respect to the scaled inputs."""
         out = self.linear[1:].expand(len(x), -1, -1).clone()
         for scale, amplitude in zip(self.scale, self.amplitude, strict=True):
             a, b = x * scale, self.inputs * scale

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FWHM", "lsf_matrix"]
+__all__ = ["FWHM", "lsf_matrix", "rotation_profile"]
 
 FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 """Full width at half maximum of a Gaussian over its standard deviation."""
@@ -33,8 +34,36 @@ def lsf_matrix(source: Tensor, start: float, step: float, size: int, sigma: Tens
     weight = torch.exp(-0.5 * ((columns - centre[:, None]) * (step / sigma)[:, None]) ** 2)
     weight = weight * ((columns >= 0) & (columns < size))
     weight = weight / weight.sum(1, keepdim=True)
-    rows = torch.arange(len(source), device=source.device)[:, None].expand_as(columns)
     keep = weight > 1e-9
+    rows = torch.arange(len(source), device=source.device)[:, None].expand_as(columns)
     index = torch.stack([rows[keep], columns[keep]])
-    size = (len(source), size)
-    return torch.sparse_coo_tensor(index, weight[keep], size, check_invariants=False).coalesce()
+    return torch.sparse_coo_tensor(
+        index, weight[keep], (len(source), size), check_invariants=False, is_coalesced=True
+    )
+
+
+def rotation_profile(velocity: float, step: float, limb_darkening: float = 0.6) -> Tensor:
+    """
+    Broadening profile of a rotating star, integrated over pixels (2 n + 1,), of sum 1.
+
+    A linear limb-darkening law (Gray 2008, "The Observation and Analysis of Stellar Photospheres",
+    equation 18.14).
+
+    Parameters
+    ----------
+    velocity
+        Projected rotation at the equator [km/s].
+    step
+        Width of a pixel [km/s].
+    limb_darkening
+        Coefficient of the linear law.
+    """
+    half = math.ceil(velocity / step + 0.5)
+    edges = (np.arange(-half, half + 2) - 0.5) * (step / velocity)
+    x = np.clip(edges, -1.0, 1.0)
+    # Integrals of sqrt(1 - x^2) and of 1 - x^2.
+    disc = 0.5 * (x * np.sqrt(1.0 - x**2) + np.arcsin(x))
+    darkened = x - x**3 / 3.0
+    total = 2.0 * (1.0 - limb_darkening) * disc + 0.5 * math.pi * limb_darkening * darkened
+    profile = np.diff(total)
+    return torch.from_numpy(profile / profile.sum())

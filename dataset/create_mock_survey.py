@@ -1,0 +1,91 @@
+"""
+Make a mock APOGEE survey: synthetic and observed spectra, labels and their errors, in one file.
+
+Theory's spectra ("synthetic") and nature's ("observed") come from the two emulators that the
+package ships; dataset/mock_survey/README.md says how they were made. Any number of stars; the file
+appears when it is complete. The same seed gives the same stars, whatever their number, and with
+the same arguments the same bytes.
+
+    python dataset/create_mock_survey.py --stars 102747 --test-stars 25681 --output runs/mock.h5
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from stellarperceptron.dataset import SurveyWriter
+from stellarperceptron.survey import MockSurvey
+
+
+def positive(text: str) -> int:
+    """A whole number of stars above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    default = min(cores or 1, 4)
+    parser.add_argument(
+        "--stars", type=positive, default=102_747, help="training stars (default %(default)s)"
+    )
+    parser.add_argument(
+        "--test-stars", type=positive, default=25_681, help="test stars (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of everything (default %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/mock_survey.h5"),
+        help="HDF5 file to write, 60 kB a star (default %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=default, help="threads (default here %(default)s)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the survey."""
+    args = arguments()
+    torch.set_num_threads(1)  # blocks of stars share the cores
+    begin = time.perf_counter()
+    survey = MockSurvey(args.seed)
+    counts = {"train": args.stars, "test": args.test_stars}
+    provenance = {
+        "generator": "create_mock_survey.py",
+        "arguments": {"stars": args.stars, "test_stars": args.test_stars},
+        "seed": args.seed,
+        **survey.provenance(),
+    }
+    try:
+        with (
+            SurveyWriter(
+                args.output, counts=counts, provenance=provenance, true_labels=True
+            ) as writer,
+            tqdm(total=sum(counts.values()), unit=" stars", disable=None) as bar,
+        ):
+            for split, stars in counts.items():
+                for block in survey.blocks(split, stars, args.workers):
+                    writer.append(split, **block)
+                    bar.update(len(block["ids"]))
+    except OSError as error:
+        sys.exit(f"create_mock_survey.py: {error}")
+    seconds = time.perf_counter() - begin
+    size = args.output.stat().st_size / 1e9
+    print(f"{args.output}: {sum(counts.values())} stars, {size:.2f} GB, {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

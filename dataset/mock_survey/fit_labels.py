@@ -1,0 +1,100 @@
+"""
+Describe the labels of a survey's stars: the label distribution that the package ships.
+
+A mixture of Gaussians for the joint distribution of the five labels, a quadratic for the logarithm
+of their errors, and the share of stars without abundances. Needs SciPy and
+scikit-learn.
+
+    python dataset/mock_survey/fit_labels.py --labels labels_train.npy --errors label_errs_train.npy
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import KDTree
+from sklearn.mixture import GaussianMixture
+
+from stellarperceptron.population import FORMAT_VERSION, POPULATION_FILE, error_features
+from stellarperceptron.utils.data_utils import atomic_output
+
+COOL = {"cool_teff": 3700.0, "cool_logg": 4.0}  # where abundances are missing
+
+
+def main() -> None:
+    """Fit and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--labels", type=Path, required=True, help="(N, 5): TEFF, LOGG, O_FE, MG_FE, FE_H"
+    )
+    parser.add_argument("--errors", type=Path, required=True, help="(N, 5): their errors")
+    parser.add_argument("--components", type=int, default=64, help="Gaussians (64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=POPULATION_FILE)
+    args = parser.parse_args()
+    labels = np.load(args.labels).astype(np.float64)
+    errors = np.load(args.errors).astype(np.float64)
+
+    missing = np.isnan(labels[:, 4])
+    cool = (labels[:, 0] < COOL["cool_teff"]) & (labels[:, 1] > COOL["cool_logg"])
+    shares = {"cool_share": missing[cool].mean(), "other_share": missing[~cool].mean()}
+    # Stars without abundances count too: with those of the nearest complete star in Teff and logg.
+    complete = np.isfinite(labels).all(1) & np.isfinite(errors).all(1)
+    tree = KDTree(labels[complete][:, :2] / (50.0, 0.1))
+    nearest = tree.query(labels[~complete][:, :2] / (50.0, 0.1))[1]
+    filled = np.where(np.isnan(labels[~complete]), labels[complete][nearest], labels[~complete])
+    population = np.concatenate([labels[complete], filled])
+    labels, errors = labels[complete], errors[complete]
+
+    x = population.copy()
+    x[:, 0] = 5040.0 / x[:, 0]
+    centre, scale = x.mean(0), x.std(0)
+    mixture = GaussianMixture(
+        args.components,
+        reg_covar=1e-5,
+        max_iter=200,
+        init_params="k-means++",
+        tol=1e-4,
+        random_state=args.seed,
+    ).fit((x - centre) / scale)
+
+    features = error_features(labels)
+    coefficients, *_ = np.linalg.lstsq(features, np.log10(errors), rcond=None)
+    residual = np.log10(errors) - features @ coefficients
+
+    def figures(array: np.ndarray, digits: int) -> list:
+        return np.round(array, digits).tolist()
+
+    weights = np.round(mixture.weights_, 6)
+    values = {
+        "format_version": FORMAT_VERSION,
+        "info": {
+            "labels": ["TEFF", "LOGG", "O_FE", "MG_FE", "FE_H"],
+            "stars": len(population),
+            "log_likelihood_per_star": round(float(mixture.score((x - centre) / scale)), 4),
+        },
+        "weights": (weights / weights.sum()).tolist(),
+        "means": figures(mixture.means_, 5),
+        "factors": figures(np.linalg.cholesky(mixture.covariances_), 5),
+        "centre": figures(centre, 6),
+        "scale": figures(scale, 6),
+        "low": figures(labels.min(0), 3),
+        "high": figures(labels.max(0), 3),
+        "error_coefficients": figures(coefficients, 5),
+        "error_scatter": figures(residual.std(0), 4),
+        "error_low": figures(errors.min(0), 4),
+        "error_high": figures(np.percentile(errors, 99.9, axis=0), 4),
+        "missing": {**COOL, **{k: round(float(v), 5) for k, v in shares.items()}},
+    }
+    with atomic_output(args.output) as temporary:
+        temporary.write_text(json.dumps(values, indent=None, separators=(",", ":")) + "\n")
+    print(
+        f"{args.output}: {args.components} Gaussians for {len(population)} stars, {values['info']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
