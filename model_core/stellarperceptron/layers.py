@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stellarperceptron.utils.linear import Linear, linear
+
 __all__ = [
     "ACTIVATIONS",
     "NonLinearEmbedding",
@@ -99,7 +101,7 @@ class NonLinearEmbedding(nn.Module):
         self.embeddings = nn.Parameter(torch.empty(vocabulary_size + 1, embedding_dim))
         self.bias = nn.Parameter(torch.empty(vocabulary_size + 1, embedding_dim))
         if pixels_per_token > 1:
-            self.pixel_projection = nn.Linear(2 * pixels_per_token, embedding_dim, bias=False)
+            self.pixel_projection = Linear(2 * pixels_per_token, embedding_dim, bias=False)
         if embed_map is None:
             embed_map = torch.arange(vocabulary_size + 1)
         # Part of the checkpoint's embed_map.npz, not of its weights.
@@ -195,8 +197,8 @@ class TransformerBlock(nn.Module):
         self.attention = nn.MultiheadAttention(
             embedding_dim, head_num, add_bias_kv=True, batch_first=True
         )
-        self.dense_1 = nn.Linear(embedding_dim, dense_num)
-        self.dense_2 = nn.Linear(dense_num, embedding_dim)
+        self.dense_1 = Linear(embedding_dim, dense_num)
+        self.dense_2 = Linear(dense_num, embedding_dim)
         self.layernorm_1 = nn.LayerNorm(embedding_dim)
         self.layernorm_2 = nn.LayerNorm(embedding_dim)
         self.dropout = nn.Dropout(dropout_rate)
@@ -240,13 +242,13 @@ class TransformerBlock(nn.Module):
 
     def _self_attention(self, x, attend, need_weights):
         a = self.attention
-        q, k, v = F.linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, dim=-1)
         return self._attend(q, k, v, attend, need_weights)
 
     def _cross_attention(self, query, context, attend, need_weights):
         a, dim = self.attention, query.shape[-1]
-        q = F.linear(query, a.in_proj_weight[:dim], a.in_proj_bias[:dim])
-        kv = F.linear(context, a.in_proj_weight[dim:], a.in_proj_bias[dim:])
+        q = linear(query, a.in_proj_weight[:dim], a.in_proj_bias[:dim])
+        kv = linear(context, a.in_proj_weight[dim:], a.in_proj_bias[dim:])
         return self._attend(q, *kv.chunk(2, dim=-1), attend, need_weights)
 
     def _attend(self, q, k, v, attend, need_weights):
@@ -266,7 +268,9 @@ class TransformerBlock(nn.Module):
             dropout = self.attention_dropout_rate if self.training else 0.0
             output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
             weights = None
-        return a.out_proj(output.transpose(1, 2).flatten(-2)), weights
+        return linear(
+            output.transpose(1, 2).flatten(-2), a.out_proj.weight, a.out_proj.bias
+        ), weights
 
     def _few_queries_attention(self, query, context, attend, need_weights):
         """Attention of few queries on many tokens, without projecting the tokens.
@@ -280,7 +284,7 @@ class TransformerBlock(nn.Module):
         length = context.shape[1]
         w_q, w_k, w_v = a.in_proj_weight.chunk(3)
         b_q, b_k, b_v = a.in_proj_bias.chunk(3)
-        q = F.linear(query, w_q, b_q).unflatten(-1, (heads, -1)) / math.sqrt(dim // heads)
+        q = linear(query, w_q, b_q).unflatten(-1, (heads, -1)) / math.sqrt(dim // heads)
         # Keys: the tokens', of which the bias b_k adds a constant, and the learned one.
         q_token = torch.einsum("nqhd,hdc->nqhc", q, w_k.unflatten(0, (heads, -1)))
         scores = q_token.flatten(1, 2) @ context.transpose(1, 2)  # (N, Q H, L)
@@ -301,7 +305,7 @@ class TransformerBlock(nn.Module):
             + (1 - on_learned) * b_v.unflatten(0, (heads, -1))
             + on_learned * a.bias_v.unflatten(-1, (heads, -1))[0]
         )
-        output = a.out_proj(output.flatten(-2))
+        output = linear(output.flatten(-2), a.out_proj.weight, a.out_proj.bias)
         return output, weights.mean(dim=2) if need_weights else None
 
 
@@ -350,9 +354,9 @@ class StellarPerceptronDecoder(nn.Module):
             )
         widths = [embedding_dim, *(dense_num // 2**i for i in range(4))]
         for i in range(4):
-            self.add_module(f"decoder_dense_{i + 3}", nn.Linear(widths[i], widths[i + 1]))
-        self.decoder_out = nn.Linear(widths[-1], 1)
-        self.decoder_logvar_out = nn.Linear(widths[-1], 1)
+            self.add_module(f"decoder_dense_{i + 3}", Linear(widths[i], widths[i + 1]))
+        self.decoder_out = Linear(widths[-1], 1)
+        self.decoder_logvar_out = Linear(widths[-1], 1)
         self.activation = ACTIVATIONS[block.get("activation", "gelu")]
         self.dropout = nn.Dropout(block.get("dropout_rate", 0.0))
 

@@ -1,0 +1,1 @@
+"""Measured speed, beside the published manner and the hardware's floor."""

@@ -1,0 +1,107 @@
+"""What all benchmarks share: clocks, the floor, the hardware's name, the record."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stellarperceptron.utils.data_utils import atomic_output
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, GPU and versions, as they stand in every record."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].split(":", 1)[1].strip() if names else processor
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def measure_in_turn(
+    functions: dict[str, Callable[[], Any]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Time functions in turn, A B A B ..., so that a drift of the machine meets all alike.
+
+    Parameters
+    ----------
+    functions
+        By name; each is called once beforehand to warm up.
+    repeats
+        Counted calls of each.
+
+    Returns
+    -------
+    dict
+        For each name: medians `cpu_s` and `wall_s` [s], and the fastest and slowest `cpu_s`.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    for counted in range(repeats + 1):
+        for name, function in functions.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            function()
+            elapsed = time.process_time() - cpu, time.perf_counter() - wall
+            if counted:
+                times[name].append(elapsed)
+    return {
+        name: {
+            "cpu_s": statistics.median(cpu for cpu, _ in pairs),
+            "wall_s": statistics.median(wall for _, wall in pairs),
+            "cpu_s_min": min(cpu for cpu, _ in pairs),
+            "cpu_s_max": max(cpu for cpu, _ in pairs),
+        }
+        for name, pairs in times.items()
+    }
+
+
+def large_matrix_product(rows: int = 4096, inner: int = 1024, columns: int = 2048):
+    """A matrix product whose rate is the ceiling of all others: a function and its FLOP."""
+    a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+    return (lambda: a @ b), 2 * rows * inner * columns
+
+
+def record(name: str, results: dict[str, Any], output: Path | None) -> Path:
+    """Write results with date, hardware and command to a JSON file.
+
+    Parameters
+    ----------
+    name
+        Of the benchmark.
+    results
+        Anything that JSON can hold.
+    output
+        None: `benchmarks/results/<date>-<processor or GPU>-<name>.json`.
+    """
+    machine = hardware()
+    today = datetime.date.today().isoformat()
+    short = "-".join((machine["gpu"] or machine["processor"]).lower().split())
+    path = output or RESULTS / f"{today}-{short}-{name}.json"
+    command = ["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]
+    content = {
+        "benchmark": name,
+        "date": today,
+        "command": " ".join(command),
+        "hardware": machine,
+        "threads": torch.get_num_threads(),
+        "results": results,
+    }
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path
