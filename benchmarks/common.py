@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.linear import linear
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -71,10 +72,22 @@ def measure_in_turn(
     }
 
 
-def large_matrix_product(rows: int = 4096, inner: int = 1024, columns: int = 2048):
-    """A matrix product whose rate is the ceiling of all others: a function and its FLOP."""
-    a, b = torch.randn(rows, inner), torch.randn(inner, columns)
-    return (lambda: a @ b), 2 * rows * inner * columns
+def large_products(rows: int = 4096, inner: int = 1024, columns: int = 2048):
+    """Large float32 matrix products, by PyTorch and by the package, whose rates are the ceilings.
+
+    Returns
+    -------
+    dict
+        Functions by name, for `measure_in_turn`.
+    int
+        FLOP of each.
+    """
+    x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
+    functions = {
+        "matrix product": lambda: x @ weight.T,
+        "package's matrix product": lambda: linear(x, weight),
+    }
+    return functions, 2 * rows * inner * columns
 
 
 def record(name: str, results: dict[str, Any], output: Path | None) -> Path:
