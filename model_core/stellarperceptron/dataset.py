@@ -2,46 +2,24 @@
 
 A survey file is HDF5: `wavelength` at the root; groups `train` and `test`, each with `synthetic`
 and `observed` spectra, `labels`, `label_errors`, `ids` and, for mock surveys, `true_labels`. NaN
-is a bad pixel or a missing label. `SurveyWriter` writes it. The
-published data are a folder of .npy arrays. Spectra stay on the disk until they are asked for.
+is a bad pixel or a missing label. `SurveyWriter` writes it. The published data are a folder of
+.npy arrays. Spectra stay on the disk until they are asked for.
 """
 
-import json
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from stellarperceptron.spectra import APOGEE_WAVELENGTH, pixel_range
-from stellarperceptron.survey_file import (
-    FORMAT_VERSION,
-    KINDS,
-    LABEL_NAMES,
-    SPLITS,
-    SurveyWriter,
-)
+from stellarperceptron.data_source import REMEDY, DatasetError, Source, open_source
+from stellarperceptron.spectra import pixel_range
+from stellarperceptron.survey_file import KINDS, LABEL_NAMES, SPLITS, SurveyWriter
 
 __all__ = ["LABEL_NAMES", "DatasetError", "SpectraDataset", "Split", "SurveyWriter"]
-
-# File names of the published arrays: what goes before "_train.npy" and "_test.npy".
-_PUBLISHED = {
-    "synthetic": "synspec",
-    "observed": "aspcap_spectra",
-    "labels": "labels",
-    "label_errors": "label_errs",
-}
-_PUBLISHED_WAVELENGTH = "apogee_wavelength_sol.csv"
-_REMEDY = "make it anew (dataset/create_mock_survey.py or dataset/create_dataset.py)"
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be used: damaged, half-written, or not what it should be."""
 
 
 class Split:
@@ -99,7 +77,7 @@ class Split:
             return np.array([value.decode("utf-8") for value in values.tolist()])
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(
-                f"{self._source} is damaged in {self.name}/ids ({error}): {_REMEDY}"
+                f"{self._source} is damaged in {self.name}/ids ({error}): {REMEDY}"
             ) from error
 
     def read(
@@ -176,7 +154,7 @@ class Split:
                 _gather(array, rows, columns, out)
         except OSError as error:  # a checksum that does not fit, a file cut off while open
             raise DatasetError(
-                f"{self._source} is damaged in {self.name}/{name} ({error}): {_REMEDY}"
+                f"{self._source} is damaged in {self.name}/{name} ({error}): {REMEDY}"
             ) from error
         return out
 
@@ -273,24 +251,15 @@ class SpectraDataset:
     >>> spectra = dataset.train.read("observed", rows=slice(0, 64), pixels="first_half")
     """
 
-    def __init__(
-        self,
-        path: Path,
-        wavelength: np.ndarray,
-        label_names: tuple[str, ...],
-        provenance: dict,
-        splits: Mapping[str, Mapping[str, Any]],
-        file: h5py.File | None = None,
-    ):
-        self.path = path
-        self.wavelength = wavelength
-        self.label_names = label_names
-        self.provenance = provenance
-        self._file = file
-        for name in SPLITS:
-            _check_shapes(path, name, splits[name], len(wavelength), len(label_names))
-        self.train = Split(path, "train", splits["train"], label_names)
-        self.test = Split(path, "test", splits["test"], label_names)
+    def __init__(self, source: Source):
+        self.path = source.path
+        self.wavelength = source.wavelength
+        self.label_names = source.label_names
+        self.provenance = source.provenance
+        self._file = source.file
+        self.train, self.test = (
+            Split(source.path, name, source.splits[name], source.label_names) for name in SPLITS
+        )
 
     @classmethod
     def open(
@@ -317,10 +286,7 @@ class SpectraDataset:
             For a damaged or half-written file, a missing part, a wrong number of pixels or wrong
             labels; the message names the file and what helps.
         """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: there is no such file or folder; {_REMEDY}")
-        dataset = _open_folder(cls, path) if path.is_dir() else _open_hdf5(cls, path)
+        dataset = cls(open_source(path))
         if label_names is not None and tuple(label_names) != dataset.label_names:
             dataset.close()
             raise DatasetError(
@@ -342,116 +308,3 @@ class SpectraDataset:
         """Close the file; spectra cannot be read afterwards."""
         if self._file is not None:
             self._file.close()
-
-
-def _open_hdf5(cls: type[SpectraDataset], path: Path) -> SpectraDataset:
-    """Open a survey file."""
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path} is no HDF5 file or is damaged ({error}): {_REMEDY}") from error
-    try:
-        if not file.attrs.get("complete", False):
-            raise DatasetError(f"{path} is half-written: {_REMEDY}")
-        version = file.attrs.get("format_version")
-        if version != FORMAT_VERSION:
-            raise DatasetError(
-                f"{path} has format version {version}, this program reads {FORMAT_VERSION}: "
-                f"{_REMEDY}"
-            )
-        label_names = tuple(str(name) for name in file.attrs["label_names"])
-        provenance = json.loads(file.attrs.get("provenance", "{}"))
-        wavelength = file["wavelength"][:].astype(np.float64)
-        splits = {name: _members(file[name]) for name in SPLITS}
-        return cls(path, wavelength, label_names, provenance, splits, file)
-    except DatasetError:
-        file.close()
-        raise
-    except KeyError as error:
-        file.close()
-        raise DatasetError(f"{path} lacks a part ({error.args[0]}): {_REMEDY}") from error
-    except (OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        file.close()
-        raise DatasetError(f"{path} is damaged ({error}): {_REMEDY}") from error
-
-
-def _members(group: h5py.Group) -> dict[str, h5py.Dataset]:
-    """Data sets of a group that hold their own data: a link into another file is not followed."""
-    own = [name for name in group if isinstance(group.get(name, getlink=True), h5py.HardLink)]
-    return {name: group[name] for name in own if isinstance(group[name], h5py.Dataset)}
-
-
-def _open_folder(cls: type[SpectraDataset], path: Path) -> SpectraDataset:
-    """Open a folder of published arrays."""
-    splits: dict[str, dict[str, np.ndarray]] = {}
-    for split in SPLITS:
-        files = {name: path / f"{stem}_{split}.npy" for name, stem in _PUBLISHED.items()}
-        splits[split] = {name: _map_npy(file) for name, file in files.items() if file.exists()}
-        ids = path / f"ids_{split}.npy"
-        if ids.exists():
-            try:
-                splits[split]["ids"] = np.load(ids, mmap_mode="r", allow_pickle=False)
-            except ValueError:
-                warnings.warn(
-                    f"{ids} holds pickled objects, which are never read: rows are numbered instead",
-                    stacklevel=3,
-                )
-    csv = path / _PUBLISHED_WAVELENGTH
-    if csv.exists():
-        try:
-            wavelength = np.loadtxt(csv, dtype=np.float64, ndmin=1)
-        except ValueError as error:
-            raise DatasetError(f"{csv} is damaged ({error})") from error
-    else:
-        wavelength = APOGEE_WAVELENGTH
-    provenance = {"generator": "published arrays", "arguments": {"folder": path.name}}
-    return cls(path, wavelength, LABEL_NAMES, provenance, splits)
-
-
-def _map_npy(path: Path) -> np.ndarray:
-    """Map an array into memory; one with pickled objects is refused."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DatasetError(
-            f"{path} is damaged or no plain array ({error}): fetch it anew"
-        ) from error
-    if array.dtype.kind != "f":
-        raise DatasetError(f"{path} holds {array.dtype}, not floating-point numbers")
-    return array
-
-
-def _check_shapes(
-    path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_labels: int
-) -> None:
-    """Check that a split has all its parts and that they belong together."""
-    if path.is_dir():
-        names = {name: f"{stem}_{split}.npy" for name, stem in _PUBLISHED.items()}
-    else:
-        names = {name: f"{split}/{name}" for name in _PUBLISHED}
-    for name in ("labels", "label_errors"):
-        if name not in arrays:
-            raise DatasetError(f"{path} lacks {names[name]}: {_REMEDY}")
-    kinds = [kind for kind in KINDS if kind in arrays]
-    if not kinds:
-        raise DatasetError(
-            f"{path} lacks spectra: neither {names['synthetic']} nor {names['observed']} is there; "
-            f"{_REMEDY}"
-        )
-    n_stars = arrays["labels"].shape[0] if arrays["labels"].ndim else 0
-    expected = {kind: (n_stars, n_pixels) for kind in kinds}
-    expected |= {"labels": (n_stars, n_labels), "label_errors": (n_stars, n_labels)}
-    expected |= {"true_labels": (n_stars, n_labels)} if "true_labels" in arrays else {}
-    for name, shape in expected.items():
-        where, array = names.get(name, f"{split}/{name}"), arrays[name]
-        if array.shape != shape:
-            raise DatasetError(
-                f"{path}: {where} has the shape {array.shape}, expected is {shape} (stars of the "
-                f"labels, {'pixels of the wavelengths' if name in KINDS else 'labels'})"
-            )
-        if array.dtype.kind != "f":
-            raise DatasetError(f"{path}: {where} holds {array.dtype}, not floating-point numbers")
-    if "ids" in arrays and (
-        arrays["ids"].shape != (n_stars,) or arrays["ids"].dtype.kind not in "USO"
-    ):
-        raise DatasetError(f"{path}: the names of the '{split}' stars are not {n_stars} texts")

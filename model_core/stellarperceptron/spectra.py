@@ -1,25 +1,31 @@
-"""The APOGEE wavelength grid, its files, and the pseudo-continuum of its spectra.
+"""APOGEE spectra: their files, their pseudo-continuum, their wavelengths (`apogee_grid`).
 
-Wavelengths are vacuum wavelengths in Angstrom everywhere. The survey samples them in equal steps
-of log10 and keeps 7,514 of the 8,575 pixels: those that its three detectors ("chips") see.
+Wavelengths are vacuum wavelengths in Angstrom everywhere.
 """
 
-import argparse
 import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
 from astropy.io import fits
 
+from stellarperceptron.apogee_grid import (
+    APOGEE_WAVELENGTH,
+    CHIP_PIXELS,
+    CHIPS,
+    FULL_WAVELENGTH,
+    PIXEL_RANGES,
+    VALID_PIXELS,
+    pixel_range,
+    write_wavelength,
+)
 from stellarperceptron.utils.continuum import fit_polynomials
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.interpolation import interpolate
 
 __all__ = [
     "APOGEE_WAVELENGTH",
@@ -28,7 +34,9 @@ __all__ = [
     "CHIP_PIXELS",
     "FULL_WAVELENGTH",
     "PIXEL_RANGES",
+    "SPEED_OF_LIGHT",
     "VALID_FLUX",
+    "VALID_PIXELS",
     "PixelMask",
     "RVFit",
     "Spectrum",
@@ -42,96 +50,6 @@ __all__ = [
 
 SPEED_OF_LIGHT = 299_792.458
 """Speed of light [km/s], exact (SI)."""
-
-# --- grid -----------------------------------------------------------------------------------------
-
-FULL_WAVELENGTH = 10.0 ** (4.179 + 6e-6 * np.arange(8575))
-"""Wavelengths of all 8,575 pixels of an apStar spectrum [A, vacuum] (CRVAL1, CDELT1 and NWAVE in
-the header of every apStar file; Nidever et al. 2015, AJ 150, 173, section 9)."""
-
-CHIPS: Mapping[str, slice] = MappingProxyType(
-    {"blue": slice(246, 3274), "green": slice(3585, 6080), "red": slice(6344, 8335)}
-)
-"""Pixels of the full grid that each chip sees and ASPCAP uses since data release 16 (Jonsson et
-al. 2020, AJ 160, 120; the same three stretches in aspcapStar files of data release 17)."""
-
-_VALID = np.concatenate([np.arange(chip.start, chip.stop) for chip in CHIPS.values()])
-
-APOGEE_WAVELENGTH = FULL_WAVELENGTH[_VALID]
-"""Wavelengths of the 7,514 valid pixels, the chips one after another [A, vacuum]."""
-
-
-def _chip_pixels() -> dict[str, slice]:
-    """Where each chip lies among the valid pixels."""
-    pixels, start = {}, 0
-    for name, chip in CHIPS.items():
-        pixels[name] = slice(start, start + chip.stop - chip.start)
-        start = pixels[name].stop
-    return pixels
-
-
-CHIP_PIXELS: Mapping[str, slice] = MappingProxyType(_chip_pixels())
-"""Pixels of each chip among the 7,514 valid ones."""
-
-PIXEL_RANGES: Mapping[str, slice] = MappingProxyType(
-    {"full": slice(0, 7514), "first_half": slice(0, 3757), "fe_chunk": slice(4107, 4619)}
-)
-"""Stretches of the 7,514 pixels by name: what the networks of the SpectraFM paper see in
-pre-training, in fine-tuning (15,152 to 16,028 A) and for [Fe/H] (16,106 to 16,220 A)."""
-
-for _array in (FULL_WAVELENGTH, APOGEE_WAVELENGTH, _VALID):
-    _array.flags.writeable = False
-
-
-def pixel_range(pixels: str | slice | Sequence[int], n_pixels: int = 7514) -> slice:
-    """Turn the name of a pixel range, or its two ends, into a slice.
-
-    Parameters
-    ----------
-    pixels
-        A name of `PIXEL_RANGES` or `CHIP_PIXELS`, text like "4107:4619", a slice of step 1, or a
-        pair (start, stop).
-    n_pixels
-        Length of the spectra. Names of chips and of parts of the grid belong to 7,514 pixels;
-        "full" fits any length.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name, and for a range that is empty or outside the spectrum.
-    """
-    if isinstance(pixels, str):
-        names = {**CHIP_PIXELS, **PIXEL_RANGES}
-        ends = re.fullmatch(r"(\d*):(\d*)", pixels)
-        if pixels == "full":
-            part = slice(0, n_pixels)
-        elif pixels in names:
-            if n_pixels != len(APOGEE_WAVELENGTH):
-                raise ValueError(
-                    f"pixel range '{pixels}' belongs to {len(APOGEE_WAVELENGTH)} pixels, not to "
-                    f"{n_pixels}: give it as 'start:stop'"
-                )
-            part = names[pixels]
-        elif ends:
-            part = slice(*(int(end) if end else None for end in ends.groups()))
-        else:
-            raise ValueError(
-                f"unknown pixel range '{pixels}': known are {', '.join(names)} and 'start:stop'"
-            )
-    else:
-        part = pixels if isinstance(pixels, slice) else slice(*pixels)
-    start = 0 if part.start is None else int(part.start)
-    stop = n_pixels if part.stop is None else int(part.stop)
-    if part.step not in (None, 1) or not 0 <= start < stop <= n_pixels:
-        raise ValueError(f"pixel range {start}:{stop} does not lie within 0:{n_pixels}")
-    return slice(start, stop)
-
-
-def write_wavelength(path: str | os.PathLike) -> None:
-    """Write the 7,514 wavelengths [A], one a line, as in `dataset/apogee_wavelength_sol.csv`."""
-    with atomic_output(path) as temporary:
-        np.savetxt(temporary, APOGEE_WAVELENGTH, fmt="%.18e")
-
 
 # --- pseudo-continuum -----------------------------------------------------------------------------
 
@@ -411,8 +329,8 @@ def read_spectrum(
         rows = [np.atleast_2d(array) for array in arrays[:3]]
         if not 0 <= row < len(rows[0]):
             raise ValueError(f"{path} has {len(rows[0])} spectra: there is no row {row}")
-        flux, error = (part[row, _VALID].astype(np.float64) for part in rows[:2])
-        third = rows[2][row, _VALID]
+        flux, error = (part[row, VALID_PIXELS].astype(np.float64) for part in rows[:2])
+        third = rows[2][row, VALID_PIXELS]
         if third.dtype.kind in "iu":
             return Spectrum(
                 kind="apStar", flux=flux, error=error, mask=third.astype(np.int64), **common
@@ -465,9 +383,8 @@ def resample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring spectra of single chips, pixels in any order, to the 7,514 pixels of the grid.
 
-    Flux is interpolated by Lagrange polynomials through six neighbouring pixels (the line-spread
-    function spans four and more, so that the lines are sampled well), after bad pixels are bridged
-    by straight lines; the error comes from the nearer pixel, the mask from both neighbours.
+    Flux is interpolated between the good pixels, across bad ones by a straight line; the error
+    comes from the nearer pixel, the mask from both neighbours.
 
     Parameters
     ----------
@@ -492,34 +409,9 @@ def resample(
         if not covered.any() or good.sum() < 6:
             continue
         target = target[covered]
+        out_flux[covered] = interpolate(x, np.interp(x, x[good], y[good]), target)
         right = np.clip(np.searchsorted(x, target), 1, len(x) - 1)
         nearer = np.where(target - x[right - 1] < x[right] - target, right - 1, right)
-        out_flux[covered] = _lagrange(x, np.interp(x, x[good], y[good]), target, right)
         out_error[covered] = e[nearer]
         out_mask[covered] = bits[right - 1] | bits[right]
     return out_flux, out_error, out_mask
-
-
-def _lagrange(x: np.ndarray, y: np.ndarray, target: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Interpolate y(x) at `target`, which lies left of pixel `right`, through six pixels."""
-    nodes = np.clip(right - 3, 0, len(x) - 6)[:, None] + np.arange(6)
-    offset = target[:, None] - x[nodes]
-    value = np.zeros(len(target))
-    for i in range(6):
-        others = [j for j in range(6) if j != i]
-        spacing = x[nodes[:, [i]]] - x[nodes[:, others]]
-        value += y[nodes[:, i]] * np.prod(offset[:, others] / spacing, axis=1)
-    return value
-
-
-def main() -> None:
-    """Write the wavelength grid: `python -m stellarperceptron.spectra --write PATH`."""
-    parser = argparse.ArgumentParser(description="The APOGEE wavelength grid, 7514 pixels.")
-    parser.add_argument("--write", type=Path, required=True, help="CSV file, one number a line [A]")
-    path = parser.parse_args().write
-    write_wavelength(path)
-    print(f"{path}: {len(APOGEE_WAVELENGTH)} wavelengths")
-
-
-if __name__ == "__main__":
-    main()

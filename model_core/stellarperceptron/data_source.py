@@ -1,0 +1,197 @@
+"""Where data sets come from: survey files and folders of published arrays, opened and checked."""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stellarperceptron.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.survey_file import FORMAT_VERSION, KINDS, LABEL_NAMES, SPLITS
+
+__all__ = ["REMEDY", "DatasetError", "Source", "open_source"]
+
+REMEDY = "make it anew (dataset/create_mock_survey.py or dataset/create_dataset.py)"
+
+# File names of the published arrays: what goes before "_train.npy" and "_test.npy".
+_PUBLISHED = {
+    "synthetic": "synspec",
+    "observed": "aspcap_spectra",
+    "labels": "labels",
+    "label_errors": "label_errs",
+}
+_PUBLISHED_WAVELENGTH = "apogee_wavelength_sol.csv"
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used: damaged, half-written, or not what it should be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An open data set, nothing of the spectra and labels read yet.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The file or folder.
+    wavelength : (P,) float64
+        Wavelengths of the pixels [A, vacuum].
+    label_names : tuple of str
+        Names of the columns of the labels.
+    provenance : dict
+        How the data were made.
+    splits : dict
+        For "train" and "test" the arrays by name: data sets of the file or memory maps.
+    file : h5py.File or None
+        The open file.
+    """
+
+    path: Path
+    wavelength: np.ndarray
+    label_names: tuple[str, ...]
+    provenance: dict
+    splits: Mapping[str, Mapping[str, Any]]
+    file: h5py.File | None = None
+
+    def __post_init__(self):
+        for split, arrays in self.splits.items():
+            _check(self.path, split, arrays, len(self.wavelength), len(self.label_names))
+
+
+def open_source(path: str | os.PathLike) -> Source:
+    """Open a survey file or a folder of published arrays and check that its parts fit together.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is nothing at `path`.
+    DatasetError
+        For whatever cannot be used; the message names the file and what helps.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder; {REMEDY}")
+    return _open_folder(path) if path.is_dir() else _open_hdf5(path)
+
+
+def _open_hdf5(path: Path) -> Source:
+    """Open a survey file; it stays open only when it is in order."""
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DatasetError(f"{path} is no HDF5 file or is damaged ({error}): {REMEDY}") from error
+    try:
+        return _read_layout(path, file)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, DatasetError):
+            raise
+        if isinstance(error, KeyError):
+            raise DatasetError(f"{path} lacks a part ({error.args[0]}): {REMEDY}") from error
+        if isinstance(error, OSError | RuntimeError | TypeError | ValueError | AttributeError):
+            raise DatasetError(f"{path} is damaged ({error}): {REMEDY}") from error
+        raise
+
+
+def _read_layout(path: Path, file: h5py.File) -> Source:
+    """Read what describes a survey file."""
+    if not file.attrs.get("complete", False):
+        raise DatasetError(f"{path} is half-written: {REMEDY}")
+    version = file.attrs.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DatasetError(
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION}: {REMEDY}"
+        )
+    return Source(
+        path,
+        wavelength=file["wavelength"][:].astype(np.float64),
+        label_names=tuple(str(name) for name in file.attrs["label_names"]),
+        provenance=json.loads(file.attrs.get("provenance", "{}")),
+        splits={name: _members(file[name]) for name in SPLITS},
+        file=file,
+    )
+
+
+def _members(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Data sets of a group that hold their own data: a link into another file is not followed."""
+    own = [name for name in group if isinstance(group.get(name, getlink=True), h5py.HardLink)]
+    return {name: group[name] for name in own if isinstance(group[name], h5py.Dataset)}
+
+
+def _open_folder(path: Path) -> Source:
+    """Map a folder of published arrays."""
+    splits: dict[str, dict[str, np.ndarray]] = {}
+    for split in SPLITS:
+        files = {name: path / f"{stem}_{split}.npy" for name, stem in _PUBLISHED.items()}
+        splits[split] = {name: _map_npy(file) for name, file in files.items() if file.exists()}
+        ids = path / f"ids_{split}.npy"
+        if ids.exists():
+            try:
+                splits[split]["ids"] = np.load(ids, mmap_mode="r", allow_pickle=False)
+            except ValueError:
+                warnings.warn(
+                    f"{ids} holds pickled objects, which are never read: rows are numbered instead",
+                    stacklevel=4,
+                )
+    wavelength = APOGEE_WAVELENGTH
+    csv = path / _PUBLISHED_WAVELENGTH
+    if csv.exists():
+        try:
+            wavelength = np.loadtxt(csv, dtype=np.float64, ndmin=1)
+        except ValueError as error:
+            raise DatasetError(f"{csv} is damaged ({error})") from error
+    provenance = {"generator": "published arrays", "arguments": {"folder": path.name}}
+    return Source(path, wavelength, LABEL_NAMES, provenance, splits)
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    """Map an array into memory; one with pickled objects is refused."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DatasetError(
+            f"{path} is damaged or no plain array ({error}): fetch it anew"
+        ) from error
+    if array.dtype.kind != "f":
+        raise DatasetError(f"{path} holds {array.dtype}, not floating-point numbers")
+    return array
+
+
+def _check(path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_labels: int) -> None:
+    """Check that a split has all its parts and that they belong together."""
+    if path.is_dir():
+        names = {name: f"{stem}_{split}.npy" for name, stem in _PUBLISHED.items()}
+    else:
+        names = {name: f"{split}/{name}" for name in _PUBLISHED}
+    for name in ("labels", "label_errors"):
+        if name not in arrays:
+            raise DatasetError(f"{path} lacks {names[name]}: {REMEDY}")
+    kinds = [kind for kind in KINDS if kind in arrays]
+    if not kinds:
+        raise DatasetError(
+            f"{path} lacks spectra: neither {names['synthetic']} nor {names['observed']} is there; "
+            f"{REMEDY}"
+        )
+    n_stars = arrays["labels"].shape[0] if arrays["labels"].ndim else 0
+    expected = {kind: (n_stars, n_pixels) for kind in kinds}
+    expected |= {"labels": (n_stars, n_labels), "label_errors": (n_stars, n_labels)}
+    expected |= {"true_labels": (n_stars, n_labels)} if "true_labels" in arrays else {}
+    for name, shape in expected.items():
+        where, array = names.get(name, f"{split}/{name}"), arrays[name]
+        if array.shape != shape:
+            raise DatasetError(
+                f"{path}: {where} has the shape {array.shape}, expected is {shape} (stars of the "
+                f"labels, {'pixels of the wavelengths' if name in KINDS else 'labels'})"
+            )
+        if array.dtype.kind != "f":
+            raise DatasetError(f"{path}: {where} holds {array.dtype}, not floating-point numbers")
+    if "ids" in arrays and (
+        arrays["ids"].shape != (n_stars,) or arrays["ids"].dtype.kind not in "USO"
+    ):
+        raise DatasetError(f"{path}: the names of the '{split}' stars are not {n_stars} texts")
