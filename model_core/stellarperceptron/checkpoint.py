@@ -182,6 +182,7 @@ def write_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     epoch: int = 0,
     overwrite: bool = False,
+    training_state: dict[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint folder, whole or not at all.
 
@@ -202,6 +203,9 @@ def write_checkpoint(
         Epochs trained.
     overwrite
         Replace what stands at `folder`.
+    training_state
+        Tensors and plain values with which an interrupted training goes on, kept in
+        `training_state.pt`; the published code does not look at it.
 
     Raises
     ------
@@ -229,4 +233,6 @@ def write_checkpoint(
             },
             temporary / "weights.pt",
         )
+        if training_state is not None:
+            torch.save(training_state, temporary / "training_state.pt")
     return folder

@@ -16,6 +16,7 @@ __all__ = [
     "deal_patches",
     "group_pixels",
     "group_values",
+    "mean_wavelengths",
     "predict_patches",
 ]
 
@@ -81,7 +82,7 @@ def group_pixels(wavelengths: np.ndarray, pixels_per_token: int) -> np.ndarray:
     return np.concatenate(groups)
 
 
-def _mean_wavelengths(groups: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
+def mean_wavelengths(groups: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
     """(T,) mean wavelength of each group."""
     return np.nanmean(np.append(wavelengths, np.nan)[groups], axis=1)  # index -1: no pixel
 
@@ -123,7 +124,7 @@ def group_values(
     inputs[:, len(groups) :] = values[:, others]
     return (
         np.concatenate([tokens[groups[:, 0]], tokens[others]]),
-        np.concatenate([_mean_wavelengths(groups, wavelengths), np.zeros(len(others))]),
+        np.concatenate([mean_wavelengths(groups, wavelengths), np.zeros(len(others))]),
         inputs,
         pixels,
     )
@@ -173,7 +174,7 @@ def deal_patches(
     deal = np.random.default_rng(seed).permutation(len(groups))
     patches = []
     for part in np.array_split(deal, math.ceil(len(groups) / context_length)):
-        mean = torch.as_tensor(_mean_wavelengths(groups[part], wavelengths), device=device)
+        mean = torch.as_tensor(mean_wavelengths(groups[part], wavelengths), device=device)
         patches.append(
             Patch(
                 torch.as_tensor(groups[part], device=device),

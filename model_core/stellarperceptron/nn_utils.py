@@ -1,9 +1,12 @@
 """Losses and learning-rate schedules."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import (
     CosineAnnealingWarmRestarts,
+    LambdaLR,
     LinearLR,
     LRScheduler,
     SequentialLR,
@@ -11,15 +14,26 @@ from torch.optim.lr_scheduler import (
 
 __all__ = [
     "cosine_annealing_warm_restarts",
+    "linear_warmup_cosine",
     "mean_squared_error",
     "robust_mean_squared_error",
     "warmup_cosine_annealing_warm_restarts",
 ]
 
 
-def _sum_requests_mean_stars(loss: Tensor) -> Tensor:
+def _sum_requests_mean_stars(loss: Tensor, known: Tensor) -> Tensor:
     """Sum over the request axis where there is one, average over the stars."""
+    loss = torch.where(known, loss, 0.0)
     return loss.sum(dim=-1).mean() if loss.dim() > 1 else loss.mean()
+
+
+def _known(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+    """Which labels are known, and labels with the prediction in place of those that are not.
+
+    A NaN that is only masked in the loss would still reach the gradient, as 0 times NaN.
+    """
+    known = ~y_true.isnan()
+    return known, torch.where(known, y_true, y_pred.detach())
 
 
 def robust_mean_squared_error(
@@ -33,7 +47,7 @@ def robust_mean_squared_error(
     Parameters
     ----------
     y_true, y_pred, logvar
-        (N, Q) or (N,), standardized. A NaN in `y_true` gives NaN: leave missing labels out.
+        (N, Q) or (N,), standardized. Labels that are NaN count as 0.
     labels_err
         Standard deviations of `y_true`, same shape; None for none.
 
@@ -42,10 +56,12 @@ def robust_mean_squared_error(
     Tensor
         Scalar: summed over the Q requests, averaged over the N stars.
     """
+    known, y_true = _known(y_true, y_pred)
     variance = logvar.exp() + 1e-8
     if labels_err is not None:
-        variance = variance + labels_err.square()
-    return _sum_requests_mean_stars(0.5 * ((y_true - y_pred).square() / variance + variance.log()))
+        variance = variance + torch.where(known, labels_err, 0.0).square()
+    loss = 0.5 * ((y_true - y_pred).square() / variance + variance.log())
+    return _sum_requests_mean_stars(loss, known)
 
 
 def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
@@ -54,9 +70,10 @@ def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
     Parameters
     ----------
     y_true, y_pred
-        (N, Q) or (N,), standardized.
+        (N, Q) or (N,), standardized. Labels that are NaN count as 0.
     """
-    return _sum_requests_mean_stars((y_true - y_pred).square())
+    known, y_true = _known(y_true, y_pred)
+    return _sum_requests_mean_stars((y_true - y_pred).square(), known)
 
 
 def cosine_annealing_warm_restarts(
@@ -99,3 +116,29 @@ def warmup_cosine_annealing_warm_restarts(
     warmup = LinearLR(optimizer, start_factor=minimum_lr / highest, total_iters=warmup_steps)
     cosine = cosine_annealing_warm_restarts(optimizer, restart_steps, minimum_lr)
     return SequentialLR(optimizer, [warmup, cosine], milestones=[warmup_steps])
+
+
+def linear_warmup_cosine(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int
+) -> LRScheduler:
+    """Linear warm-up, then one cosine to zero; stepped with every optimizer step.
+
+    Parameters
+    ----------
+    optimizer
+        Its learning rate is reached after the warm-up.
+    warmup_steps
+        Optimizer steps of the warm-up; 0 for none.
+    steps
+        All optimizer steps of the training, warm-up included.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        share = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+    scheduler = LambdaLR(optimizer, factor)
+    scheduler.every_step = True
+    return scheduler

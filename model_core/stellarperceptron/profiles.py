@@ -1,0 +1,239 @@
+"""Profiles: TOML files read into frozen dataclasses, every mistake in them named at once."""
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from stellarperceptron.config import ModelConfig, with_nearest
+from stellarperceptron.nn_utils import (
+    cosine_annealing_warm_restarts,
+    linear_warmup_cosine,
+    warmup_cosine_annealing_warm_restarts,
+)
+from stellarperceptron.training import PRECISIONS, TrainingOptions
+
+__all__ = ["DataProfile", "FreezeProfile", "Profile", "Schedule", "read_profile"]
+
+
+@dataclass(frozen=True)
+class DataProfile:
+    """Which stars and pixels are trained on.
+
+    Parameters
+    ----------
+    kind
+        "synthetic" or "observed" spectra.
+    pixels
+        "full", "first_half", "fe_chunk" or "start:stop".
+    labels
+        Names of the labels.
+    validation_split
+        Share of the training stars that is kept for validation; 0 for none.
+    iron_rich_hundred
+        Train on the hundred stars with [Fe/H] > -1 of the published third stage only.
+    augment
+        Fresh noise, continuum error and line-spread variation on every draw of a synthetic
+        spectrum.
+    half_precision
+        Keep the spectra in half precision.
+    """
+
+    kind: str = "synthetic"
+    pixels: str = "full"
+    labels: tuple[str, ...] = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
+    validation_split: float = 0.1
+    iron_rich_hundred: bool = False
+    augment: bool = False
+    half_precision: bool = True
+
+
+@dataclass(frozen=True)
+class FreezeProfile:
+    """What training leaves as it is; see `StellarPerceptron.set_trainable`."""
+
+    freeze_decoder: bool = False
+    freeze_encoder: bool = False
+    freeze_encoder_second_layer: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning-rate schedule.
+
+    Parameters
+    ----------
+    name
+        "constant"; "cosine_warm_restarts" (published stage 1); "warmup_cosine_warm_restarts"
+        (published stage 2); "warmup_cosine": warm-up and one cosine over the whole training,
+        stepped with every optimizer step.
+    warmup_epochs, restart_epochs
+        Of the published schedules.
+    minimum_lr
+        Their lowest learning rate.
+    warmup_steps
+        Optimizer steps, of "warmup_cosine".
+    """
+
+    name: str = "constant"
+    warmup_epochs: int = 51
+    restart_epochs: int = 50
+    minimum_lr: float = 1e-10
+    warmup_steps: int = 200
+
+    def make(
+        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int, epochs: int
+    ) -> LRScheduler | None:
+        """Schedule for an optimizer; None for a constant learning rate."""
+        if self.name == "cosine_warm_restarts":
+            return cosine_annealing_warm_restarts(optimizer, self.restart_epochs, self.minimum_lr)
+        if self.name == "warmup_cosine_warm_restarts":
+            return warmup_cosine_annealing_warm_restarts(
+                optimizer, self.warmup_epochs, self.restart_epochs, self.minimum_lr
+            )
+        if self.name == "warmup_cosine":
+            return linear_warmup_cosine(optimizer, self.warmup_steps, steps_per_epoch * epochs)
+        return None
+
+
+SCHEDULES = ("constant", "cosine_warm_restarts", "warmup_cosine_warm_restarts", "warmup_cosine")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One stage of training.
+
+    Parameters
+    ----------
+    data, model, training, schedule, freeze
+        Sections of the TOML file; `model` counts where a stage starts from fresh weights.
+    """
+
+    data: DataProfile = field(default_factory=DataProfile)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    schedule: Schedule = field(default_factory=Schedule)
+    freeze: FreezeProfile = field(default_factory=FreezeProfile)
+
+    def _problems(self) -> Iterable[str]:
+        choices = {
+            "data.kind": ("synthetic", "observed"),
+            "schedule.name": SCHEDULES,
+            "training.precision": tuple(PRECISIONS),
+            "training.labels_per_star": ("one", "all"),
+        }
+        for key, known in choices.items():
+            section, name = key.split(".")
+            value = getattr(getattr(self, section), name)
+            if value not in known:
+                yield f"{key} = {value!r} is not one of {', '.join(known)}"
+        t = self.training
+        for name in ("epochs", "batch_size", "val_batchsize_factor", "gradient_accumulation"):
+            if getattr(t, name) < 1:
+                yield f"training.{name} = {getattr(t, name)} is below 1"
+        for name in ("learning_rate",):
+            if not 0 < getattr(t, name) < float("inf"):
+                yield f"training.{name} = {getattr(t, name)} is not a positive number"
+        for name in ("weight_decay", "max_gradient_norm", "outputs_padding", "keep_checkpoints"):
+            if not getattr(t, name) >= 0:
+                yield f"training.{name} = {getattr(t, name)} is negative"
+        if not 0 <= self.data.validation_split < 1:
+            yield f"data.validation_split = {self.data.validation_split} is not in [0, 1)"
+        for name in ("warmup_epochs", "restart_epochs"):
+            if getattr(self.schedule, name) < 1:
+                yield f"schedule.{name} = {getattr(self.schedule, name)} is below 1"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested dictionaries, to be saved with a run."""
+        return dataclasses.asdict(self)
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a TOML value can stand for a dataclass entry."""
+    if typing.get_origin(expected) is tuple:
+        inner = typing.get_args(expected)
+        kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
+        return (
+            isinstance(value, list | tuple)
+            and len(kinds) == len(value)
+            and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
+        )
+    if isinstance(expected, types.UnionType):
+        return any(_fits(value, kind) for kind in typing.get_args(expected))
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def read_profile(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Profile:
+    """Read a profile.
+
+    Parameters
+    ----------
+    path
+        TOML file with the sections of `Profile`.
+    overrides
+        "section.entry=value", the value as in TOML (a bare word counts as text).
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such profile; names those beside it.
+    ValueError
+        Lists all unknown and impossible entries at once.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none"
+        raise FileNotFoundError(f"there is no profile {path}; known are {known}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is no TOML: {error}") from error
+    problems: list[str] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or not name:
+            problems.append(f"--set {override}: write section.entry=value")
+            continue
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        content.setdefault(section, {})[name] = value
+
+    sections: dict[str, Any] = {}
+    kinds = typing.get_type_hints(Profile)
+    for section, entries in content.items():
+        if section not in kinds or not isinstance(entries, Mapping):
+            problems.append(f"unknown section {with_nearest(section, kinds)}")
+            continue
+        hints = typing.get_type_hints(kinds[section])
+        good = {}
+        for name, value in entries.items():
+            if name not in hints:
+                problems.append(f"unknown entry in [{section}]: {with_nearest(name, hints)}")
+            elif not _fits(value, hints[name]):
+                problems.append(f"{section}.{name} = {value!r} is no {hints[name]}")
+            else:
+                good[name] = tuple(value) if isinstance(value, list) else value
+        try:
+            sections[section] = kinds[section](**good)
+        except ValueError as error:
+            problems.append(f"[{section}] {error}")
+    profile = Profile(**sections)
+    problems += profile._problems()
+    if problems:
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    return profile

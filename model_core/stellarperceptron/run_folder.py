@@ -1,0 +1,202 @@
+"""A training's folder: configuration, logs, metrics, checkpoints.
+
+`training.log`, `training_metrics.csv`, `training_system_info.log`, `loss.png`, TensorBoard events
+where that package is present, and checkpoint folders `epoch_<n>`, `best` and `interrupted`. Only
+the first process writes.
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stellarperceptron.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from stellarperceptron.utils.data_utils import atomic_output
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """The folder of one training.
+
+    Parameters
+    ----------
+    path
+        Made when it is missing.
+    configuration
+        Everything that decides what the training gives, as JSON can hold it.
+    rank
+        Of this process; all but the first only read.
+
+    Raises
+    ------
+    ValueError
+        The folder belongs to another configuration; names the entries that differ.
+    """
+
+    def __init__(self, path: str | os.PathLike, configuration: dict[str, Any], rank: int = 0):
+        self.path = Path(path)
+        self.rank = rank
+        configuration = json.loads(json.dumps(configuration))  # tuples become lists
+        file = self.path / "configuration.json"
+        if file.exists():
+            self._require_same(json.loads(file.read_text(encoding="utf-8")), configuration)
+        elif rank == 0:
+            with atomic_output(file) as temporary:
+                temporary.write_text(json.dumps(configuration, indent=1), encoding="utf-8")
+        if rank == 0:
+            (self.path / "training_system_info.log").write_text(_system(), encoding="utf-8")
+        self._events = self._open_tensorboard() if rank == 0 else None
+
+    def _require_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        keys = sorted(set(old) | set(new))
+        differ = [key for key in keys if old.get(key) != new.get(key)]
+        if differ:
+            changes = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
+            raise ValueError(
+                f"{self.path} belongs to another configuration ({changes}): choose another folder, "
+                "or remove this one"
+            )
+
+    def _open_tensorboard(self):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self.path / "tensorboard"))
+
+    def log(self, line: str) -> None:
+        """Append a line to `training.log`."""
+        if self.rank == 0:
+            with open(self.path / "training.log", "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def write_metrics(self, history: list[dict[str, float]]) -> None:
+        """Write `training_metrics.csv` and `loss.png`, and a line to the log."""
+        if self.rank != 0:
+            return
+        with (
+            atomic_output(self.path / "training_metrics.csv") as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, fieldnames=list(history[-1]))
+            writer.writeheader()
+            writer.writerows(history)
+        last = history[-1]
+        self.log(
+            "  ".join(f"{key} {value:.5g}" for key, value in last.items() if math.isfinite(value))
+        )
+        if self._events is not None:
+            for key, value in last.items():
+                self._events.add_scalar(key, value, last["epoch"])
+            self._events.flush()
+        _plot(history, self.path / "loss.png")
+
+    def read_metrics(self, before_epoch: int) -> list[dict[str, float]]:
+        """Metrics of the epochs that a resumed training does not repeat."""
+        file = self.path / "training_metrics.csv"
+        if not file.exists():
+            return []
+        with open(file, newline="", encoding="utf-8") as lines:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(lines)]
+        return [row for row in rows if row["epoch"] <= before_epoch]
+
+    def save(
+        self,
+        name: str,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+    ) -> None:
+        """Save a checkpoint with the training's state, whole or not at all."""
+        if self.rank == 0:
+            write_checkpoint(
+                self.path / name,
+                model.torch_model,
+                model.get_config(),
+                model.embed_map,
+                optimizer=optimizer,
+                epoch=state["epoch"],
+                overwrite=True,
+                training_state=state,
+            )
+
+    def prune(self, keep: int) -> None:
+        """Remove all `epoch_<n>` but the last `keep`; 0 keeps all."""
+        if self.rank == 0 and keep:
+            for folder in self._epochs()[:-keep]:
+                shutil.rmtree(folder)
+
+    def _epochs(self) -> list[Path]:
+        folders = [p for p in self.path.glob("epoch_*") if p.name[6:].isdigit()]
+        return sorted(folders, key=lambda p: int(p.name[6:]))
+
+    def newest_checkpoint(self) -> Path | None:
+        """Checkpoint that has come furthest; None without any."""
+        candidates = [*self._epochs()[-1:], self.path / "interrupted"]
+        candidates = [p for p in candidates if (p / "training_state.pt").is_file()]
+        states = [(_load(p / "training_state.pt"), p) for p in candidates]
+        if not states:
+            return None
+        return max(states, key=lambda pair: (pair[0]["epoch"], pair[0]["batch"]))[1]
+
+    def restore(
+        self,
+        checkpoint: Path,
+        network: nn.Module,
+        restore: Callable[[dict[str, Any], dict[str, Any]], None],
+    ) -> None:
+        """Put a checkpoint's weights into the network and its state into the training."""
+        content = read_checkpoint(checkpoint)
+        load_weights(network, content.weights, f"weights of {checkpoint}")
+        restore(_load(checkpoint / "training_state.pt"), content.optimizer_state)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _system() -> str:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": ", ".join(gpus) or "none",
+        "processes": os.environ.get("WORLD_SIZE", "1"),
+        "slurm job": os.environ.get("SLURM_JOB_ID", "none"),
+    }
+    return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def _plot(history: list[dict[str, float]], path: Path) -> None:
+    # Drawing belongs to the end of an epoch; importing matplotlib does not belong to a library's
+    # start. The object interface leaves a notebook's own figures alone.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    epochs = [row["epoch"] for row in history]
+    for key, label in (("loss", "training"), ("val_loss", "validation")):
+        values = [row[key] for row in history]
+        if any(map(math.isfinite, values)):
+            axes.plot(epochs, values, label=label, marker="." if len(epochs) < 30 else None)
+    axes.set(xlabel="epoch", ylabel="loss (negative log-likelihood)")
+    rates = axes.twinx()
+    rates.plot(epochs, [row["lr"] for row in history], color="0.6", lw=1)
+    rates.set(ylabel="learning rate", yscale="log")
+    axes.legend()
+    with atomic_output(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

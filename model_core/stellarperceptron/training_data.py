@@ -1,0 +1,384 @@
+"""Batches of training samples, made where the data lie, reproducible on any number of processes.
+
+Each star, each epoch, gives a fresh random set of its valid pixels and one of its labels, or all
+(Koblischke & Bovy 2024, section 3). Choices are hashed from (seed, epoch, star, pixel) instead of
+drawn from a generator: they do not depend on the batch size, on the number of processes or on
+where training was interrupted, and are the same on a CPU and a GPU.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stellarperceptron.inference import group_pixels, mean_wavelengths
+from stellarperceptron.model_core import StellarPerceptronCore
+
+__all__ = [
+    "Batch",
+    "TrainingData",
+    "TrainingGenerator",
+    "fewest_tokens",
+    "prepare_training_data",
+    "usable_stars",
+]
+
+# What is drawn has a stream of its own.
+_PIXELS, _LABELS, _PADDING, _AUGMENTATION = range(4)
+_LARGEST = 2**31 - 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble int32 numbers, each bit of the result depending on all bits (a 32-bit finalizer).
+
+    Multiplications wrap around as in C; the masks make PyTorch's arithmetic shift a logical one.
+    The constants are those of Wellons' "lowbias32" search for bijections of least bias.
+    """
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (x >> 15 & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed number
+    return x ^ (x >> 16 & 0xFFFF)
+
+
+def _seed_of(*numbers: int) -> int:
+    """One int32 from several numbers, by NumPy's documented and stable seed sequence."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) - 2**31
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of the network and what it should answer; B stars, L tokens, Q requests.
+
+    Attributes
+    ----------
+    stars : Tensor
+        (B,) rows of the training data.
+    tokens : Tensor
+        (B, L) integers, 0 for padding.
+    positions : Tensor
+        (B, L) which of the data's tokens these are: rows of its table of wavelength encodings.
+    inputs, pixels : Tensor or None
+        (B, L) or (B, L, P) standardized values.
+    request_tokens : Tensor
+        (B, 1), or (Q,) when all labels are requested.
+    labels, label_errors : Tensor
+        (B, 1) or (B, Q) standardized; NaN where a star has no such label.
+    """
+
+    stars: Tensor
+    tokens: Tensor
+    positions: Tensor
+    inputs: Tensor | None
+    pixels: Tensor | None
+    request_tokens: Tensor
+    labels: Tensor
+    label_errors: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All stars, standardized, on one device; N stars, T tokens of P pixels, Q labels.
+
+    Attributes
+    ----------
+    values : Tensor
+        (N, T, P) standardized, NaN for bad pixels; half or single precision.
+    tokens : Tensor
+        (T,) integers.
+    encoding : Tensor or None
+        (T, D) wavelength encoding; None without wavelengths.
+    labels, label_errors : Tensor
+        (N, Q) standardized, NaN for missing labels; errors of 0 where there are none.
+    label_tokens : Tensor
+        (Q,) integers.
+    augment : callable or None
+        Makes a changed copy of standardized values (B, T, P), given a generator.
+    """
+
+    values: Tensor
+    tokens: Tensor
+    encoding: Tensor | None
+    labels: Tensor
+    label_errors: Tensor
+    label_tokens: Tensor
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class TrainingGenerator:
+    """Iterate over the batches of an epoch.
+
+    Parameters
+    ----------
+    data
+        All stars.
+    rows
+        (n,) the stars to use; those without any label or valid pixel must not be among them.
+    batch_size
+        Stars of a batch in each process.
+    context_length
+        Tokens of a star. A star with fewer valid ones is padded.
+    labels_per_star
+        "one": one of the available labels, at random. "all": all of them in one pass.
+    outputs_padding
+        p > 0: the last 0 to p - 1 tokens become padding, at random batch by batch.
+    seed
+        Of everything that is random.
+    rank, world_size
+        This process and their number. Together they make the batches of one process with
+        `world_size` times the batch size.
+    fixed
+        For validation: stars in their order, the same choices in every epoch, nothing augmented
+        and nobody twice.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        rows: np.ndarray,
+        batch_size: int,
+        context_length: int,
+        *,
+        labels_per_star: str = "one",
+        outputs_padding: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        fixed: bool = False,
+    ):
+        if labels_per_star not in ("one", "all"):
+            raise ValueError(f"labels_per_star = {labels_per_star!r} is neither 'one' nor 'all'")
+        if not 0 <= outputs_padding <= context_length:
+            raise ValueError(f"outputs_padding = {outputs_padding} is not in 0..{context_length}")
+        self.data = data
+        self.rows = torch.as_tensor(rows, dtype=torch.int64)
+        self.batch_size = batch_size
+        self.context_length = min(context_length, len(data.tokens))
+        self.labels_per_star = labels_per_star
+        self.outputs_padding = outputs_padding
+        self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
+        self.epoch = 0
+        device = data.values.device
+        # Neighbouring numbers, scrambled once, give streams that have nothing in common.
+        self._pixel_hash = _mix(torch.arange(len(data.tokens), dtype=torch.int32, device=device))
+        self._label_hash = _mix(torch.arange(data.labels.shape[1], device=device).int() - 1000)
+
+    def __len__(self) -> int:
+        """Batches of an epoch in this process."""
+        return math.ceil(len(self.rows) / (self.batch_size * self.world_size))
+
+    def _order(self) -> Tensor:
+        """Rows of this epoch in the order in which all processes together meet them."""
+        if self.fixed:
+            return self.rows
+        order = np.random.RandomState(abs(_seed_of(self.seed, self.epoch, 99))).permutation(
+            len(self.rows)
+        )
+        # The last batch is shared evenly: at most world_size - 1 stars come twice.
+        order = np.append(order, order[: -len(order) % self.world_size])
+        return self.rows[torch.from_numpy(order)]
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch, from batch `start` on.
+
+        Parameters
+        ----------
+        epoch
+            Counted from 0; every epoch has its own order and choices unless the generator is
+            fixed.
+        start
+            Batches to skip, at no cost.
+        """
+        self.epoch = 0 if self.fixed else epoch
+        order = self._order().to(self.data.values.device)
+        together = self.batch_size * self.world_size
+        for number in range(start, len(self)):
+            part = order[number * together : (number + 1) * together]
+            stars = part.tensor_split(self.world_size)[self.rank]
+            yield self._batch(stars, number)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches(self.epoch)
+
+    def _keys(self, stream: int, stars: Tensor, things: Tensor) -> Tensor:
+        """(B, n) numbers from 0 to 2^31 - 1 that look random, for n things of each star."""
+        seed = _seed_of(self.seed, self.epoch, stream)
+        star_hash = _mix(_mix(stars.int() ^ seed) + seed)
+        return _mix(star_hash[:, None] ^ things) & _LARGEST
+
+    def _batch(self, stars: Tensor, number: int) -> Batch:
+        data = self.data
+        values = data.values[stars].float()  # (B, T, P)
+        if data.augment is not None and not self.fixed:
+            generator = torch.Generator(device=values.device)
+            first = int(number * self.world_size + self.rank)
+            generator.manual_seed(abs(_seed_of(self.seed, self.epoch, _AUGMENTATION, first)))
+            values = data.augment(values, generator)
+        positions, missing = self._choose_pixels(stars, values)
+        values = values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
+        tokens = data.tokens[positions].masked_fill(missing, 0)
+        if self.outputs_padding and not self.fixed:
+            choice = _seed_of(self.seed, self.epoch, _PADDING, number) % self.outputs_padding
+            if choice:
+                tokens[:, -choice:] = 0
+        single = values.shape[2] == 1
+        request_tokens, labels, errors = self._choose_labels(stars)
+        return Batch(
+            stars,
+            tokens,
+            positions,
+            values[..., 0] if single else None,
+            None if single else values,
+            request_tokens,
+            labels,
+            errors,
+        )
+
+    def _choose_pixels(self, stars: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) with at least one valid pixel, without replacement, and who lacks them."""
+        keys = self._keys(_PIXELS, stars, self._pixel_hash)
+        bad = values.isnan().all(dim=2)
+        keys = keys.masked_fill(bad, _LARGEST)
+        chosen = keys.topk(self.context_length, dim=1, largest=False, sorted=False).indices
+        return chosen, bad.gather(1, chosen)
+
+    def _choose_labels(self, stars: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        data = self.data
+        labels, errors = data.labels[stars], data.label_errors[stars]  # (B, Q)
+        if self.labels_per_star == "all":
+            return data.label_tokens, labels, errors
+        keys = self._keys(_LABELS, stars, self._label_hash).masked_fill(labels.isnan(), -1)
+        chosen = keys.argmax(dim=1, keepdim=True)
+        return data.label_tokens[chosen], labels.gather(1, chosen), errors.gather(1, chosen)
+
+
+@dataclass(frozen=True)
+class _StandardizedAugmentation:
+    """An augmentation of fluxes, applied to standardized and grouped values."""
+
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+    pixel_of: Tensor  # (T P,) pixel in each place of the groups; n for none
+    place_of: Tensor  # (n,) place of each pixel in the flattened groups
+    median: Tensor
+    spread: Tensor
+    limit: Tensor
+
+    def __call__(self, values: Tensor, generator: torch.Generator) -> Tensor:
+        flux = values.flatten(1)[:, self.place_of] * self.spread + self.median
+        z = (self.augment(flux, generator) - self.median) / self.spread
+        z = z.masked_fill(z.abs() > self.limit, math.nan)
+        return torch.nn.functional.pad(z, (0, 1), value=math.nan)[:, self.pixel_of].view_as(values)
+
+
+def prepare_training_data(
+    model: StellarPerceptronCore,
+    read: Callable[[slice], np.ndarray],
+    stars: int,
+    names: Sequence[str] | np.ndarray,
+    wavelengths: np.ndarray | None,
+    labels: np.ndarray,
+    label_errors: np.ndarray | None,
+    label_names: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    block: int = 4096,
+) -> TrainingData:
+    """Read, standardize, group and place all stars on a device.
+
+    Tokens that have no standardization yet get theirs from these data.
+
+    Parameters
+    ----------
+    model
+        Vocabulary and standardization.
+    read
+        Gives the values (n, P) of a slice of stars, NaN for bad pixels.
+    stars
+        Their number N.
+    names
+        (P,) names or tokens of the values.
+    wavelengths
+        (P,) vacuum [Angstrom]; None for none.
+    labels, label_errors
+        (N, Q), NaN for missing labels; errors None for none. A missing error counts as 0.
+    label_names
+        (Q,).
+    device, dtype
+        Where and in which precision standardized values are kept: float16 halves the memory, and
+        its rounding is below 1e-4 of the flux.
+    augment
+        Makes a changed copy of fluxes (B, P), given a generator on `device`.
+    block
+        Stars read at a time.
+    """
+    tokens, label_tokens = model.tokenize(names), model.tokenize(label_names)
+    blocks = [slice(i, min(i + block, stars)) for i in range(0, stars, block)]
+    if not model._input_standardized[tokens].all():
+        # Medians need all stars at once, pixel by pixel.
+        everything = np.empty((stars, len(tokens)), dtype=np.float32)
+        for part in blocks:
+            everything[part] = read(part)
+        model.fit_standardization(everything, tokens)
+        source = everything.__getitem__
+    else:
+        source = read
+    model.fit_standardization(labels, label_tokens)
+
+    per_token = model.config.pixels_per_token
+    if wavelengths is None:
+        groups, encoding = np.arange(len(tokens))[:, None], None
+    else:
+        groups = group_pixels(wavelengths, per_token)
+        mean = torch.as_tensor(mean_wavelengths(groups, wavelengths), device=device)
+        encoding = model.torch_model.embedding_layer.encode_wavelength(mean)
+    place = torch.as_tensor(np.where(groups < 0, len(tokens), groups).ravel())
+    values = torch.empty((stars, *groups.shape), dtype=dtype, device=device)
+    for part in blocks:
+        z = torch.from_numpy(np.ascontiguousarray(source(part), dtype=np.float32)).to(device)
+        z = torch.nn.functional.pad(model.standardize(z, tokens), (0, 1), value=math.nan)
+        values[part] = z[:, place.to(device)].view(len(z), *groups.shape).to(dtype)
+
+    if augment is not None:
+        like = torch.empty(0, device=device)
+        place_of = torch.empty(len(tokens) + 1, dtype=torch.int64)
+        place_of[place] = torch.arange(len(place))
+        augment = _StandardizedAugmentation(
+            augment,
+            place.to(device),
+            place_of[:-1].to(device),
+            *model._statistics(tokens, like),
+        )
+    z = model.standardize(np.asarray(labels, dtype=np.float64), label_tokens)
+    errors = np.zeros_like(z) if label_errors is None else label_errors
+    errors = np.nan_to_num(model.standardize_error(errors, label_tokens), nan=0.0)
+    return TrainingData(
+        values=values,
+        tokens=torch.as_tensor(tokens[groups[:, 0]], device=device),
+        encoding=encoding,
+        labels=torch.as_tensor(z, dtype=torch.float32, device=device),
+        label_errors=torch.as_tensor(errors, dtype=torch.float32, device=device),
+        label_tokens=torch.as_tensor(label_tokens, device=device),
+        augment=augment,
+    )
+
+
+def usable_stars(data: TrainingData) -> np.ndarray:
+    """Rows of the stars with at least one label and one valid token."""
+    labelled = ~data.labels.isnan().all(dim=1)
+    seen = torch.cat([~block.isnan().flatten(1).all(dim=1) for block in data.values.split(4096)])
+    return torch.nonzero(labelled & seen)[:, 0].cpu().numpy()
+
+
+def fewest_tokens(data: TrainingData, rows: np.ndarray) -> int:
+    """Smallest number of tokens with a valid pixel among some stars."""
+    index = torch.as_tensor(rows, device=data.values.device)
+    counts = [
+        (~data.values[part].isnan().all(dim=2)).sum(dim=1).min() for part in index.split(4096)
+    ]
+    return int(torch.stack(counts).min()) if counts else 0
