@@ -192,15 +192,20 @@ def predict(emulator: Emulator, labels: np.ndarray, projection) -> np.ndarray:
     return np.concatenate(blocks)
 
 
+def project_spectra(flux: np.ndarray, start: float, step: float, resolution: float) -> np.ndarray:
+    """Spectra (N, H) on a fine grid at APOGEE's resolution and pixels (N, 7514)."""
+    rows = torch.from_numpy(flux.astype(np.float64))
+    part = Part(torch.zeros_like(rows[0]), rows, [], *[torch.zeros(len(LABELS))] * 4)
+    grid = Emulator("grid", [part], start, step, resolution)
+    return grid.project(APOGEE_WAVELENGTH, RESOLUTION).components.numpy()
+
+
 def held_out_errors(emulator: Emulator, grid: Grid) -> np.ndarray:
     """Emulated minus synthesized flux (n, 7514) of the held-out spectra at APOGEE's resolution."""
-    plain = Emulator("grid", [], grid.start, grid.step, grid.resolution)
-    identity = torch.from_numpy(grid.flux[grid.held_out].astype(np.float64))
-    part = Part(torch.zeros(identity.shape[1]), identity, [], *[torch.zeros(20)] * 4)
-    plain.parts = [part]
-    direct = plain.project(APOGEE_WAVELENGTH, RESOLUTION).components
+    held_out = grid.flux[grid.held_out]
+    direct = project_spectra(held_out, grid.start, grid.step, grid.resolution)
     projection = emulator.project(APOGEE_WAVELENGTH, RESOLUTION)
-    return predict(emulator, grid.labels[grid.held_out], projection) - direct.numpy()
+    return predict(emulator, grid.labels[grid.held_out], projection) - direct
 
 
 REGIONS = {
@@ -278,7 +283,7 @@ def main() -> None:
     )
     parser.add_argument("--components", type=int, default=80, help="of nominal (80)")
     parser.add_argument("--difference-components", type=int, default=40, help="of nature (40)")
-    parser.add_argument("--steps", type=int, default=150, help="of the optimiser (150)")
+    parser.add_argument("--steps", type=int, default=200, help="of the optimiser (200)")
     parser.add_argument("--subset", type=int, default=800, help="spectra it looks at (800)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

@@ -31,11 +31,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stellarperceptron.stellar_labels import (
+    CARBON_LIMIT,
+    LABELS,
+    microturbulence,
+    standard_labels,
+    to_inputs,
+)
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.gaussian_process import GaussianProcess
 from stellarperceptron.utils.line_spread import FWHM, lsf_matrix
 
 __all__ = [
+    "CARBON_LIMIT",
     "EMULATOR_FILE",
     "LABELS",
     "Emulator",
@@ -49,73 +57,7 @@ __all__ = [
 
 EMULATOR_FILE = Path(__file__).parent / "data" / "emulators.npz"
 FORMAT_VERSION = 1
-ALPHA_ELEMENTS = ("SI_FE", "S_FE", "CA_FE", "TI_FE")  # which follow O and Mg where nothing is said
-CARBON_LIMIT = 0.15  # the grids' largest [C/O]: above it stars are carbon stars, another chemistry
 PARTS = {"nominal": ("nominal",), "nature": ("nominal", "difference")}  # each a sum of parts
-
-# TEFF [K], LOGG [log10 cm/s2], VMICRO [km/s], FE_H and X_FE [dex, scale of Grevesse, Asplund &
-# Sauval 2007]. The model atmosphere's [alpha/M] is the mean of O_FE and MG_FE.
-LABELS = (
-    *("TEFF", "LOGG", "FE_H", "VMICRO", "C_FE", "N_FE", "O_FE", "NA_FE", "MG_FE"),
-    *("AL_FE", "SI_FE", "S_FE", "K_FE", "CA_FE", "TI_FE", "V_FE", "CR_FE", "MN_FE", "CO_FE"),
-    "NI_FE",
-)
-
-
-def microturbulence(logg: Tensor) -> Tensor:
-    """
-    Microturbulence that APOGEE's pipeline gives a star [km/s].
-
-    log10 v = 0.226 - 0.0228 logg + 0.0297 logg^2 - 0.0113 logg^3 (Holtzman et al. 2018, eq. 2),
-    with the gravity held within 0 and 5 where the relation was measured.
-    """
-    g = torch.as_tensor(logg).clamp(0.0, 5.0)
-    return 10.0 ** (0.226 - 0.0228 * g + 0.0297 * g**2 - 0.0113 * g**3)
-
-
-def to_inputs(labels: Tensor) -> Tensor:
-    """
-    Labels (N, 20) in the coordinates in which spectra vary most smoothly (N, 20).
-
-    Excitation and ionisation go with 5040 K / Teff; microturbulence with the logarithm of its
-    ratio to the usual one; Si, S, Ca and Ti are counted from the alpha abundance of the atmosphere.
-    """
-    x = labels.clone()
-    x[:, 0] = 5040.0 / labels[:, 0]
-    x[:, 3] = torch.log10(labels[:, 3] / microturbulence(labels[:, 1]))
-    alpha = 0.5 * (labels[:, LABELS.index("O_FE")] + labels[:, LABELS.index("MG_FE")])
-    for name in ALPHA_ELEMENTS:
-        x[:, LABELS.index(name)] -= alpha
-    return x
-
-
-def standard_labels(labels: Mapping[str, object], device: torch.device | str = "cpu") -> Tensor:
-    """
-    All 20 labels (N, 20), float64, from the ones that are given.
-
-    What is missing takes its usual value: microturbulence by `microturbulence`, O or Mg that of the
-    other, Si, S, Ca and Ti the mean of both, carbon solar but at most [C/O] = `CARBON_LIMIT`, every
-    other abundance solar. TEFF, LOGG and FE_H have no usual value.
-    """
-    unknown = sorted(set(labels) - set(LABELS))
-    if unknown:
-        raise ValueError(f"unknown labels {unknown}; the emulator knows {list(LABELS)}")
-    missing = [name for name in ("TEFF", "LOGG", "FE_H") if name not in labels]
-    if missing:
-        raise ValueError(f"labels {missing} are needed")
-    as_tensor = {
-        k: torch.atleast_1d(torch.as_tensor(v, dtype=torch.float64, device=device))
-        for k, v in labels.items()
-    }
-    values = dict(zip(as_tensor, torch.broadcast_tensors(*as_tensor.values()), strict=True))
-    zero = torch.zeros_like(values["TEFF"])
-    values.setdefault("VMICRO", microturbulence(values["LOGG"]))
-    oxygen = values.setdefault("O_FE", values.get("MG_FE", zero))
-    alpha = 0.5 * (oxygen + values.setdefault("MG_FE", oxygen))
-    values.setdefault("C_FE", (oxygen + CARBON_LIMIT).clamp(max=0.0))
-    for name in ALPHA_ELEMENTS:
-        values.setdefault(name, alpha)
-    return torch.stack([values.get(name, zero) for name in LABELS], dim=1)
 
 
 @dataclass

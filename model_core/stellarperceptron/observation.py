@@ -78,7 +78,7 @@ def broadening_velocity(labels: np.ndarray, rng: np.random.Generator) -> np.ndar
     """
     Macroturbulence of giants and projected rotation of dwarfs (N,) [km/s].
 
-    Giants: log10 v = 0.471 - 0.254 [Fe/H], at most 15 km/s (Holtzman et al. 2018, section 3), with
+    Giants: log10 v = 0.471 - 0.254 [Fe/H], at most 15 km/s (Holtzman et al. 2018), with
     a scatter of 0.05 dex. Dwarfs (logg > 3.8): 3 km/s below the Kraft break near 6250 K, rising to
     20 km/s above it, with a scatter of 0.2 dex (Glebocki & Gnacinski 2005).
 

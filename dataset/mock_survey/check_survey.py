@@ -1,0 +1,333 @@
+"""
+Check the mock survey: against direct syntheses, and against the published survey.
+
+``responses`` runs Synspec at five label points, changes one label at a time and compares with the
+emulators; it also compares the sun. ``population`` compares the labels, ``medians`` the median and
+the spread of every pixel with those published for APOGEE DR17 (its arrays of labels, and the
+configuration file whose ``norm_config`` holds them). ``stars`` draws three stars. Everything that
+is measured is printed and kept in ``checks.json``.
+
+    python dataset/mock_survey/check_survey.py responses --packages folder/of/the/packages
+    python dataset/mock_survey/check_survey.py population --labels labels_train.npy
+    python dataset/mock_survey/check_survey.py medians --config epoch_325/config.json
+    python dataset/mock_survey/check_survey.py stars --lines notable_spectral_lines.csv
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from fit_emulator import project_spectra
+
+from stellarperceptron.emulator import LABELS, Emulator, standard_labels
+from stellarperceptron.observation import broadening_index, broadening_velocity
+from stellarperceptron.population import all_labels
+from stellarperceptron.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS, normalize
+from stellarperceptron.survey import BLOCK, MockSurvey
+from stellarperceptron.survey_file import LABEL_NAMES
+from stellarperceptron.utils.data_utils import atomic_output
+
+HERE = Path(__file__).parent
+RESOLUTION = 22_500.0
+POINTS = {
+    "giant": {"TEFF": 4600, "LOGG": 2.3, "FE_H": -0.2, "O_FE": 0.1, "MG_FE": 0.1},
+    "dwarf": {"TEFF": 5600, "LOGG": 4.4, "FE_H": -0.1, "O_FE": 0.05, "MG_FE": 0.05},
+    "cool giant": {"TEFF": 3900, "LOGG": 1.1, "FE_H": -0.1, "O_FE": 0.05, "MG_FE": 0.05},
+    "metal-poor": {"TEFF": 4700, "LOGG": 1.8, "FE_H": -1.6, "O_FE": 0.3, "MG_FE": 0.3},
+    "alpha-rich": {"TEFF": 4700, "LOGG": 2.5, "FE_H": -0.5, "O_FE": 0.3, "MG_FE": 0.3},
+}
+CHANGES = {"MG_FE": 0.3, "O_FE": 0.3, "FE_H": 0.3, "TEFF": 200.0, "LOGG": 0.5}
+SUN = {"TEFF": 5772, "LOGG": 4.44, "FE_H": 0.0, "O_FE": 0.0, "MG_FE": 0.0}
+PERCENTILES = (1, 5, 16, 50, 84, 95, 99)
+COLORS = {"nominal": "C0", "nature": "C3", "DR17": "0.25"}
+
+
+def store(name: str, values: dict) -> None:
+    """Print what was measured and keep it beside earlier results."""
+    print(json.dumps({name: values}, indent=1))
+    path = HERE / "checks.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[name] = values
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    """Save a picture of the README."""
+    (HERE / "figures").mkdir(exist_ok=True)
+    figure.savefig(HERE / "figures" / name, dpi=100)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------- direct syntheses
+
+
+def responses(args: argparse.Namespace) -> None:
+    """Change of the flux for a change of one label, emulated and computed directly."""
+    import synthesize_grid  # compiles Synspec when it is first used
+    from packages import default_cache
+    from synthesis import LABEL_NAMES as GRID_NAMES
+
+    cases = {("sun", ""): SUN}
+    for point, labels in POINTS.items():
+        cases[(point, "")] = labels
+        for name, change in CHANGES.items():
+            cases[(point, name)] = {**labels, name: labels[name] + change}
+    values = {key: complete_point(labels, POINTS.get(key[0], SUN)) for key, labels in cases.items()}
+
+    results, drawn = {}, {}
+    for physics in args.physics:
+        synthesizer = synthesize_grid.prepare(physics, args.cache or default_cache(), args.packages)
+        emulator = Emulator.load(physics)
+        direct = []
+        for row in values.values():
+            labels = dict(zip(LABELS, row.tolist(), strict=True))
+            alpha = 0.5 * (labels["O_FE"] + labels["MG_FE"])
+            labels["ALPHA_M"] = min(max(alpha, -0.2), 0.6)
+            direct.append(synthesizer({name: labels[name.upper()] for name in GRID_NAMES}))
+        direct = project_spectra(
+            np.stack(direct), emulator.start, emulator.step, emulator.resolution
+        )
+        emulated = emulator.flux(torch.stack(list(values.values())), APOGEE_WAVELENGTH, RESOLUTION)
+        spectra = {key: (direct[i], emulated[i].numpy()) for i, key in enumerate(values)}
+        table = {}
+        for point in POINTS:
+            base = spectra[(point, "")]
+            for name in CHANGES:
+                true, found = (spectra[(point, name)][k] - base[k] for k in (0, 1))
+                drawn[(physics, point, name)] = (true, found)
+                correlation = float(np.corrcoef(true, found)[0, 1])
+                slope = float(true @ found / (true @ true))
+                table[f"{point}, {name}"] = [round(correlation, 4), round(slope, 3)]
+        rms = {
+            key[0]: round(float(np.sqrt(np.mean((a - b) ** 2))), 5)
+            for key, (a, b) in spectra.items()
+            if not key[1]
+        }
+        worst = min(table.items(), key=lambda item: item[1][0])
+        results[physics] = {"rms": rms, "correlation and slope": table, "worst": worst}
+    store("responses", results)
+    draw_responses(drawn, args.physics[0])
+
+
+def complete_point(labels: dict, base: dict) -> torch.Tensor:
+    """All labels of a point; what is not given stays as it is at the point `base`."""
+    full = standard_labels(base)[0]
+    for name, value in labels.items():
+        full[LABELS.index(name)] = value
+    return full
+
+
+def draw_responses(drawn: dict, physics: str) -> None:
+    """Emulated over direct responses of the giant, where each is largest."""
+    figure, axes = plt.subplots(len(CHANGES), 1, figsize=(9, 9), sharex=False)
+    for axis, (name, change) in zip(axes, CHANGES.items(), strict=True):
+        true, found = drawn[(physics, "giant", name)]
+        centre = int(np.clip(np.abs(true).argmax(), 200, len(true) - 200))
+        part = slice(centre - 200, centre + 200)
+        axis.plot(APOGEE_WAVELENGTH[part], true[part], color="0.25", lw=1.6, label="Synspec")
+        axis.plot(APOGEE_WAVELENGTH[part], found[part], color="C1", lw=0.9, label="emulator")
+        axis.set_ylabel(f"{name} {change:+g}")
+        axis.margins(x=0)
+    axes[0].legend(frameon=False, ncol=2, loc="lower left")
+    axes[-1].set_xlabel("vacuum wavelength [Å]")
+    figure.suptitle(f"Change of the flux of a giant, {physics}")
+    figure.tight_layout()
+    save(figure, "responses.png")
+
+
+# ------------------------------------------------------------------------------------- population
+
+
+def population(args: argparse.Namespace) -> None:
+    """Labels of the mock survey beside the real ones."""
+    real = np.load(args.labels).astype(np.float64)
+    survey = MockSurvey(args.seed)
+    blocks = -(-args.stars // BLOCK)
+    draws = []
+    for index in range(blocks):  # exactly the survey's stars: true labels are drawn first
+        rng = np.random.default_rng([args.seed, 0, index])
+        true = survey.labels(BLOCK, rng)
+        draws.append(true + survey.population.errors(true, rng) * rng.standard_normal(true.shape))
+    mock = np.concatenate(draws)[: args.stars]
+    complete = real[np.isfinite(real).all(1)]
+    census = {}
+    for i, name in enumerate(LABEL_NAMES):
+        a, b = (np.nanpercentile(x[:, i], PERCENTILES) for x in (mock, real))
+        span = b[-1] - b[0]
+        census[name] = {
+            "mock": a.round(3).tolist(),
+            "DR17": b.round(3).tolist(),
+            "largest difference over range": round(float(np.abs(a - b).max() / span), 4),
+        }
+    shares = [float(np.nanmean(x[np.isfinite(x[:, 4]), 4] < -1.0)) for x in (mock, real)]
+    census["share [Fe/H] < -1"] = {"mock": round(shares[0], 4), "DR17": round(shares[1], 4)}
+    correlation = [np.corrcoef(x.T)[np.triu_indices(5, 1)].round(3) for x in (mock, complete)]
+    names = [
+        f"{LABEL_NAMES[i]} {LABEL_NAMES[j]}" for i, j in zip(*np.triu_indices(5, 1), strict=True)
+    ]
+    census["correlations (mock, DR17)"] = {
+        n: [float(a), float(b)] for n, a, b in zip(names, *correlation, strict=True)
+    }
+    store("population", census)
+
+    figure, axes = plt.subplots(2, 3, figsize=(11, 7.4))
+    for row, (name, x) in enumerate((("DR17", complete), ("mock survey", mock))):
+        pairs = ((0, 1, (7200, 3000), (5.2, -0.6)), (4, 3, (-2.5, 0.6), (-0.3, 0.6)))
+        for axis, (i, j, xlim, ylim) in zip(axes[row, :2], pairs, strict=True):
+            box = (sorted(xlim), sorted(ylim))
+            axis.hist2d(x[:, i], x[:, j], bins=160, range=box, norm="log", cmap="viridis")
+            axis.set(xlim=xlim, ylim=ylim, title=name)
+        axes[row, 0].set(xlabel=r"$T_{\rm eff}$ [K]", ylabel=r"$\log g$")
+        axes[row, 1].set(xlabel="[Fe/H]", ylabel="[Mg/Fe]")
+    for axis, i, label in ((axes[0, 2], 4, "[Fe/H]"), (axes[1, 2], 2, "[O/Fe]")):
+        bins = np.linspace(*np.nanpercentile(real[:, i], [0.01, 99.99]), 80)
+        for x, name, color in ((real, "DR17", "0.25"), (mock, "mock survey", "C1")):
+            axis.hist(
+                x[:, i], bins, density=True, histtype="step", log=True, label=name, color=color
+            )
+        axis.set(xlabel=label, ylabel="density")
+        axis.legend(frameon=False, loc="upper left")
+    figure.tight_layout()
+    save(figure, "label_distribution.png")
+
+
+# ---------------------------------------------------------------------------------------- medians
+
+
+def mad_std(spectra: np.ndarray) -> np.ndarray:
+    """Standard deviation of each pixel from its median absolute deviation."""
+    return 1.482602 * np.nanmedian(np.abs(spectra - np.nanmedian(spectra, axis=0)), axis=0)
+
+
+def medians(args: argparse.Namespace) -> None:
+    """Median and spread of every pixel over the survey, beside the published ones."""
+    norm = json.loads(args.config.read_text())["norm_config"]
+    published = {
+        "median": np.array(norm["_input_mean"], dtype=np.float64)[1:7515],
+        "spread": np.array(norm["_input_std"], dtype=np.float64)[1:7515],
+    }
+    survey, pixels, results = MockSurvey(args.seed), {}, {}
+    for physics, bank in (("nominal", survey.nominal), ("nature", survey.nature)):
+        spectra = []
+        for index in range(-(-args.stars // BLOCK)):
+            rng = np.random.default_rng([args.seed, 7, index])
+            true = survey.labels(BLOCK, rng)
+            full = all_labels(true, rng, survey.low, survey.high)
+            broadening = broadening_index(true, broadening_velocity(true, rng))
+            group = rng.integers(0, 5, BLOCK)
+            coefficients = bank.emulator.coefficients(full)
+            spectra.append(normalize(bank(coefficients, group, broadening)).numpy())
+        spectra = np.concatenate(spectra)[: args.stars]
+        pixels[physics] = {"median": np.nanmedian(spectra, axis=0), "spread": mad_std(spectra)}
+        results[physics] = {}
+        for kind, found in pixels[physics].items():
+            difference = found - published[kind]
+            results[physics][kind] = {
+                "correlation": round(float(np.corrcoef(found, published[kind])[0, 1]), 4),
+                "rms": round(float(np.sqrt(np.mean(difference**2))), 5),
+            }
+        results[physics]["median pixel"] = round(float(np.median(pixels[physics]["median"])), 4)
+    store("medians", results)
+
+    wavelength = APOGEE_WAVELENGTH
+    windows = ((15200, 15400), (15740, 15800), (16090, 16290), (16700, 16800))
+    figure, axes = plt.subplots(5, 1, figsize=(10.5, 12.5))
+    for axis, (first, last) in zip(axes, windows, strict=False):
+        part = (wavelength > first) & (wavelength < last)
+        for name, color in COLORS.items():
+            y = published["median"] if name == "DR17" else pixels[name]["median"]
+            axis.plot(wavelength[part], y[part], color=color, lw=1.0, label=name)
+        axis.margins(x=0)
+        axis.set_ylabel("median flux")
+    axes[0].legend(frameon=False, ncol=3, loc="lower right")
+    axes[3].set_xlabel("vacuum wavelength [Å]")
+    for name in ("nominal", "nature"):
+        axes[4].plot(
+            published["spread"], pixels[name]["spread"], ".", ms=2, alpha=0.5, color=COLORS[name]
+        )
+    axes[4].plot([0, 0.12], [0, 0.12], color="0.5", lw=0.8)
+    axes[4].set(xlabel="spread (mad_std) of a pixel, DR17", ylabel="mock survey")
+    figure.tight_layout()
+    save(figure, "pixel_medians.png")
+
+
+# ------------------------------------------------------------------------------------------ stars
+
+
+def stars(args: argparse.Namespace) -> None:
+    """Draw a giant, a dwarf and a metal-poor star with the notable lines."""
+    with open(args.lines, newline="") as file:
+        lines = [(float(r["Wavelength"]), r["Element"]) for r in csv.DictReader(file)]
+    wavelength = APOGEE_WAVELENGTH
+    block = MockSurvey(args.seed).block("train", 0)
+    teff, logg, _, _, fe_h = block["labels"].T
+    finite = np.isfinite(block["observed"]).mean(1) > 0.98
+    kinds = {
+        "giant": (np.abs(logg - 2.4) < 0.3) & (np.abs(fe_h) < 0.15),
+        "dwarf": (logg > 4.2) & (np.abs(teff - 5700) < 300) & (np.abs(fe_h) < 0.2),
+        "metal-poor giant": (fe_h < -1.4) & (logg < 3.0),
+    }
+    figure, axes = plt.subplots(6, 1, figsize=(11, 13.5))
+    for i, (kind, where) in enumerate(kinds.items()):
+        star = int(np.flatnonzero(where & finite)[0])
+        for axis, chip in ((axes[2 * i], (15150, 15500)), (axes[2 * i + 1], (15730, 16030))):
+            inside = (wavelength > chip[0]) & (wavelength < chip[1])
+            for pixels in CHIP_PIXELS.values():  # no line across the gaps between chips
+                part = np.zeros(len(APOGEE_WAVELENGTH), dtype=bool)
+                part[pixels] = inside[pixels]
+                for name, color, width in (("synthetic", "C0", 1.1), ("observed", "C3", 0.7)):
+                    label = name if pixels.start == 0 else None
+                    flux = block[name][star][part]
+                    axis.plot(wavelength[part], flux, color=color, lw=width, label=label)
+            low, high = axis.get_ylim()
+            axis.set(xlim=chip, ylim=(low, high + 0.16 * (high - low)), ylabel="normalized flux")
+            for place, element in lines:
+                if chip[0] < place < chip[1]:
+                    axis.axvline(place, color="0.6", lw=0.6, ls=":")
+                    axis.text(place, high + 0.03 * (high - low), element, ha="center")
+        axes[2 * i].set_title(
+            f"{kind}: {teff[star]:.0f} K, log g {logg[star]:.2f}, [Fe/H] {fe_h[star]:+.2f}, "
+            f"[Mg/Fe] {block['labels'][star, 3]:+.2f}"
+        )
+        axes[2 * i].legend(frameon=False, ncol=2, loc="lower left")
+    axes[-1].set_xlabel("vacuum wavelength [Å]")
+    figure.tight_layout()
+    save(figure, "stars.png")
+
+
+def main() -> None:
+    """Read the command line and run one check."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    checks = parser.add_subparsers(required=True, metavar="check")
+    one = checks.add_parser("responses", help="emulators against direct syntheses")
+    one.add_argument("--physics", nargs="+", default=["nominal", "nature"])
+    one.add_argument("--packages", type=Path, help="folder with the packages, no download")
+    one.add_argument("--cache", type=Path, help="folder for Synspec (default: per user)")
+    two = checks.add_parser("population", help="labels against the survey's")
+    two.add_argument("--labels", type=Path, required=True, help="(N, 5) array of DR17's labels")
+    two.add_argument("--stars", type=int, default=100_000)
+    three = checks.add_parser("medians", help="pixels against the survey's")
+    three.add_argument("--config", type=Path, required=True, help="JSON with norm_config")
+    three.add_argument("--stars", type=int, default=12_288)
+    four = checks.add_parser("stars", help="draw three stars")
+    four.add_argument("--lines", type=Path, required=True, help="CSV: Wavelength, Element")
+    for check, function in ((one, responses), (two, population), (three, medians), (four, stars)):
+        check.add_argument("--seed", type=int, default=1)
+        check.set_defaults(function=function)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()
