@@ -58,6 +58,7 @@ SPREAD_WEIGHT = 0.5
 DAMPED = {"Mg": 12.0, "Al": 13.0, "Si": 14.0, "Ca": 20.0, "Fe": 26.0}
 DAMPED_FROM = 3.0  # line strength from which a line gets its element's damping constant
 START_VDW = -7.2
+DAMPING_BOUNDS = (-7.6, -6.85)  # of log10 of the width per hydrogen atom at 10,000 K
 
 
 # ------------------------------------------------------------------------------------ spectra
@@ -331,15 +332,13 @@ def vacuum_to_air(wavelength):
 
 def add_features(lines: LineList, unknowns: list, wavelengths) -> tuple[LineList, list]:
     """Append weak features at `wavelengths` (vacuum, A), one unknown for each of `ADDED_EP`."""
-    iron = (lines.species == ADDED_SPECIES) & (lines.ep > 4.5)
     new = []
     for wavelength in wavelengths:
         for ep in ADDED_EP:
             # As strong as a barely visible Fe I line, whatever the excitation energy.
             loggf = -2.6 + 1.1 * (ep - 5.6)
             new.append((vacuum_to_air(wavelength), ADDED_SPECIES, loggf, ep, 0.0))
-    del iron
-    table = np.round(np.array(new), [4, 2, 3, 2, 1] if False else 4)
+    table = np.round(np.array(new), 4)
     extra = LineList(*table.T, np.array([""] * len(table), dtype="U8"))
     merged = LineList(
         *(
@@ -367,39 +366,28 @@ def add_features(lines: LineList, unknowns: list, wavelengths) -> tuple[LineList
 
 def write_table(path: Path, lines: LineList, unknowns: list[Unknown], header: str) -> None:
     """Write the adjustments; small changes (0.01 dex) are left out."""
-    rows = []
+    rows = {}
     for u in unknowns:
+        i = u.index[0]
+        key = lines.air[i], lines.species[i], lines.ep[i], lines.loggf[i]
         if u.kind == "molecule":
-            species = lines.species[u.index[0]]
-            rows.append((0.0, species, 0.0, "molecule", u.value, 0.0))
-        elif u.kind in ("line", "added"):
-            i = u.index[0]
-            loggf = lines.loggf[i] + u.value if u.kind == "added" else u.value
-            if u.kind == "added" and u.value <= u.low + 0.3:
-                continue
-            if u.kind == "line" and abs(u.value) < 0.01:
-                continue
-            rows.append((lines.air[i], lines.species[i], lines.ep[i], u.kind, loggf, 0.0))
-    by_line = {(r[0], r[1], r[2]): k for k, r in enumerate(rows) if r[3] == "line"}
+            rows[0.0, lines.species[i], 0.0, 0.0] = ["molecule", u.value, 0.0]
+        elif u.kind == "added" and u.value > u.low + 0.3:
+            rows[*key[:3], lines.loggf[i] + u.value] = ["added", 0.0, 0.0]
+        elif u.kind == "line" and abs(u.value) >= 0.01:
+            rows[key] = ["line", u.value, 0.0]
     for u in unknowns:
-        if u.kind != "damping":
-            continue
-        for i in u.index:
-            key = (lines.air[i], lines.species[i], lines.ep[i])
-            if key in by_line:
-                row = rows[by_line[key]]
-                rows[by_line[key]] = (*row[:5], u.value)
-            else:
-                rows.append((*key, "line", 0.0, u.value))
-    rows.sort(key=lambda r: (r[3] != "molecule", r[0]))
+        for i in u.index if u.kind == "damping" else ():
+            key = lines.air[i], lines.species[i], lines.ep[i], lines.loggf[i]
+            rows.setdefault(key, ["line", 0.0, 0.0])[2] = u.value
+    ordered = sorted(rows.items(), key=lambda item: (item[1][0] != "molecule", item[0]))
     with path.open("w", newline="") as file:
         file.write("".join(f"# {line}\n" for line in header.splitlines()))
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(ADJUSTMENT_COLUMNS)
-        for air, species, ep, kind, loggf, vdw in rows:
-            writer.writerow(
-                [f"{air:.3f}", f"{species:.2f}", f"{ep:.3f}", kind, f"{loggf:.3f}", f"{vdw:.2f}"]
-            )
+        for (air, species, ep, loggf), (kind, change, vdw) in ordered:
+            fields = f"{air:.4f} {species:.2f} {ep:.3f} {loggf:.3f} {kind} {change:.3f} {vdw:.2f}"
+            writer.writerow(fields.split())
 
 
 def calibrate(args, lab: Laboratory, lines: LineList, strength: np.ndarray):
@@ -423,7 +411,7 @@ def calibrate(args, lab: Laboratory, lines: LineList, strength: np.ndarray):
     for z in DAMPED.values():
         index = np.flatnonzero((lines.species == z) & (strength > DAMPED_FROM))
         if len(index):
-            unknowns.append(Unknown("damping", index, np.nan, START_VDW, -7.7, -6.7))
+            unknowns.append(Unknown("damping", index, np.nan, START_VDW, *DAMPING_BOUNDS))
     print(f"{len(unknowns)} unknowns", flush=True)
 
     def iterate(times):

@@ -153,7 +153,15 @@ def write_synspec(lines: LineList, folder: Path, kind: str) -> tuple[Path, Path]
 # ------------------------------------------------------------------------------- adjustments
 
 ADJUSTMENTS = Path(__file__).with_name("line_adjustments.csv")
-ADJUSTMENT_COLUMNS = ("air_wavelength", "species", "ep", "kind", "delta_loggf", "loggvdw")
+ADJUSTMENT_COLUMNS = (
+    "air_wavelength",
+    "species",
+    "ep",
+    "loggf",
+    "kind",
+    "delta_loggf",
+    "loggvdw",
+)
 
 
 @dataclass
@@ -163,9 +171,10 @@ class Adjustments:
     Attributes
     ----------
     rows : list of dict
-        Columns `ADJUSTMENT_COLUMNS`. Kind "line": add `delta_loggf` to the line and, where it is
-        not 0, use `loggvdw`. Kind "molecule": add to every line of that species. Kind "added":
-        a feature the list lacks; `delta_loggf` is its log gf.
+        Columns `ADJUSTMENT_COLUMNS`. Kind "line": add `delta_loggf` to the line that is listed
+        with that wavelength, species, energy and log gf and, where it is not 0, use `loggvdw`.
+        Kind "molecule": add to every line of that species. Kind "added": a feature the list
+        lacks, with log gf `loggf`; it is not an identified line.
     """
 
     rows: list
@@ -186,6 +195,7 @@ class Adjustments:
     def apply(self, lines: LineList) -> LineList:
         """Return the adjusted list. A row that matches no line is an error."""
         lines = lines.take(np.arange(len(lines)))  # a copy
+        listed = lines.loggf.copy()
         added = []
         for row in self.rows:
             if row["kind"] == "molecule":
@@ -197,6 +207,7 @@ class Adjustments:
                     (np.abs(lines.air - row["air_wavelength"]) < 5e-4)
                     & (np.abs(lines.species - row["species"]) < 5e-3)
                     & (np.abs(lines.ep - row["ep"]) < 5e-4)
+                    & (np.abs(listed - row["loggf"]) < 5e-4)
                 )
                 if not match.any():
                     raise ValueError(f"no such line in the list: {row}")
@@ -206,7 +217,7 @@ class Adjustments:
         if added:
             extra = np.array(
                 [
-                    [r["air_wavelength"], r["species"], r["delta_loggf"], r["ep"], r["loggvdw"]]
+                    [r["air_wavelength"], r["species"], r["loggf"], r["ep"], r["loggvdw"]]
                     for r in added
                 ]
             )
