@@ -122,12 +122,11 @@ def test_air_and_vacuum_wavelengths():
 
 def test_adjustments_change_lines_molecules_and_add_features():
     rows = [
-        dict(
-            air_wavelength=15200.0, species=26.0, ep=5.0, kind="line", delta_loggf=0.3, loggvdw=-7
-        ),
-        dict(air_wavelength=0, species=607.0, ep=0, kind="molecule", delta_loggf=-0.1, loggvdw=0),
-        dict(air_wavelength=15207.0, species=26.0, ep=2.2, kind="added", delta_loggf=-5, loggvdw=0),
+        (15200.0, 26.0, 5.0, -1.0, "line", 0.3, -7.0),
+        (0.0, 607.0, 0.0, 0.0, "molecule", -0.1, 0.0),
+        (15207.0, 26.0, 2.2, -5.0, "added", 0.0, 0.0),
     ]
+    rows = [dict(zip(line_lists.ADJUSTMENT_COLUMNS, row, strict=True)) for row in rows]
     lines = small_list()
     adjusted = line_lists.Adjustments(rows).apply(lines)
     assert len(adjusted) == 4 and np.all(np.diff(adjusted.air) >= 0)
