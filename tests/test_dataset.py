@@ -373,6 +373,25 @@ def test_flipped_bit_in_the_spectra_is_noticed(survey_path, tmp_path):
         opened.train.read("observed")
 
 
+@given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
+def test_changed_byte_is_noticed_or_harmless(survey_path, tmp_path_factory, position, value):
+    content = bytearray(survey_path.read_bytes())
+    content[int(position * len(content))] = value
+    path = tmp_path_factory.getbasetemp() / "changed.h5"
+    path.write_bytes(content)
+    try:
+        with SpectraDataset.open(path) as opened:
+            result = [opened.train.read("observed"), opened.train.read("synthetic")]
+            result += [opened.train.labels, opened.train.label_errors, opened.train.ids]
+    except DatasetError:
+        return
+    with SpectraDataset.open(survey_path) as original:
+        expected = [original.train.read("observed"), original.train.read("synthetic")]
+        expected += [original.train.labels, original.train.label_errors, original.train.ids]
+    for now, before in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(now, before)
+
+
 def test_absent_kind_of_spectra_is_named(tmp_path):
     folder = write_folder(tmp_path / "data")
     (folder / "synspec_train.npy").unlink()
@@ -436,6 +455,13 @@ def test_survey_of_one_kind(tmp_path):
             writer.append(split, ids=range(COUNTS[split]), **parts)
     with SpectraDataset.open(tmp_path / "a.h5") as opened:
         assert opened.test.kinds == ("observed",)
+
+
+def test_long_provenance_is_kept(tmp_path):
+    provenance = {"arguments": {"é": "x" * 100_000}}
+    write_survey(tmp_path / "a.h5", provenance=provenance)
+    with SpectraDataset.open(tmp_path / "a.h5") as opened:
+        assert opened.provenance == provenance
 
 
 def test_announced_size_is_enough(tmp_path):

@@ -373,6 +373,20 @@ def test_file_cut_off_is_named(tmp_path, share):
         read_spectrum(tmp_path / "apStar.fits")
 
 
+@pytest.mark.filterwarnings("ignore")
+@given(position=st.integers(0, 4 * 2880), value=st.integers(0, 255), visit=st.booleans())
+def test_changed_byte_gives_a_spectrum_or_names_the_file(tmp_path_factory, position, value, visit):
+    path = tmp_path_factory.getbasetemp() / "changed.fits"
+    (apvisit_hdus() if visit else apstar_hdus()).writeto(path, overwrite=True)
+    content = bytearray(path.read_bytes())
+    content[position] = value
+    path.write_bytes(content)
+    try:
+        assert read_spectrum(path).flux.shape == (7514,)
+    except ValueError as error:
+        assert "changed.fits" in str(error)
+
+
 def test_other_fits_files_are_refused(tmp_path):
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.ones((4, 4)))]).writeto(tmp_path / "a.fits")
     with pytest.raises(ValueError, match="neither apStar"):

@@ -111,11 +111,16 @@ def _read_layout(path: Path, file: h5py.File) -> Source:
     return Source(
         path,
         wavelength=file["wavelength"][:].astype(np.float64),
-        label_names=tuple(str(name) for name in file.attrs["label_names"]),
-        provenance=json.loads(file.attrs.get("provenance", "{}")),
+        label_names=tuple(_text(name) for name in file.attrs["label_names"]),
+        provenance=json.loads(_text(file.attrs.get("provenance", "{}"))),
         splits={name: _members(file[name]) for name in SPLITS},
         file=file,
     )
+
+
+def _text(value: str | bytes) -> str:
+    """Text of an attribute, of fixed or of variable length."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def _members(group: h5py.Group) -> dict[str, h5py.Dataset]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.io import fits
+from astropy.io.fits import VerifyError
 
 from stellarperceptron.apogee_grid import (
     APOGEE_WAVELENGTH,
@@ -312,19 +313,13 @@ def read_spectrum(
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         with fits.open(path, memmap=False) as hdus:
-            header = hdus[0].header
             arrays = [None if hdu.data is None else np.asarray(hdu.data) for hdu in hdus[1:5]]
-    except (OSError, TypeError, ValueError, IndexError, KeyError, fits.VerifyError) as error:
+            common = _read_header(hdus[0].header)
+    except (OSError, TypeError, ValueError, LookupError, AttributeError, VerifyError) as error:
         raise ValueError(
             f"{path} is no FITS file or is damaged ({error}): fetch it anew"
         ) from error
     shapes = [a.shape if a is not None and a.dtype.names is None else () for a in arrays]
-    rv = _read_rv(header)
-    common = {
-        "star_id": str(header.get("OBJID", "")).strip(),
-        "snr": _number(header, "SNR"),
-        "rv": rv,
-    }
     if len(shapes) >= 3 and shapes[0][-1:] == FULL_WAVELENGTH.shape and len(set(shapes[:3])) == 1:
         rows = [np.atleast_2d(array) for array in arrays[:3]]
         if not 0 <= row < len(rows[0]):
@@ -341,7 +336,7 @@ def read_spectrum(
             kind="aspcapStar", flux=flux, error=error, mask=no_mask, model=model, **common
         )
     if len(shapes) >= 4 and len(shapes[0]) == 2 and shapes[0][0] == 3 and len(set(shapes)) == 1:
-        velocity = rv.vrad if radial_velocity is None else radial_velocity
+        velocity = common["rv"].vrad if radial_velocity is None else radial_velocity
         if velocity is None:
             raise ValueError(
                 f"{path} has no radial velocity (VRAD) in its header: pass radial_velocity"
@@ -366,9 +361,9 @@ def _number(header: fits.Header, *names: str) -> float | None:
     return None
 
 
-def _read_rv(header: fits.Header) -> RVFit:
-    """Collect the entries of the radial-velocity pipeline (RV_TEFF since data release 17)."""
-    return RVFit(
+def _read_header(header: fits.Header) -> dict:
+    """Name, signal-to-noise ratio and radial-velocity fit (RV_TEFF since data release 17)."""
+    rv = RVFit(
         teff=_number(header, "RV_TEFF", "RVTEFF"),
         logg=_number(header, "RV_LOGG", "RVLOGG"),
         fe_h=_number(header, "RV_FEH", "RVFEH"),
@@ -376,6 +371,11 @@ def _read_rv(header: fits.Header) -> RVFit:
         vhelio=_number(header, "VHELIO"),
         vscatter=_number(header, "VSCATTER"),
     )
+    return {
+        "star_id": str(header.get("OBJID", "")).strip(),
+        "snr": _number(header, "SNR"),
+        "rv": rv,
+    }
 
 
 def resample(

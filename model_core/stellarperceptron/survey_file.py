@@ -34,9 +34,9 @@ _TEXT = h5py.string_dtype("utf-8", _ID_BYTES)
 class SurveyWriter:
     """Write a survey file in one pass; nothing is at `path` until all of it is there.
 
-    The size is fixed beforehand, so that the free space on the disk is checked first. Every chunk
-    of spectra and labels carries a checksum (Fletcher's, 32 bits), so that damage is noticed when
-    it is read. The same input gives the same bytes.
+    The size is fixed beforehand, so that the free space on the disk is checked first. Everything
+    carries checksums (the data Fletcher's, 32 bits a chunk), so that damage is noticed when it is
+    read. The same input gives the same bytes.
 
     Parameters
     ----------
@@ -120,7 +120,9 @@ class SurveyWriter:
             temporary = stack.enter_context(
                 atomic_output(self.path, expected_bytes=self.n_bytes + _RESERVE)
             )
-            self._file = stack.enter_context(h5py.File(temporary, "w", rdcc_nbytes=8 * 1024**2))
+            # Since version 1.10 of the format, what describes the data has checksums too.
+            file = h5py.File(temporary, "w", libver=("v110", "v110"), rdcc_nbytes=8 * 1024**2)
+            self._file = stack.enter_context(file)
             self._create()
             self._stack = stack.pop_all()
         return self
@@ -139,9 +141,16 @@ class SurveyWriter:
         """Lay out the file."""
         self._file.attrs["complete"] = False
         self._file.attrs["format_version"] = FORMAT_VERSION
-        self._file.attrs["label_names"] = list(self._label_names)
-        self._file.attrs["provenance"] = self._provenance
-        self._file["wavelength"] = self._wavelength
+        # Texts of fixed length lie within the checksums; the heap of the others has none.
+        longest = max(len(name.encode("utf-8")) for name in self._label_names)
+        names = np.array(self._label_names, dtype=h5py.string_dtype("utf-8", longest))
+        self._file.attrs.create("label_names", names)
+        provenance = self._provenance.encode("utf-8")
+        text = h5py.string_dtype("utf-8", len(provenance))
+        self._file.attrs.create("provenance", np.array(provenance, dtype=text))
+        self._file.create_dataset(
+            "wavelength", data=self._wavelength, chunks=self._wavelength.shape, fletcher32=True
+        )
         for split, count in self.counts.items():
             group = self._file.create_group(split)
             chunk = min(_ROWS_PER_CHUNK, count)
