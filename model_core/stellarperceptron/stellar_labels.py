@@ -30,8 +30,8 @@ def microturbulence(logg: Tensor) -> Tensor:
     """
     Microturbulence that APOGEE's pipeline gives a star [km/s].
 
-    log10 v = 0.226 - 0.0228 logg + 0.0297 logg^2 - 0.0113 logg^3 (Holtzman et al. 2018, AJ 156, 125),
-    with the gravity held within 0 and 5 where the relation was measured.
+    log10 v = 0.226 - 0.0228 logg + 0.0297 logg^2 - 0.0113 logg^3 (Holtzman et al. 2018, AJ 156,
+    125), with the gravity held within 0 and 5, where the relation was measured.
     """
     g = torch.as_tensor(logg).clamp(0.0, 5.0)
     return 10.0 ** (0.226 - 0.0228 * g + 0.0297 * g**2 - 0.0113 * g**3)
