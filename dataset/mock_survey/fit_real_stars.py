@@ -62,8 +62,9 @@ SCALE = {"TEFF": 300.0, "LOGG": 0.5, "VMICRO": 0.5}  # steps of the fit; 0.2 dex
 STARTS = ((3700.0, 0.8, -0.2), (4500.0, 2.3, -0.2), (5100.0, 4.5, 0.0), (6100.0, 4.2, -0.4))
 LINE_WIDTHS = (11.0, 60.0)  # full width at half maximum [km/s]; APOGEE's resolution is 13.3 km/s
 VELOCITIES = (-60.0, 60.0)  # about the pipeline's velocity [km/s]
-# Theory is wrong by more than the noise; without this floor the few best pixels decide.
-MODEL_ERROR = 0.02
+# Theory is wrong by more than the noise, and for a whole line at a time: the pixels of one
+# line-spread function (5 to 6 wide) count as one.
+MODEL_ERROR, PIXELS_TOGETHER = 0.03, 6
 # What a spectrum says nothing about keeps its usual value: the abundances solar, microturbulence
 # that of the survey's pipeline, within these standard deviations [dex], [km/s].
 ABUNDANCE_SCATTER, VMICRO_SCATTER = 0.3, 0.5
@@ -161,7 +162,8 @@ def fit_star(spectrum: Spectrum, forward: Forward) -> Fit:
     observed = normalize(spectrum.flux, left_out)
     left_out = np.isnan(observed)
     continuum = np.nanmedian(spectrum.flux / observed)
-    weight = 1 / np.hypot(spectrum.error[~left_out] / continuum, MODEL_ERROR)
+    weight = np.hypot(spectrum.error[~left_out] / continuum, MODEL_ERROR) ** -1
+    weight /= np.sqrt(PIXELS_TOGETHER)
     low, high = forward.emulator.low.numpy(), forward.emulator.high.numpy()
     columns = [LABELS.index(name) for name in FREE]
     scale = np.array([*(SCALE.get(name, 0.2) for name in FREE), 1.0, 2.0])
