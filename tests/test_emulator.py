@@ -14,7 +14,7 @@ from stellarperceptron.emulator import EMULATOR_FILE, Emulator, Part, write_emul
 from stellarperceptron.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.stellar_labels import LABELS, standard_labels
 from stellarperceptron.utils.gaussian_process import GaussianProcess
-from stellarperceptron.utils.line_spread import FWHM, lsf_matrix, rotation_profile
+from stellarperceptron.utils.line_spread import FWHM, convolve, lsf_matrix, rotation_profile
 
 FOLDER = Path(__file__).parents[1] / "dataset" / "mock_survey"
 sys.path.insert(0, str(FOLDER))
@@ -184,6 +184,16 @@ def test_rotation_profile_is_symmetric_and_has_the_right_width(velocity):
     # Second moment of the profile for a limb-darkening of 0.6, and of a pixel.
     variance = velocity**2 * (0.25 * 0.4 + 0.6 * 2 / 15) / (1 - 0.6 / 3) + 4.0 / 12
     assert (profile * x**2).sum() == pytest.approx(variance, rel=0.02)
+
+
+def test_convolution_is_the_sum_it_stands_for():
+    g = torch.Generator().manual_seed(0)
+    spectrum = torch.rand(60, 2, generator=g, dtype=torch.float64)
+    profile = rotation_profile(9.0, 2.0)
+    half = len(profile) // 2
+    padded = np.pad(spectrum[:, 1].numpy(), half, mode="edge")
+    expected = np.convolve(padded, profile.numpy(), mode="valid")
+    assert np.allclose(convolve(spectrum, profile)[:, 1], expected)
 
 
 def test_full_width_of_a_gaussian():

@@ -40,7 +40,7 @@ from stellarperceptron.stellar_labels import (
 )
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.gaussian_process import GaussianProcess
-from stellarperceptron.utils.line_spread import FWHM, lsf_matrix
+from stellarperceptron.utils.line_spread import FWHM, convolve, lsf_matrix
 
 __all__ = [
     "CARBON_LIMIT",
@@ -188,6 +188,11 @@ class Emulator:
         """Its own wavelength grid (H,) [Angstrom, vacuum]."""
         return 10.0 ** (self.start + self.step * np.arange(len(self.parts[0].mean)))
 
+    @cached_property
+    def _stack(self) -> Tensor:
+        """Mean and components, one a column (H, 1 + K)."""
+        return torch.cat([self.mean[None], self.components]).T.contiguous()
+
     def labels(self, labels, extrapolate: str = "error") -> Tensor:
         """
         Labels as (N, 20) float64 within the emulator's range.
@@ -271,12 +276,8 @@ class Emulator:
         variance = (1.0 / r**2 - 1.0 / self.resolution**2).clamp(min=0.0)
         sigma = (torch.sqrt(variance) / (FWHM * math.log(10.0))).expand_as(target)
         matrix = lsf_matrix(target, self.start, self.step, len(self.mean), sigma)
-        stack = torch.cat([self.mean[None], self.components])
-        if profile is not None:
-            half, kernel = len(profile) // 2, profile.flip(0).to(stack)[None, None]
-            padded = torch.nn.functional.pad(stack[:, None], (half, half), mode="replicate")
-            stack = torch.nn.functional.conv1d(padded, kernel)[:, 0]
-        sampled = (matrix @ stack.T.contiguous()).T
+        stack = self._stack if profile is None else convolve(self._stack, profile)
+        sampled = (matrix @ stack).T
         return Projection(sampled[0].to(dtype), sampled[1:].to(dtype).contiguous())
 
     def flux(self, labels, wavelength=None, resolution=None, extrapolate: str = "error") -> Tensor:

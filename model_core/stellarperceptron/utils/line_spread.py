@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FWHM", "lsf_matrix", "rotation_profile"]
+__all__ = ["FWHM", "convolve", "lsf_matrix", "rotation_profile"]
 
 FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 """Full width at half maximum of a Gaussian over its standard deviation."""
@@ -40,6 +40,21 @@ def lsf_matrix(source: Tensor, start: float, step: float, size: int, sigma: Tens
     return torch.sparse_coo_tensor(
         index, weight[keep], (len(source), size), check_invariants=False, is_coalesced=True
     )
+
+
+def convolve(spectra: Tensor, profile: Tensor) -> Tensor:
+    """
+    Spectra (H, N), one a column, convolved with a symmetric profile (2 n + 1,) of sum 1.
+
+    Beyond its ends a spectrum goes on with its last value.
+    """
+    half = len(profile) // 2
+    ends = spectra[:1].expand(half, -1), spectra[-1:].expand(half, -1)
+    padded = torch.cat([ends[0], spectra, ends[1]]).T
+    length = 1 << (padded.shape[1] + len(profile) - 1).bit_length()
+    transform = torch.fft.rfft(padded, length) * torch.fft.rfft(profile.to(spectra), length)
+    full = torch.fft.irfft(transform, length)
+    return full[:, 2 * half : 2 * half + len(spectra)].T.contiguous()
 
 
 def rotation_profile(velocity: float, step: float, limb_darkening: float = 0.6) -> Tensor:
