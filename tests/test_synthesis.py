@@ -329,6 +329,22 @@ def test_damaged_grids_are_recognised(arguments, tmp_path):
         grids.read_grid(tmp_path / "absent.h5")
 
 
+def test_full_disk_leaves_no_partial_file(arguments, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        with pytest.raises(OSError, match=r"kB a spectrum.*No space left"):
+            grids.write_part(tmp_path / "000000.npz", dict.fromkeys(synthesis.LABEL_NAMES, 0.0), 0)
+    labels, flux = np.zeros((2, 21), np.float32), np.ones((2, synthesis.N_PIXELS), np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(grids.h5py.Group, "create_dataset", full)
+        with pytest.raises(OSError, match=r"about \d+ MB.*No space left"):
+            grids.write_grid(tmp_path / "g.h5", np.arange(2), labels, flux, {}, {}, True)
+    assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "g.h5").exists()
+
+
 def test_points_from_a_table(arguments, tmp_path):
     arguments.points = tmp_path / "points.csv"
     arguments.points.write_text("TEFF,LOGG,FE_H\n5000,3.0,0.0\n5000,3.0,0.3\n")

@@ -19,6 +19,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -103,6 +104,15 @@ _SYNTHESIZER = None
 def _start_worker(synthesizer: Synthesizer) -> None:
     global _SYNTHESIZER
     _SYNTHESIZER = synthesizer
+    # A worker whose parent was killed would wait for ever.
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(2.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(task):
@@ -112,16 +122,21 @@ def _work(task):
         flux = _SYNTHESIZER(labels)
     except Exception as error:  # one spectrum never stops the rest
         return index, f"{type(error).__name__}: {error}"
-    write_part(target, labels, flux)
+    write_part(target, labels, flux)  # a full disk does stop the run
     return index, ""
 
 
 def write_part(target: Path, labels: dict[str, float], flux: np.ndarray) -> None:
     """Write one spectrum atomically."""
     partial = target.with_suffix(f".{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        np.savez(file, labels=np.array([labels[n] for n in LABEL_NAMES], np.float32), flux=flux)
-    partial.replace(target)
+    values = np.array([labels[n] for n in LABEL_NAMES], np.float32)
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, labels=values, flux=flux)
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{target} could not be written (67 kB a spectrum): {error}") from error
 
 
 def run_tasks(tasks: list, synthesizer, processes: int, on_tick=None) -> dict[int, str]:
