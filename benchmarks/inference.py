@@ -32,13 +32,18 @@ def paper_model() -> StellarPerceptron:
     return model
 
 
+def plain(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """PyTorch's linear layer, not the package's faster one."""
+    return F.linear(x, layer.weight, layer.bias)
+
+
 def published_block(block: TransformerBlock, query, context, padding):
     """A Transformer block through PyTorch's module, with averaged attention weights."""
     attended, weights = block.attention(
         query, context, context, key_padding_mask=padding, need_weights=True
     )
     x = block.layernorm_1(query + attended)
-    return block.layernorm_2(x + block.dense_2(F.gelu(block.dense_1(x)))), weights
+    return block.layernorm_2(x + plain(block.dense_2, F.gelu(plain(block.dense_1, x)))), weights
 
 
 @torch.inference_mode()
@@ -67,9 +72,9 @@ def published_manner(model: StellarPerceptron, spectra: np.ndarray, wavelengths:
                     block = decoder.get_submodule(f"decoder_transformer_block_{j + 1}")
                     q, _ = published_block(block, q, x, padding)
                 for j in range(3, 7):
-                    q = F.gelu(decoder.get_submodule(f"decoder_dense_{j}")(q))
-                logvar = decoder.decoder_logvar_out(q)
-                answers[star, i] += decoder.decoder_out(q).item() / len(patches)
+                    q = F.gelu(plain(decoder.get_submodule(f"decoder_dense_{j}"), q))
+                logvar = plain(decoder.decoder_logvar_out, q)
+                answers[star, i] += plain(decoder.decoder_out, q).item() / len(patches)
                 answers[star, i + 5] += (0.5 * logvar).exp().item() / len(patches)
     label_tokens = model.tokenize(LABELS)
     return np.hstack(
@@ -98,14 +103,13 @@ def main() -> None:
     random = np.random.default_rng(1)
     spectra = 0.95 + 0.05 * random.normal(size=(arguments.stars, arguments.pixels))
     spectra[random.random(spectra.shape) < 0.04] = np.nan  # bad pixels of real spectra
-    ours = model.predict(spectra, wavelengths, LABELS, progress=False).to_numpy()
 
     # The reference attends to bad pixels; compare the answers on spectra that have none.
     clean = np.nan_to_num(spectra[:1], nan=0.95)
     exact = model.predict(clean, wavelengths, LABELS, progress=False).to_numpy()
     difference = np.abs(published_manner(model, clean, wavelengths) - exact).max()
     if not difference < 1e-4:
-        raise AssertionError(f"the two manners differ by {difference}: {ours[:1]}")
+        raise AssertionError(f"the two manners differ by {difference}")
 
     filled = np.nan_to_num(spectra, nan=0.95)
     products, product_flop = large_products()
@@ -120,6 +124,8 @@ def main() -> None:
     rates = {name: product_flop / times[name]["cpu_s"] for name in products}
     patches = -(-arguments.pixels // model.config.context_length)
     flop = patches * model.flops_per_star(labels=len(LABELS))
+    # Equal patches are shorter than the full contexts that the floor assumes.
+    equal = patches * model.flops_per_star(-(-arguments.pixels // patches), len(LABELS))
     per_star = {
         name: {clock: value / arguments.stars for clock, value in times[name].items()}
         for name in ("ours", "published manner")
@@ -131,6 +137,7 @@ def main() -> None:
         "repeats": arguments.repeats,
         "seconds_per_star": per_star,
         "gflop_per_star": flop / 1e9,
+        "gflop_per_star_in_equal_patches": equal / 1e9,
         "gflops": {name: rate / 1e9 for name, rate in rates.items()},
         "floor_s_per_star": {name: flop / rate for name, rate in rates.items()},
         "share_of_floor": {

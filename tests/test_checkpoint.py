@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from conftest import LABELS, make_model
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.checkpoint import read_checkpoint
+from stellarperceptron.utils import data_utils
 
 NAMES = [f"syn_apogee{i}" for i in range(40)]
 
@@ -199,7 +203,11 @@ def test_truncated_files_are_named(saved, name):
     [
         (lambda c: c.pop("norm_config"), "norm_config"),
         (lambda c: c["nn_config"].update(embedding_dim=18), "embedding_dim"),
-        (lambda c: c["nn_config"].update(head_count=4), "head_count"),
+        (lambda c: c.update(nn_config=[]), "nn_config"),
+        (lambda c: c["tokenizer_config"].update(vocabs=[1, 2]), "vocabs"),
+        (lambda c: c["norm_config"]["_input_std"].__setitem__(3, -1.0), "_input_std"),
+        (lambda c: c["norm_config"]["_input_mean"].__setitem__(3, float("nan")), "_input_mean"),
+        (lambda c: c["norm_config"].update(_input_standardized=["no"] * 44), "_standardized"),
         (lambda c: c["tokenizer_config"]["vocab_tokens"].reverse(), "vocab_tokens"),
         (lambda c: c["norm_config"]["_input_std"].pop(), "_input_std"),
     ],
@@ -210,3 +218,112 @@ def test_impossible_configurations_are_named(saved, change, named):
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=named):
         StellarPerceptron.load(saved, device="cpu")
+
+
+def test_entries_of_other_versions_are_said_and_left_out(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["nn_config"]["built"] = True
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="built"):
+        StellarPerceptron.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model_state_dict": {"a": 1}},
+        {"model_state_dict": {3: torch.zeros(1)}},
+        {"model_state_dict": {"a": torch.zeros(1, dtype=torch.int64)}},
+        {"model_state_dict": {"a": torch.zeros(2, 2).to_sparse()}},
+        {"model_state_dict": {}, "epoch": [1]},
+        {"weights": {}},
+    ],
+)
+def test_states_that_are_no_weights(saved, content):
+    torch.save(content, saved / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights\.pt"):
+        StellarPerceptron.load(saved, device="cpu")
+
+
+def test_a_text_file_is_no_weights(saved):
+    (saved / "weights.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"weights\.pt"):
+        StellarPerceptron.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        (np.arange(44.0), np.arange(44)),
+        (np.arange(44), np.arange(44.0)),
+        (np.array(3), np.array(3)),
+        (np.arange(1, 45), np.arange(44)),
+        (np.arange(43), np.arange(43)),
+    ],
+)
+def test_impossible_embed_maps(saved, keys, values):
+    np.savez(saved / "embed_map.npz", keys=keys, values=values)
+    with pytest.raises(ValueError, match="embed_map"):
+        StellarPerceptron.load(saved, device="cpu")
+
+
+def test_new_names_may_follow_any_pixel(saved):
+    tuned = StellarPerceptron.load_for_finetuning(
+        saved, ["real_apogee5"], {"real_apogee5": "syn_apogee5"}, device="cpu"
+    )
+    # syn_apogee5 uses the row of syn_apogee0: so does what follows it.
+    assert tuned.embed_map[-1] == tuned.embed_map[6] == 1
+    assert tuned.torch_model.embedding_layer.embed_map.tolist() == tuned.embed_map.tolist()
+
+
+def test_one_new_name_is_one_name(saved):
+    assert StellarPerceptron.load_for_finetuning(saved, "C_FE", device="cpu").vocabs[-1] == "C_FE"
+
+
+def test_finetuning_knows_the_epochs_before(saved):
+    assert StellarPerceptron.load_for_finetuning(saved, device="cpu").epoch == 7
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_other_folders_are_never_replaced(model, tmp_path, overwrite):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="no checkpoint"):
+        model.save(tmp_path / "thesis", overwrite=overwrite)
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+def test_a_link_to_a_checkpoint_stays_a_link(saved, model, tmp_path):
+    (tmp_path / "newest").symlink_to(saved)
+    model.epoch = 9
+    model.save(tmp_path / "newest", overwrite=True)
+    assert (tmp_path / "newest").is_symlink()
+    assert StellarPerceptron.load(saved, device="cpu").epoch == 9
+
+
+def test_folders_are_replaced_without_exchange_too(saved, model, monkeypatch):
+    monkeypatch.setattr(data_utils, "_exchange", lambda one, other: False)
+    model.epoch = 9
+    model.save(saved, overwrite=True)
+    assert StellarPerceptron.load(saved, device="cpu").epoch == 9
+    assert [p.name for p in saved.parent.iterdir()] == ["epoch_7"]
+
+
+KILLED = """
+import os, signal, sys
+from stellarperceptron import StellarPerceptron, checkpoint
+model = StellarPerceptron.load(sys.argv[1], device="cpu")
+model.epoch = 8
+save = checkpoint.torch.save
+def die(*arguments):
+    save(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.torch.save = die
+model.save(sys.argv[1], overwrite=True)
+"""
+
+
+def test_a_killed_save_leaves_the_previous_one(saved):
+    run = subprocess.run([sys.executable, "-c", KILLED, str(saved)])
+    assert run.returncode == -signal.SIGKILL
+    assert StellarPerceptron.load(saved, device="cpu").epoch == 7

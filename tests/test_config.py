@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from stellarperceptron import ModelConfig
@@ -21,8 +22,14 @@ def test_is_frozen():
 
 def test_lists_all_problems_at_once():
     with pytest.raises(ValueError) as error:
-        ModelConfig(embedding_dim=30, encoder_head_num=4, decoder_dropout_rate=1.5)
-    assert all(name in str(error.value) for name in ("encoder_head_num", "decoder_dropout_rate"))
+        ModelConfig(context_length=0, encoder_head_num=5, decoder_dropout_rate=1.5)
+    named = ("context_length", "encoder_head_num", "decoder_dropout_rate")
+    assert all(name in str(error.value) for name in named)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = ModelConfig(embedding_dim=np.int64(64), encoder_dropout_rate=np.float32(0.5))
+    assert type(config.embedding_dim) is int and type(config.encoder_dropout_rate) is float
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,10 @@ def published(shared):
 
 
 def relative(actual, expected):
-    """Largest deviation over the root mean square of what is expected."""
+    """Largest deviation over the root mean square of what is expected.
+
+    Single values near zero have no relative accuracy in float32, whose rounding goes with the sum.
+    """
     return np.nanmax(np.abs(actual - expected)) / np.sqrt(np.nanmean(np.square(expected)))
 
 
@@ -153,10 +156,10 @@ def test_gradients_and_adamw_step(shared, golden):
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
     def loss():
-        value, logvar = network(tokens, inputs, requests, encoding)
+        value, logvar = network(tokens, inputs, requests, encoding, nan_policy="attend")
         return robust_mean_squared_error(true, value, logvar, error)
 
-    value, logvar = network(tokens, inputs, requests, encoding)
+    value, logvar = network(tokens, inputs, requests, encoding, nan_policy="attend")
     assert relative(value.detach().numpy(), golden["train_out"][..., 0]) < 1e-5
     assert relative(logvar.detach().numpy(), golden["train_logvar"][..., 0]) < 1e-5
     first = loss()
@@ -171,10 +174,11 @@ def test_gradients_and_adamw_step(shared, golden):
     optimizer.step()
     stepped = np.load(shared / "golden_small" / "params_after_adamw_step.npz", allow_pickle=False)
     for name, parameter in network.named_parameters():
-        # A step is at most lr = 1e-4 long: 1e-5 of it would be below float32's rounding.
-        np.testing.assert_allclose(
-            parameter.detach().numpy(), stepped[name], rtol=1e-5, atol=1e-6, err_msg=name
-        )
+        deviation = np.abs(parameter.detach().numpy() - stepped[name])
+        # Adam's first step is lr g / (|g| + 1e-8): where the gradient is rounding, so is the step.
+        clear = np.abs(gradients[name]) > 1e-4 * np.abs(gradients[name]).max()
+        assert (deviation[clear] <= 1e-5 * np.abs(stepped[name]).max()).all(), name
+        assert (deviation <= 2e-4).all(), name
     after = loss().item()
     assert after == pytest.approx(golden["train_loss_after_one_adamw_step"].item(), rel=1e-5)
 

@@ -58,6 +58,8 @@ def test_patches_share_all_pixels_equally(pixels_per_token):
     assert len(sizes) == -(-tokens // 20) and max(sizes) - min(sizes) <= 1
     pixels = np.concatenate([patch.pixels.numpy().ravel() for patch in patches])
     assert sorted(pixels[pixels >= 0]) == list(range(90))
+    # Dealt at random: no patch is a stretch of the spectrum.
+    assert all(patch.pixels[:, 0].diff().abs().float().mean() > 10 for patch in patches)
     for patch in patches:
         np.testing.assert_array_equal(patch.tokens.numpy(), patch.pixels[:, 0].numpy() + 1)
 

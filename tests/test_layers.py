@@ -133,3 +133,17 @@ def test_dropout_is_active_in_training_only(model):
         moving = [network(*arguments)[0] for _ in range(2)]
     assert torch.equal(*still)
     assert not torch.equal(*moving)
+
+
+def test_attention_dropout_is_active_in_training_only():
+    block = TransformerBlock(16, 4, 32, attention_dropout_rate=0.5)
+    x = torch.randn(2, 6, 16)
+    with torch.no_grad():
+        assert not torch.equal(block(x)[0], block(x)[0])
+        block.eval()
+        assert torch.equal(block(x)[0], block(x)[0])
+
+
+def test_the_network_keeps_its_own_embed_map(model):
+    model.embed_map[3] = 7
+    assert model.torch_model.embedding_layer.embed_map[3] == 1

@@ -61,3 +61,15 @@ def test_autocast_is_respected():
     layer = Linear(4, 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(2, 4)).dtype == torch.bfloat16
+
+
+@needs_fast_product
+def test_second_derivatives_and_function_transforms():
+    torch.manual_seed(0)
+    weight, x = torch.randn(6, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    (first,) = torch.autograd.grad(linear(x, weight).pow(3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), weight)
+    (plain,) = torch.autograd.grad((x @ weight.T).pow(3).sum(), x, create_graph=True)
+    torch.testing.assert_close(second, torch.autograd.grad(plain.sum(), weight)[0])
+    jacobian = torch.func.jacrev(lambda v: linear(v, weight.detach()).sum(0))(x.detach())
+    torch.testing.assert_close(jacobian[:, 0], weight.detach())

@@ -261,6 +261,90 @@ def test_a_patch_without_pixels_does_not_count(model):
     np.testing.assert_allclose(answer, ask(model, spectra, slice(0, 1)), rtol=1e-5, atol=1e-6)
 
 
+def test_warnings_point_to_the_caller(model, spectra):
+    spectra[3] = np.nan
+    for call in (ask, predict):
+        with pytest.warns(UserWarning, match="index 3") as record:
+            call(model, spectra)
+        assert record[0].filename == __file__
+
+
+def test_attention_of_a_star_without_pixels(model, spectra):
+    spectra[3] = np.nan
+    with pytest.warns(UserWarning, match="index 3"):
+        ask(model, spectra)
+    _, attention = model.request(LABELS, return_attention_scores=True)
+    assert np.isnan(attention[3]).all() and np.isfinite(attention[2]).all()
+
+
+def test_a_failed_perceive_forgets_the_stars_before(model, spectra):
+    ask(model, spectra)
+    with pytest.raises(ValueError, match="context"):
+        ask(model, spectra, slice(0, 17))
+    with pytest.raises(RuntimeError, match="perceive"):
+        model.request(LABELS)
+
+
+def test_masked_values_are_bad_pixels(model, spectra):
+    bad = np.isnan(spectra)
+    masked = np.ma.MaskedArray(np.nan_to_num(spectra, nan=7.0), bad)
+    np.testing.assert_array_equal(ask(model, masked), ask(model, spectra))
+    np.testing.assert_array_equal(predict(model, masked), predict(model, spectra))
+
+
+def test_padding_is_no_pixel_and_no_label(model, spectra):
+    names = NAMES.astype("U20")
+    names[5] = "[pad]"
+    with pytest.raises(ValueError, match="padding"):
+        model.predict(spectra, WAVELENGTHS, LABELS, names=names)
+    with pytest.raises(ValueError, match="padding"):
+        model.predict(spectra, WAVELENGTHS, ["[pad]"], names=NAMES)
+
+
+def test_padding_between_pixels_is_not_grouped_with_them(spectra):
+    model = make_model(pixels_per_token=3)
+    names = np.insert(NAMES[:12], 5, "[pad]")
+    wavelengths = np.insert(WAVELENGTHS[:12], 5, WAVELENGTHS[4] + 0.1)
+    model.perceive(np.insert(spectra[:, :12], 5, 1.0, axis=1), names, wavelengths)
+    padded = model.request(LABELS)
+    np.testing.assert_allclose(padded, ask(model, spectra), rtol=1e-5, atol=1e-6)
+
+
+def test_pixels_of_the_same_wavelength_may_come_in_any_order(model, spectra):
+    wavelengths = np.full(40, 15250.0)
+    order = np.random.default_rng(0).permutation(40)
+    straight = model.predict(spectra, wavelengths, LABELS, names=NAMES)
+    shuffled = model.predict(spectra[:, order], wavelengths, LABELS, names=NAMES[order])
+    np.testing.assert_allclose(straight, shuffled, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_never_touches_predictions(model, spectra):
+    expected = predict(model, spectra)
+    model.torch_model.train()
+    np.testing.assert_array_equal(predict(model, spectra), expected)
+    assert model.torch_model.training
+
+
+def test_no_stars_give_no_rows(model):
+    assert ask(model, np.empty((0, 40))).shape == (0, 6)
+
+
+def test_no_pixels(model):
+    with pytest.raises(ValueError, match="no pixels"):
+        model.predict(np.empty((3, 0)), [], LABELS, names=[])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_impossible_batch_sizes(model, spectra, batch_size):
+    with pytest.raises(ValueError, match="batch_size"):
+        predict(model, spectra, batch_size=batch_size)
+
+
+def test_many_unknown_names_are_refused_at_once(model, spectra):
+    with pytest.raises(ValueError, match="and 35 more"):
+        model.predict(spectra, WAVELENGTHS, LABELS, names=[f"pixel{i}" for i in range(40)])
+
+
 def test_request_needs_perception(model):
     with pytest.raises(RuntimeError, match="perceive"):
         model.request(LABELS)
@@ -323,6 +407,8 @@ def test_without_standardization_nothing_is_guessed(spectra):
     model = StellarPerceptron([*NAMES, "TEFF"], device="cpu", seed=0)
     with pytest.raises(ValueError, match="standardization"):
         model.predict(spectra, WAVELENGTHS, ["TEFF"], names=NAMES)
+    with pytest.raises(ValueError, match="standardization"):
+        model.perceive(spectra[:, :12], NAMES[:12], WAVELENGTHS[:12])
 
 
 @pytest.mark.parametrize("options", [{"combine": "median"}, {"precision": "float8"}])

@@ -89,9 +89,24 @@ def test_columns_without_values_pass_through(core):
 def test_far_values_become_nan(core):
     core.fit_standardization([[0.0], [1.0], [2.0]], ["TEFF"])
     spread = core._input_std[core.tokenize(["TEFF"])][0]
-    values = np.array([[1 + 9.9 * spread], [1 + 10.1 * spread], [1 - 10.1 * spread]])
+    values = 1 + spread * np.array([[9.99], [10.01], [-10.01], [np.inf]])
     z = core.standardize(values, core.tokenize(["TEFF"]))
-    assert np.isnan(z[:, 0]).tolist() == [False, True, True]
+    assert np.isnan(z[:, 0]).tolist() == [False, True, True, True]
+
+
+def test_infinity_is_never_a_value(core):
+    core.fit_standardization([[1.0], [1.0]], ["TEFF"])  # no spread: values pass through
+    assert np.isnan(core.standardize(np.array([[np.inf]]), core.tokenize(["TEFF"])))
+    tensor = core.standardize(torch.tensor([[-torch.inf]]), core.tokenize(["TEFF"]))
+    assert tensor.isnan().all()
+
+
+def test_standardization_of_many_columns():
+    names = [f"p{i}" for i in range(600)]
+    core = StellarPerceptronCore(names)
+    values = np.random.default_rng(0).normal(size=(11, 600))
+    core.fit_standardization(values, names)
+    np.testing.assert_allclose(core._input_mean[1:], np.median(values, axis=0))
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -141,3 +156,14 @@ def test_impossible_embed_maps(embed_map):
 def test_embed_map_by_name():
     core = StellarPerceptronCore(VOCABS, embed_map={"syn_apogee4": "syn_apogee0"})
     assert core.embed_map.tolist() == [0, 1, 2, 3, 4, 1, *range(6, 24)]
+
+
+def test_embed_map_follows_the_row_that_the_target_uses():
+    core = StellarPerceptronCore(VOCABS, embed_map={"syn_apogee4": "TEFF", "LOGG": "syn_apogee4"})
+    assert core.embed_map[[5, 22]].tolist() == [21, 21]
+
+
+@pytest.mark.parametrize("embed_map", [{"[pad]": "TEFF"}, {"TEFF": "[pad]"}])
+def test_padding_has_its_own_row(embed_map):
+    with pytest.raises(ValueError, match="row of its own"):
+        StellarPerceptronCore(VOCABS, embed_map=embed_map)

@@ -7,7 +7,6 @@ does (Koblischke & Bovy 2024), so that folders can be exchanged both ways.
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,14 @@ from torch import Tensor, nn
 
 from stellarperceptron.utils.data_utils import atomic_output
 
-__all__ = ["Checkpoint", "load_weights", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "load_tensors",
+    "load_weights",
+    "read_checkpoint",
+    "read_config",
+    "write_checkpoint",
+]
 
 # What DistributedDataParallel and torch.compile put before parameter names.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -72,10 +78,19 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         hint = f"; a save was cut short, rename {set_aside[0]} to it" if set_aside else ""
         raise FileNotFoundError(f"{folder} is no checkpoint: it {what}{hint}")
     config = read_config(folder)
-    weights = _torch_load(folder / "weights.pt")
-    if not isinstance(weights, Mapping) or not isinstance(weights.get("model_state_dict"), Mapping):
-        raise ValueError(f"{folder / 'weights.pt'} holds no 'model_state_dict'")
-    state = {_without_prefixes(k): v for k, v in weights["model_state_dict"].items()}
+    path = folder / "weights.pt"
+    weights = load_tensors(path)
+    state = weights.get("model_state_dict") if isinstance(weights, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds no 'model_state_dict'")
+    for name, tensor in state.items():
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if not (isinstance(name, str) and dense and tensor.is_floating_point()):
+            raise ValueError(f"{path}: {name!r} is not the name of a plain tensor of numbers")
+    epoch = weights.get("epoch") or 0
+    if not isinstance(epoch, int):
+        raise ValueError(f"{path}: epoch = {epoch!r} is no number")
+    state = {_without_prefixes(name): tensor for name, tensor in state.items()}
     path = folder / "embed_map.npz"
     return Checkpoint(
         folder=folder,
@@ -83,7 +98,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         weights=state,
         optimizer_state=weights.get("optimizer_state_dict"),
         optimizer=weights.get("optimizer"),
-        epoch=int(weights.get("epoch") or 0),
+        epoch=epoch,
         embed_map=_read_embed_map(path) if path.is_file() else None,
     )
 
@@ -99,27 +114,35 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        sections = {name: config[name] for name in ("nn_config", "norm_config")}
-        sections["vocabs"] = config["tokenizer_config"]["vocabs"]
-        tokens = config["tokenizer_config"]["vocab_tokens"]
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    except KeyError as error:
-        raise ValueError(f"{path} has no entry {error}") from error
-    if tokens != list(range(1, len(sections["vocabs"]) + 1)):
-        raise ValueError(f"{path}: vocab_tokens are not 1..{len(sections['vocabs'])}")
+    for name in ("nn_config", "tokenizer_config", "norm_config"):
+        if not isinstance(config, dict) or not isinstance(config.get(name), dict):
+            raise ValueError(f"{path} has no section '{name}'")
+    vocabs = config["tokenizer_config"].get("vocabs")
+    if not isinstance(vocabs, list) or not all(isinstance(name, str) for name in vocabs):
+        raise ValueError(f"{path}: tokenizer_config.vocabs is not a list of names")
+    if config["tokenizer_config"].get("vocab_tokens") != list(range(1, len(vocabs) + 1)):
+        raise ValueError(f"{path}: vocab_tokens are not 1..{len(vocabs)}")
     return config
 
 
-def _torch_load(path: Path) -> Any:
+def load_tensors(path: Path) -> Any:
+    """Read a file of tensors and plain values; anything else in it is refused, not executed.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged or holds more.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged"
         ) from error
-    except (RuntimeError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise ValueError(f"{path} is damaged: {error!r}") from error
 
 
 def _without_prefixes(name: str) -> str:
@@ -131,13 +154,17 @@ def _without_prefixes(name: str) -> str:
 def _read_embed_map(path: Path) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as file:
-            keys, values = file["keys"], file["values"]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    size = len(keys)
-    if keys.shape != values.shape or not np.array_equal(np.sort(keys), np.arange(size)):
-        raise ValueError(f"{path}: keys are not each of 0..{size - 1} once, with a value each")
-    embed_map = np.zeros(size, dtype=np.int64)
+            keys, values = np.asarray(file["keys"]), np.asarray(file["values"])
+    except Exception as error:  # a damaged archive may raise anything
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    whole = keys.ndim == 1 and keys.dtype.kind in "iu" and values.dtype.kind in "iu"
+    if (
+        not whole
+        or keys.shape != values.shape
+        or not np.array_equal(np.sort(keys), np.arange(len(keys)))
+    ):
+        raise ValueError(f"{path}: keys are not whole numbers from 0, once each, with values alike")
+    embed_map = np.zeros(len(keys), dtype=np.int64)
     embed_map[keys] = values
     return embed_map
 
@@ -210,11 +237,14 @@ def write_checkpoint(
     Raises
     ------
     FileExistsError
-        `folder` exists and `overwrite` is False.
+        `folder` exists and `overwrite` is False, or it is no checkpoint.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists: choose another folder or give overwrite=True")
+    if folder.is_symlink() or folder.exists():
+        if not (folder / "config.json").is_file():
+            raise FileExistsError(f"{folder} exists and is no checkpoint: it is left as it is")
+        if not overwrite:
+            raise FileExistsError(f"{folder} exists: choose another folder or give overwrite=True")
     if optimizer is None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     state = {_without_prefixes(name): tensor for name, tensor in model.state_dict().items()}

@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -73,35 +74,44 @@ class ModelConfig:
     attention_dropout_rate: float = 0.0
 
     def __post_init__(self):
+        for field in fields(self):  # NumPy's numbers become Python's, which JSON can hold
+            value = getattr(self, field.name)
+            if isinstance(value, numbers.Real) and not isinstance(value, bool):
+                value = int(value) if isinstance(value, numbers.Integral) else float(value)
+                object.__setattr__(self, field.name, value)
         problems = list(self._problems())
         if problems:
             raise ValueError("impossible model configuration: " + "; ".join(problems))
         object.__setattr__(self, "wavelength_range", tuple(map(float, self.wavelength_range)))
 
     def _problems(self) -> Iterable[str]:
+        whole = {}
         for field in fields(self):
             value = getattr(self, field.name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if field.type is int and not (isinstance(value, int) and number and value >= 1):
-                yield f"{field.name} = {value!r} is not a whole number of at least 1"
-                return
+            if field.type is int:
+                whole[field.name] = number and isinstance(value, int) and value >= 1
+                if not whole[field.name]:
+                    yield f"{field.name} = {value!r} is not a whole number of at least 1"
             if field.name.endswith("_rate") and not (number and 0 <= value < 1):
                 yield f"{field.name} = {value!r} is not in [0, 1)"
             if field.name.endswith("_activation") and value not in ACTIVATIONS:
                 yield f"{field.name} = {value!r} is not one of {', '.join(ACTIVATIONS)}"
-        if self.embedding_dim % 2:
+        if whole["embedding_dim"] and self.embedding_dim % 2:
             yield f"embedding_dim = {self.embedding_dim} is not even"
         for part, halvings in (("encoder", 1), ("decoder", 2)):
-            heads = getattr(self, f"{part}_head_num")
+            name = f"{part}_head_num"
+            if not (whole[name] and whole["embedding_dim"]):
+                continue
+            heads = getattr(self, name)
             if heads % 2**halvings or self.embedding_dim % heads:
                 yield (
-                    f"{part}_head_num = {heads} is not a multiple of {2**halvings} that divides "
+                    f"{name} = {heads} is not a multiple of {2**halvings} that divides "
                     f"embedding_dim = {self.embedding_dim}"
                 )
-        if self.encoder_dense_num % 2:
-            yield f"encoder_dense_num = {self.encoder_dense_num} is not a multiple of 2"
-        if self.decoder_dense_num % 8:
-            yield f"decoder_dense_num = {self.decoder_dense_num} is not a multiple of 8"
+        for name, divisor in (("encoder_dense_num", 2), ("decoder_dense_num", 8)):
+            if whole[name] and getattr(self, name) % divisor:
+                yield f"{name} = {getattr(self, name)} is not a multiple of {divisor}"
         try:
             low, high = (float(edge) for edge in self.wavelength_range)
             possible = math.isfinite(low) and math.isfinite(high) and low < high

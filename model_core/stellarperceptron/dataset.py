@@ -248,7 +248,7 @@ class SpectraDataset:
     Examples
     --------
     >>> dataset = SpectraDataset.open("survey.h5")  # doctest: +SKIP
-    >>> spectra = dataset.train.read("observed", rows=slice(0, 64), pixels="first_half")
+    >>> spectra = dataset.train.read("observed", slice(0, 64), "first_half")  # doctest: +SKIP
     """
 
     def __init__(self, source: Source):

@@ -53,7 +53,9 @@ def apogee_pixel_names(wavelengths: np.ndarray) -> np.ndarray:
     return np.char.add("syn_apogee", pixels.astype(str))
 
 
-def group_pixels(wavelengths: np.ndarray, pixels_per_token: int) -> np.ndarray:
+def group_pixels(
+    wavelengths: np.ndarray, pixels_per_token: int, tokens: np.ndarray | None = None
+) -> np.ndarray:
     """Group neighbouring pixels into tokens, never across a gap between detector chips.
 
     Parameters
@@ -62,6 +64,8 @@ def group_pixels(wavelengths: np.ndarray, pixels_per_token: int) -> np.ndarray:
         (n,) in any order [Angstrom].
     pixels_per_token
         P.
+    tokens
+        (n,) decide the order of pixels with the same wavelength.
 
     Returns
     -------
@@ -69,7 +73,7 @@ def group_pixels(wavelengths: np.ndarray, pixels_per_token: int) -> np.ndarray:
         (T, P) indices into `wavelengths`, ascending in wavelength; -1 where the last token of a
         chip has no pixel left.
     """
-    order = np.argsort(wavelengths, kind="stable")
+    order = np.lexsort((wavelengths if tokens is None else tokens, wavelengths))
     if pixels_per_token == 1:
         return order[:, None]
     steps = np.diff(np.asarray(wavelengths)[order])
@@ -103,6 +107,8 @@ def group_values(
     pixels_per_token
         P.
 
+    Padding is left out: it must not be taken for a neighbour.
+
     Returns
     -------
     tokens, wavelengths : ndarray
@@ -112,10 +118,11 @@ def group_values(
     pixels : ndarray
         (N, T, P) pixels of the tokens that are, NaN elsewhere.
     """
-    spectral, others = np.flatnonzero(wavelengths != 0), np.flatnonzero(wavelengths == 0)
+    spectral = np.flatnonzero((wavelengths != 0) & (tokens != 0))
+    others = np.flatnonzero((wavelengths == 0) & (tokens != 0))
     groups = np.empty((0, pixels_per_token), dtype=int)
     if len(spectral):
-        local = group_pixels(wavelengths[spectral], pixels_per_token)
+        local = group_pixels(wavelengths[spectral], pixels_per_token, tokens[spectral])
         groups = np.where(local < 0, -1, spectral[local])
     length = len(groups) + len(others)
     pixels = np.full((len(values), length, pixels_per_token), np.nan, dtype=np.float32)
@@ -170,7 +177,7 @@ def deal_patches(
         Of the permutation (published: a fixed one, seed 0).
     """
     device = embedding_layer.embeddings.device
-    groups = group_pixels(wavelengths, embedding_layer.pixels_per_token)
+    groups = group_pixels(wavelengths, embedding_layer.pixels_per_token, tokens)
     deal = np.random.default_rng(seed).permutation(len(groups))
     patches = []
     for part in np.array_split(deal, math.ceil(len(groups) / context_length)):
@@ -222,7 +229,8 @@ def predict_patches(
     total = total_weight = total_error = 0.0
     for patch in patches:
         pixels = flux[:, patch.pixels]  # (N, T, P)
-        seen = ~pixels.isnan().flatten(1).all(dim=1)[:, None]
+        missing = pixels.isnan().all(dim=2)
+        seen = ~missing.all(dim=1, keepdim=True)
         one_pixel = pixels.shape[-1] == 1
         value, logvar = network(
             patch.tokens,
@@ -231,6 +239,7 @@ def predict_patches(
             patch.encoding,
             None if one_pixel else pixels,
             nan_policy=nan_policy,
+            complete=not bool(missing.any()),
         )
         value, logvar = value.float(), logvar.float()
         if combine == "mean":

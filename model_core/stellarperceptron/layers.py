@@ -105,7 +105,7 @@ class NonLinearEmbedding(nn.Module):
         if embed_map is None:
             embed_map = torch.arange(vocabulary_size + 1)
         # Part of the checkpoint's embed_map.npz, not of its weights.
-        self.register_buffer("embed_map", embed_map.to(torch.int64), persistent=False)
+        self.register_buffer("embed_map", embed_map.to(torch.int64, copy=True), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -425,7 +425,7 @@ class StellarPerceptronTorchModel(nn.Module):
         pixels: Tensor | None = None,
         *,
         nan_policy: str = "mask",
-        complete: bool | None = None,
+        complete: bool = False,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Perceive standardized values.
@@ -443,8 +443,7 @@ class StellarPerceptronTorchModel(nn.Module):
             "mask": missing tokens are not attended to. "attend": they are attended to as zero
             vectors, as the published code does at inference.
         complete
-            True when the caller knows that no token is padding or missing, which spares the mask.
-            None: looked up on the CPU; assumed False elsewhere, where looking would stall the GPU.
+            The caller knows that no token is padding or missing, which spares the mask.
         need_weights
             Return the attention weights of the last block.
 
@@ -470,8 +469,6 @@ class StellarPerceptronTorchModel(nn.Module):
                 attend = attend & present
             else:
                 x = x * present[..., None]
-            if complete is None and x.device.type == "cpu" and bool(attend.all()):
-                attend = None
         perception, weights = self.torch_encoder(x, attend, need_weights)
         return perception, attend, weights
 
@@ -484,7 +481,7 @@ class StellarPerceptronTorchModel(nn.Module):
         pixels: Tensor | None = None,
         *,
         nan_policy: str = "mask",
-        complete: bool | None = None,
+        complete: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Perceive and answer: see `encode` and `decode`."""
         perception, attend, _ = self.encode(

@@ -1,9 +1,8 @@
-"""The model as users meet it: perceive stars, request labels, predict, save, load."""
+"""The model as users meet it: perceive stars, request labels, predict, fit."""
 
-import os
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,66 +11,30 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stellarperceptron.checkpoint import load_weights, read_checkpoint, write_checkpoint
-from stellarperceptron.config import ModelConfig
 from stellarperceptron.inference import (
     apogee_pixel_names,
     deal_patches,
     group_values,
     predict_patches,
 )
-from stellarperceptron.layers import (
-    NonLinearEmbedding,
-    StellarPerceptronDecoder,
-    StellarPerceptronEncoder,
-    StellarPerceptronTorchModel,
-)
-from stellarperceptron.model_core import StellarPerceptronCore
+from stellarperceptron.model_base import StellarPerceptronBase, one_of
+from stellarperceptron.training import PRECISIONS
 
 __all__ = ["StellarPerceptron"]
 
-_NAN_POLICIES = ("mask", "attend")
 _COMBINATIONS = ("mean", "inverse_variance")
-_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Attention scores that are held at once; 2^26 of them take 256 MB.
+_MOST_SCORES = 2**26
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise ValueError(f"{name} = {value!r} is not one of {', '.join(known)}")
-    return value
+def _plain(values: Any, dtype: type = np.float64) -> np.ndarray:
+    """A writable array; what a masked array masks becomes NaN."""
+    if isinstance(values, np.ma.MaskedArray):
+        values = values.astype(dtype).filled(np.nan)
+    return np.array(values, dtype=dtype)
 
 
-def _build_network(config: ModelConfig, vocab_size: int, embed_map: np.ndarray):
-    """Make the network of a configuration, with fresh weights."""
-    c = config
-    return StellarPerceptronTorchModel(
-        NonLinearEmbedding(
-            vocab_size,
-            c.embedding_dim,
-            activation=c.embedding_activation,
-            embed_map=torch.from_numpy(embed_map),
-            wavelength_range=c.wavelength_range,
-            pixels_per_token=c.pixels_per_token,
-        ),
-        StellarPerceptronEncoder(
-            c.embedding_dim,
-            c.encoder_head_num,
-            c.encoder_dense_num,
-            dropout_rate=c.encoder_dropout_rate,
-            attention_dropout_rate=c.attention_dropout_rate,
-            activation=c.encoder_activation,
-        ),
-        StellarPerceptronDecoder(
-            c.embedding_dim,
-            c.decoder_head_num,
-            c.decoder_dense_num,
-            dropout_rate=c.decoder_dropout_rate,
-            activation=c.decoder_activation,
-        ),
-    )
-
-
-class StellarPerceptron(StellarPerceptronCore):
+class StellarPerceptron(StellarPerceptronBase):
     """A foundation model for stellar spectra (Koblischke & Bovy 2024, Leung & Bovy 2023).
 
     Parameters
@@ -100,27 +63,8 @@ class StellarPerceptron(StellarPerceptronCore):
     ['TEFF', 'TEFF_error']
     """
 
-    def __init__(
-        self,
-        vocabs: Sequence[str],
-        *,
-        embed_map: Mapping[str, str] | np.ndarray | None = None,
-        device: str | torch.device = "auto",
-        nan_policy: str = "mask",
-        seed: int | None = None,
-        **config: Any,
-    ):
-        super().__init__(vocabs, ModelConfig.from_dict(config), embed_map)
-        self.nan_policy = _one_of("nan_policy", nan_policy, _NAN_POLICIES)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        self.epoch = 0
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            self.torch_model = _build_network(self.config, self.vocab_size, self.embed_map)
-        self.torch_model.to(self.device).eval()
+    def __init__(self, vocabs: Sequence[str], **options: Any):
+        super().__init__(vocabs, **options)
         self._perception: tuple[Tensor, Tensor | None] | None = None
         self._empty_stars = np.zeros(0, dtype=bool)
         self._warned_of_range = False
@@ -156,17 +100,32 @@ class StellarPerceptron(StellarPerceptronCore):
             )
 
     def _autocast(self, precision: str):
-        dtype = _PRECISIONS[_one_of("precision", precision, list(_PRECISIONS))]
+        dtype = PRECISIONS[one_of("precision", precision, list(PRECISIONS))]
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def _default_batch_size(self) -> int:
+    def _batch_size(self, given: int | None, scores_per_star: int = 1) -> int:
+        """Stars at a time: those asked for, or what suits the device and its memory."""
+        if given is not None:
+            if given < 1:
+                raise ValueError(f"batch_size = {given} is below 1")
+            return given
         # A CPU's caches hold the activations of a few contexts; a GPU wants many.
         tokens = 4096 if self.device.type == "cpu" else 2**19
-        return max(1, tokens // self.config.context_length)
+        return max(1, min(tokens // self.config.context_length, _MOST_SCORES // scores_per_star))
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Without gradients and dropout, whatever the network is in the middle of."""
+        training = self.torch_model.training
+        self.torch_model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.torch_model.train(training)
 
     # --- perceive and request --------------------------------------------------------------
 
-    @torch.inference_mode()
     def perceive(
         self,
         inputs: np.ndarray | pd.DataFrame,
@@ -211,11 +170,12 @@ class StellarPerceptron(StellarPerceptronCore):
             Shapes that do not match, unknown names, wavelengths that are not finite, or more
             tokens than the context (use `predict`).
         """
-        _one_of("attention_normalization", attention_normalization, ("pixels", "published"))
+        one_of("attention_normalization", attention_normalization, ("pixels", "published"))
+        self._perception = None  # an error below must not leave the answers of other stars
         if isinstance(inputs, pd.DataFrame):
             names = inputs.columns.to_numpy(dtype=str) if names is None else names
             inputs = inputs.to_numpy(dtype=float)
-        inputs = np.atleast_2d(np.asarray(inputs, dtype=np.float64))
+        inputs = np.atleast_2d(_plain(inputs))
         shapes = (inputs.shape[1:], inputs.shape)
         if inputs.ndim != 2 or names is None or np.shape(names) not in shapes:
             raise ValueError(
@@ -245,42 +205,47 @@ class StellarPerceptron(StellarPerceptronCore):
             )
         self._warn_of_empty_stars(empty)
 
-        on_device = {"tokens": tokens, "inputs": values, "pixels": pixels}
-        if wavelengths is not None:
-            on_device["encoding"] = wavelengths
-        network, device = self.torch_model, self.device
-        arguments = {k: torch.as_tensor(v) for k, v in on_device.items() if v is not None}
-        batch_size = batch_size or self._default_batch_size()
-        perceptions, masks, scores = [], [], []
-        for start in range(0, len(inputs), batch_size):
-            batch = {
-                # One row of tokens or wavelengths serves all stars.
-                k: (v if v.dim() == 1 else v[start : start + batch_size]).to(device)
-                for k, v in arguments.items()
-            }
-            if "encoding" in batch:
-                batch["encoding"] = network.embedding_layer.encode_wavelength(batch["encoding"])
-            perception, attend, weights = network.encode(
-                **batch, nan_policy=self.nan_policy, need_weights=return_attention_scores
-            )
-            perceptions.append(perception)
-            masks.append(
-                torch.ones(perception.shape[:2], dtype=torch.bool, device=device)
-                if attend is None
-                else attend
-            )
-            if return_attention_scores:
-                axis = 2 if attention_normalization == "pixels" else 1
-                weights = weights[..., :-1] * masks[-1][..., None]  # (N, L, L)
-                scores.append((weights / weights.sum(dim=axis, keepdim=True)).cpu())
-                if axis == 2:
-                    scores[-1].nan_to_num_(nan=0.0)  # tokens that were not there
-        mask = torch.cat(masks)
-        self._perception = torch.cat(perceptions), None if bool(mask.all()) else mask
+        present = np.isfinite(values)
+        if pixels is not None:
+            present |= np.isfinite(pixels).any(axis=2)
+        complete = bool((present & (tokens != 0)).all())
+        arrays = {"tokens": tokens, "inputs": values, "pixels": pixels, "encoding": wavelengths}
+        arguments = {k: torch.as_tensor(v) for k, v in arrays.items() if v is not None}
+        length = values.shape[1]
+        heads = self.config.encoder_head_num // 2 if return_attention_scores else 0
+        batch_size = self._batch_size(batch_size, max(1, heads * length * (length + 1)))
+        perceptions: list[Tensor] = []
+        masks: list[Tensor] = []
+        scores: list[Tensor] = []
+        with self._evaluation():
+            for start in range(0, len(inputs), batch_size):
+                batch = {
+                    # One row of tokens or wavelengths serves all stars.
+                    k: (v if v.dim() == 1 else v[start : start + batch_size]).to(self.device)
+                    for k, v in arguments.items()
+                }
+                if "encoding" in batch:
+                    embedding_layer = self.torch_model.embedding_layer
+                    batch["encoding"] = embedding_layer.encode_wavelength(batch["encoding"])
+                perception, attend, weights = self.torch_model.encode(
+                    **batch,
+                    nan_policy=self.nan_policy,
+                    complete=complete,
+                    need_weights=return_attention_scores,
+                )
+                perceptions.append(perception)
+                if not complete:
+                    masks.append(attend)
+                if return_attention_scores:
+                    scores.append(_normalized(weights, attend, attention_normalization).cpu())
+            shape = (0, length, self.config.embedding_dim)
+            perception = torch.cat(perceptions) if perceptions else torch.empty(shape)
+        self._perception = perception, torch.cat(masks) if masks else None
         self._empty_stars = empty
-        return torch.cat(scores).numpy() if return_attention_scores else None
+        if not return_attention_scores:
+            return None
+        return torch.cat(scores).numpy() if scores else np.empty((0, length, length))
 
-    @torch.inference_mode()
     def request(
         self,
         labels: Sequence[str] | str,
@@ -320,20 +285,23 @@ class StellarPerceptron(StellarPerceptronCore):
             raise RuntimeError("nothing has been perceived yet: call perceive before request")
         perception, mask = self._perception
         request_tokens = torch.as_tensor(tokens, device=self.device)
-        batch_size = batch_size or 16 * self._default_batch_size()
-        answers, scores = [], []
-        for start in range(0, len(perception), batch_size):
-            part = slice(start, start + batch_size)
-            value, logvar, weights = self.torch_model.decode(
-                request_tokens,
-                perception[part],
-                None if mask is None else mask[part],
-                need_weights=return_attention_scores,
-            )
-            answers.append(torch.stack([value, (0.5 * logvar).exp()]).double().cpu())
-            if return_attention_scores:
-                weights = weights[..., :-1].double()  # (N, Q, L)
-                scores.append((weights / weights.sum(dim=2, keepdim=True)).cpu())
+        scores_per_star = len(labels) * self.config.decoder_head_num * (perception.shape[1] + 1)
+        batch_size = self._batch_size(batch_size, scores_per_star)
+        answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
+        scores = [torch.empty(0, len(labels), perception.shape[1], dtype=torch.float64)]
+        with self._evaluation():
+            for start in range(0, len(perception), batch_size):
+                part = slice(start, start + batch_size)
+                value, logvar, weights = self.torch_model.decode(
+                    request_tokens,
+                    perception[part],
+                    None if mask is None else mask[part],
+                    need_weights=return_attention_scores,
+                )
+                answers.append(torch.stack([value, (0.5 * logvar).exp()]).double().cpu())
+                if return_attention_scores:
+                    weights = weights[..., :-1].double()  # (N, Q, L)
+                    scores.append((weights / weights.sum(dim=2, keepdim=True)).cpu())
         value, error = torch.cat(answers, dim=1).numpy()
         value[self._empty_stars] = error[self._empty_stars] = np.nan
         frame = self._frame(value, error, labels, tokens)
@@ -348,6 +316,8 @@ class StellarPerceptron(StellarPerceptronCore):
         if not labels:
             raise ValueError("no labels are requested")
         tokens = self.tokenize(labels)
+        if not tokens.all():
+            raise ValueError("padding is no label")
         self.require_standardization(tokens)
         return labels, tokens
 
@@ -360,7 +330,6 @@ class StellarPerceptron(StellarPerceptronCore):
 
     # --- any number of pixels --------------------------------------------------------------
 
-    @torch.inference_mode()
     def predict(
         self,
         spectra: np.ndarray,
@@ -414,11 +383,13 @@ class StellarPerceptron(StellarPerceptronCore):
         ValueError
             Shapes that do not match, unknown names or labels, wavelengths that are not finite.
         """
-        _one_of("combine", combine, _COMBINATIONS)
+        one_of("combine", combine, _COMBINATIONS)
         labels, label_tokens = self._label_tokens(labels)
         if len(np.shape(spectra)) != 2:
             raise ValueError(f"spectra have shape {np.shape(spectra)}, expected (stars, pixels)")
         stars, n = np.shape(spectra)
+        if not n:
+            raise ValueError("the spectra have no pixels")
         wavelengths = self._check_wavelengths(wavelengths, [(n,)])
         if (wavelengths <= 0).any():
             raise ValueError("every pixel needs a wavelength above 0")
@@ -431,14 +402,13 @@ class StellarPerceptron(StellarPerceptronCore):
         tokens = self.tokenize(names)
         if tokens.shape != (n,):
             raise ValueError(f"{tokens.shape} names do not match spectra of {n} pixels")
+        if not tokens.all():
+            raise ValueError("padding among the pixels: leave it out, or make bad pixels NaN")
         self.require_standardization(tokens)
 
-        patches = deal_patches(
-            tokens, wavelengths, self.torch_model.embedding_layer, self.config.context_length, seed
-        )
-        request_tokens = torch.as_tensor(label_tokens, device=self.device)
-        batch_size = batch_size or self._default_batch_size()
-        answers, empty = [], []
+        batch_size = self._batch_size(batch_size)
+        answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
+        unseen = [np.zeros(0, dtype=bool)]
         bar = tqdm(
             total=stars,
             desc="predict",
@@ -446,211 +416,33 @@ class StellarPerceptron(StellarPerceptronCore):
             smoothing=0.05,
             disable=None if progress else True,
         )
-        with bar, self._autocast(precision):
+        with bar, self._evaluation(), self._autocast(precision):
+            patches = deal_patches(
+                tokens,
+                wavelengths,
+                self.torch_model.embedding_layer,
+                self.config.context_length,
+                seed,
+            )
+            request_tokens = torch.as_tensor(label_tokens, device=self.device)
             for start in range(0, stars, batch_size):
-                flux = np.asarray(spectra[start : start + batch_size], dtype=np.float32)
+                flux = _plain(spectra[start : start + batch_size], np.float32)
                 flux = self.standardize(torch.from_numpy(flux).to(self.device), tokens)
                 value, error, seen = predict_patches(
                     self.torch_model, flux, patches, request_tokens, combine, self.nan_policy
                 )
                 answers.append(torch.stack([value, error]).double().cpu())
-                empty.append(~seen.cpu())
+                unseen.append(~seen.cpu().numpy())
                 bar.update(len(flux))
-        if not stars:
-            return self._frame(*np.empty((2, 0, len(labels))), labels, label_tokens)
-        self._warn_of_empty_stars(torch.cat(empty).numpy())
+        self._warn_of_empty_stars(np.concatenate(unseen))
         return self._frame(*torch.cat(answers, dim=1).numpy(), labels, label_tokens)
 
-    # --- training state, files, figures ----------------------------------------------------
 
-    def set_trainable(
-        self,
-        *,
-        freeze_decoder: bool = False,
-        freeze_encoder: bool = False,
-        freeze_encoder_second_layer: bool = False,
-    ) -> int:
-        """Choose what training may change; everything that is not frozen.
-
-        Parameters
-        ----------
-        freeze_decoder, freeze_encoder, freeze_encoder_second_layer
-            Freeze the decoder, both encoder blocks, or the second only. The published stage 3
-            freezes the decoder and the second encoder block.
-
-        Returns
-        -------
-        int
-            Number of trainable parameters.
-        """
-        network = self.torch_model
-        network.requires_grad_(True)
-        network.torch_decoder.requires_grad_(not freeze_decoder)
-        network.torch_encoder.requires_grad_(not freeze_encoder)
-        if freeze_encoder_second_layer:
-            network.torch_encoder.encoder_transformer_block_2.requires_grad_(False)
-        return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-    def flops_per_star(
-        self, tokens: int | None = None, labels: int = 1, training: bool = False
-    ) -> int:
-        """Arithmetic for one star; see `ModelConfig.flops_per_star`."""
-        return self.config.flops_per_star(tokens, labels, training)
-
-    def save(
-        self,
-        folder: str | os.PathLike,
-        *,
-        overwrite: bool = False,
-        optimizer: torch.optim.Optimizer | None = None,
-    ) -> None:
-        """Save a checkpoint folder that the published code can load, too.
-
-        Parameters
-        ----------
-        folder
-            Its parent is made when it is missing.
-        overwrite
-            Replace an existing checkpoint; a save that fails leaves it as it was.
-        optimizer
-            Its state is saved with the weights.
-
-        Raises
-        ------
-        FileExistsError
-            The folder exists and `overwrite` is False.
-        """
-        write_checkpoint(
-            folder,
-            self.torch_model,
-            self.get_config(),
-            self.embed_map,
-            optimizer=optimizer,
-            epoch=self.epoch,
-            overwrite=overwrite,
-        )
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Mapping[str, Any],
-        embed_map: np.ndarray | None = None,
-        *,
-        device: str | torch.device = "auto",
-        nan_policy: str = "mask",
-        seed: int | None = None,
-    ) -> "StellarPerceptron":
-        """Make a model with fresh weights from the sections of a `config.json`.
-
-        Parameters
-        ----------
-        config
-            As `get_config` gives it; files of the published code and of Leung & Bovy (2023) too.
-        embed_map
-            (V + 1,) integers; None: each token its own row.
-        device, nan_policy, seed
-            See the class.
-        """
-        entries = {k: v for k, v in config["nn_config"].items() if not k.startswith("backend_")}
-        entries |= config.get("stellarperceptron", {})
-        model = cls(
-            config["tokenizer_config"]["vocabs"],
-            embed_map=embed_map,
-            device=device,
-            nan_policy=nan_policy,
-            seed=seed,
-            **entries,
-        )
-        model._set_norm_config(config["norm_config"])
-        return model
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | os.PathLike,
-        *,
-        device: str | torch.device = "auto",
-        nan_policy: str = "mask",
-    ) -> "StellarPerceptron":
-        """Load a checkpoint: ours, the published ones, or Leung & Bovy's (2023).
-
-        Parameters
-        ----------
-        folder
-            With `config.json`, `weights.pt` and, unless every token has its own row,
-            `embed_map.npz`. Nothing in it is executed.
-        device, nan_policy
-            See the class.
-
-        Raises
-        ------
-        FileNotFoundError
-            The folder is no checkpoint.
-        ValueError
-            Files that are damaged, hold more than tensors, or do not fit together; names them.
-        """
-        checkpoint = read_checkpoint(folder)
-        try:
-            model = cls.from_config(
-                checkpoint.config, checkpoint.embed_map, device=device, nan_policy=nan_policy
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"checkpoint {folder}: {error}") from error
-        load_weights(model.torch_model, checkpoint.weights, f"weights of {folder}")
-        model.epoch = checkpoint.epoch
-        return model
-
-    @classmethod
-    def load_for_finetuning(
-        cls,
-        folder: str | os.PathLike,
-        new_names: Sequence[str] = (),
-        embed_map: Mapping[str, str] | None = None,
-        *,
-        device: str | torch.device = "auto",
-        nan_policy: str = "mask",
-        seed: int | None = None,
-    ) -> "StellarPerceptron":
-        """Load a checkpoint and append new tokens to its vocabulary.
-
-        Old tokens keep their rows, their embedding map and their standardization. New ones get
-        rows with fresh weights, and a standardization when the model is fitted.
-
-        Parameters
-        ----------
-        folder
-            See `load`.
-        new_names
-            Names of new pixels or labels.
-        embed_map
-            Names whose embedding row is that of another name, such as new pixels that share the
-            row of the old ones.
-        device, nan_policy, seed
-            See the class; the seed is that of the new rows.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            As from `load`; new names that are known already.
-        """
-        old = cls.load(folder, device="cpu", nan_policy=nan_policy)
-        grown = cls(
-            [*old.vocabs, *new_names],
-            device=device,
-            nan_policy=nan_policy,
-            seed=seed,
-            **vars(old.config),
-        )
-        rows = old.vocab_size + 1
-        grown.embed_map[:rows] = old.embed_map
-        grown._update_embed_map(embed_map)
-        grown.torch_model.embedding_layer.embed_map.copy_(torch.from_numpy(grown.embed_map))
-        for name in ("_input_mean", "_input_std", "_input_standardized"):
-            getattr(grown, name)[:rows] = getattr(old, name)
-        weights = old.torch_model.state_dict()
-        fresh = grown.torch_model.state_dict()
-        for name in ("embedding_layer.embeddings", "embedding_layer.bias"):
-            weights[name] = torch.cat([weights[name], fresh[name][rows:].cpu()])
-        load_weights(grown.torch_model, weights, f"weights of {folder}")
-        grown.epoch = old.epoch
-        return grown
+def _normalized(weights: Tensor, attend: Tensor | None, normalization: str) -> Tensor:
+    """(N, L, L + 1) softmax weights of the encoder, normalized over the tokens; see `perceive`."""
+    weights = weights[..., :-1]
+    if attend is not None:
+        weights = weights * attend[..., None]  # rows of tokens that were not there
+    if normalization == "published":
+        return weights / weights.sum(dim=1, keepdim=True)
+    return (weights / weights.sum(dim=2, keepdim=True)).nan_to_num(nan=0.0)

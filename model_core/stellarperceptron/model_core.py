@@ -91,7 +91,13 @@ class StellarPerceptronCore:
         if embed_map is None:
             return
         if isinstance(embed_map, Mapping):
-            self.embed_map[self.tokenize(list(embed_map))] = self.tokenize(list(embed_map.values()))
+            tokens = self.tokenize(list(embed_map))
+            targets = self.tokenize(list(embed_map.values()))
+            if not (tokens.all() and targets.all()):
+                raise ValueError(f"embed_map: {PADDING} has a row of its own, for nothing else")
+            for token, target in zip(tokens, targets, strict=True):
+                # The row that the target uses, which need not be its own.
+                self.embed_map[token] = self.embed_map[target]
             return
         rows = np.asarray(embed_map)
         size = self.vocab_size + 1
@@ -131,14 +137,11 @@ class StellarPerceptronCore:
             return np.broadcast_to(self.tokenize(names[0]), names.shape).copy()
         unique, inverse = np.unique(names.astype(str), return_inverse=True)
         tokens = [self._token_of.get(name) for name in unique.tolist()]
-        unknown = [
-            with_nearest(name, self.vocabs)
-            for name, token in zip(unique, tokens, strict=True)
-            if token is None
-        ]
+        unknown = [n for n, token in zip(unique.tolist(), tokens, strict=True) if token is None]
         if unknown:
+            shown = "; ".join(with_nearest(name, self.vocabs) for name in unknown[:5])
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            raise ValueError("not in the vocabulary: " + "; ".join(unknown[:5]) + more)
+            raise ValueError(f"not in the vocabulary: {shown}{more}")
         return np.asarray(tokens, dtype=np.int64)[inverse].reshape(names.shape)
 
     def detokenize(self, tokens: np.ndarray) -> np.ndarray:
@@ -254,8 +257,8 @@ class StellarPerceptronCore:
         median, spread, limit = self._statistics(tokens, values)
         z = (values - median) / spread
         if isinstance(z, Tensor):
-            return z.masked_fill(z.abs() > limit, math.nan)
-        return np.where(np.abs(z) > limit, np.nan, z).astype(np.float32)
+            return z.masked_fill((z.abs() > limit) | z.isinf(), math.nan)
+        return np.where((np.abs(z) > limit) | np.isinf(z), np.nan, z).astype(np.float32)
 
     def standardize_error(self, errors, tokens: np.ndarray):
         """Scale errors of values like the values themselves (no shift); see `standardize`."""
@@ -299,15 +302,18 @@ class StellarPerceptronCore:
 
     def _set_norm_config(self, norm: Mapping[str, Sequence]) -> None:
         """Take over `norm_config` of a checkpoint."""
-        for key, dtype in (
-            ("_input_mean", float),
-            ("_input_std", float),
-            ("_input_standardized", bool),
-        ):
-            values = np.asarray(norm[key], dtype=dtype)
-            if values.shape != (self.vocab_size + 1,):
+        size = self.vocab_size + 1
+        for key in ("_input_mean", "_input_std", "_input_standardized"):
+            values = np.asarray(norm[key])
+            kinds = "b" if key == "_input_standardized" else "iuf"
+            if values.shape != (size,) or values.dtype.kind not in kinds:
                 raise ValueError(
-                    f"norm_config.{key} has {values.size} entries; a vocabulary of "
-                    f"{self.vocab_size} needs {self.vocab_size + 1}"
+                    f"norm_config.{key} is not a list of {size} "
+                    f"{'truth values' if kinds == 'b' else 'numbers'}"
                 )
-            setattr(self, key, values)
+            if (
+                kinds != "b"
+                and not (np.isfinite(values) & ((key != "_input_std") | (values >= 0))).all()
+            ):
+                raise ValueError(f"norm_config.{key} holds numbers that are not possible")
+            setattr(self, key, values if kinds == "b" else values.astype(float))

@@ -19,7 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from stellarperceptron.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from stellarperceptron.checkpoint import (
+    load_tensors,
+    load_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = ["RunFolder"]
@@ -144,7 +149,7 @@ class RunFolder:
         """Checkpoint that has come furthest; None without any."""
         candidates = [*self._epochs()[-1:], self.path / "interrupted"]
         candidates = [p for p in candidates if (p / "training_state.pt").is_file()]
-        states = [(_load(p / "training_state.pt"), p) for p in candidates]
+        states = [(load_tensors(p / "training_state.pt"), p) for p in candidates]
         if not states:
             return None
         return max(states, key=lambda pair: (pair[0]["epoch"], pair[0]["batch"]))[1]
@@ -158,11 +163,7 @@ class RunFolder:
         """Put a checkpoint's weights into the network and its state into the training."""
         content = read_checkpoint(checkpoint)
         load_weights(network, content.weights, f"weights of {checkpoint}")
-        restore(_load(checkpoint / "training_state.pt"), content.optimizer_state)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+        restore(load_tensors(checkpoint / "training_state.pt"), content.optimizer_state)
 
 
 def _system() -> str:

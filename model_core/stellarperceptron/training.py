@@ -242,7 +242,7 @@ class _Trainer:
                 batch.request_tokens,
                 encoding,
                 batch.pixels,
-                complete=self.complete or None,
+                complete=self.complete,
             )
         value, logvar = value.float(), logvar.float()
         loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)

@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import ctypes
 import errno
 import os
 import shutil
@@ -43,7 +44,7 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
         When the disk is too full; the message says how much is needed. The temporary file is
         removed.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # what a link points to is replaced, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     if expected_bytes is not None:
         free = shutil.disk_usage(path.parent).free
@@ -68,12 +69,25 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
         raise
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step, where the system can (Linux); False where it cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
 def _replace(temporary: Path, path: Path) -> None:
     """Put `temporary` in the place of `path`, which may be a folder that holds something."""
     if not path.is_dir():
         os.replace(temporary, path)
         return
-    # A folder that is not empty cannot be renamed over: move the old one aside first.
+    # A folder that is not empty cannot be renamed over.
+    if _exchange(temporary, path):
+        _remove(temporary)
+        return
     previous = path.with_name(f"{path.name}.{os.getpid()}.previous")
     _remove(previous)
     os.replace(path, previous)

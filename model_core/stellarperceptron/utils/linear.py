@@ -10,7 +10,6 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 __all__ = ["Linear", "linear"]
 
@@ -41,21 +40,20 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
         x_gradient = weight_gradient = bias_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = _product(gradient, weight.t().contiguous(), None)
+            x_gradient = linear(gradient, weight.t().contiguous())
         rows = gradient.flatten(0, -2)
         if ctx.needs_input_grad[1]:
             columns = x.flatten(0, -2)
             # oneDNN is at its best with the shorter side first.
             if rows.shape[1] <= columns.shape[1]:
-                weight_gradient = _product(rows.t(), columns.t(), None)
+                weight_gradient = linear(rows.t(), columns.t())
             else:
-                weight_gradient = _product(columns.t(), rows.t(), None).t()
+                weight_gradient = linear(columns.t(), rows.t()).t()
         if ctx.needs_input_grad[2]:
             bias_gradient = rows.sum(dim=0)
         return x_gradient, weight_gradient, bias_gradient
@@ -79,6 +77,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and x.dim() > 1
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()  # torch.func differentiates F.linear
         and _has_fast_product()
     )
     if not fast:
