@@ -24,6 +24,7 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "read_config",
+    "read_embed_map",
     "write_checkpoint",
 ]
 
@@ -99,7 +100,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         optimizer_state=weights.get("optimizer_state_dict"),
         optimizer=weights.get("optimizer"),
         epoch=epoch,
-        embed_map=_read_embed_map(path) if path.is_file() else None,
+        embed_map=read_embed_map(path) if path.is_file() else None,
     )
 
 
@@ -151,7 +152,14 @@ def _without_prefixes(name: str) -> str:
     return name
 
 
-def _read_embed_map(path: Path) -> np.ndarray:
+def read_embed_map(path: Path) -> np.ndarray:
+    """Read `embed_map.npz`: (V + 1,) integers, the embedding row of each token.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged or holds something else.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             keys, values = np.asarray(file["keys"]), np.asarray(file["values"])

@@ -1,16 +1,22 @@
 """The model as users meet it: perceive stars, request labels, predict, fit."""
 
+import dataclasses
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from stellarperceptron.checkpoint import read_config, read_embed_map
+from stellarperceptron.dataset import SpectraDataset
 from stellarperceptron.inference import (
     apogee_pixel_names,
     deal_patches,
@@ -18,7 +24,10 @@ from stellarperceptron.inference import (
     predict_patches,
 )
 from stellarperceptron.model_base import StellarPerceptronBase, one_of
-from stellarperceptron.training import PRECISIONS
+from stellarperceptron.run_folder import RunFolder
+from stellarperceptron.spectra import pixel_range
+from stellarperceptron.training import PRECISIONS, Process, TrainingOptions, train
+from stellarperceptron.training_data import prepare_training_data, usable_stars
 
 __all__ = ["StellarPerceptron"]
 
@@ -436,6 +445,187 @@ class StellarPerceptron(StellarPerceptronBase):
                 bar.update(len(flux))
         self._warn_of_empty_stars(np.concatenate(unseen))
         return self._frame(*torch.cat(answers, dim=1).numpy(), labels, label_tokens)
+
+    # --- training --------------------------------------------------------------------------
+
+    def fit(
+        self,
+        inputs: SpectraDataset | pd.DataFrame | np.ndarray,
+        inputs_name: Sequence[str] | None = None,
+        outputs_name: Sequence[str] | None = None,
+        *,
+        inputs_err: np.ndarray | None = None,
+        inputs_wavelength: np.ndarray | None = None,
+        kind: str = "observed",
+        pixels: str | slice = "full",
+        validation_split: float = 0.1,
+        validation_indices: np.ndarray | None = None,
+        lr_scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+        freeze_decoder: bool = False,
+        freeze_encoder: bool = False,
+        freeze_encoder_second_layer: bool = False,
+        standardization_file: str | os.PathLike | None = None,
+        embed_map_file: str | os.PathLike | None = None,
+        new_names_for_embed_mapping: Sequence[str] = (),
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        checkpoint_folder: str | os.PathLike | None = None,
+        resume: bool = False,
+        process: Process | None = None,
+        progress: bool = True,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """Train on stars whose labels are known.
+
+        Parameters
+        ----------
+        inputs
+            A survey, or (N, n) values with the inputs and the labels as columns, NaN where
+            missing; a data frame brings its names.
+        inputs_name
+            (n,) names of the columns.
+        outputs_name
+            Names of the labels, which are never inputs; None: all labels of a survey.
+        inputs_err
+            (N, n) standard deviations; only those of the labels count.
+        inputs_wavelength
+            (n,) or (N, n) vacuum [Angstrom], 0 for columns that have none. None: none has.
+        kind, pixels
+            Which spectra and which pixels of a survey; see `SpectraDataset`.
+        validation_split
+            Share of the stars that is kept for validation, drawn from `seed`.
+        validation_indices
+            Rows to validate on instead.
+        lr_scheduler
+            Gives a schedule for the optimizer, stepped every epoch (every step when it has a true
+            attribute `every_step`). None: a constant learning rate.
+        freeze_decoder, freeze_encoder, freeze_encoder_second_layer
+            See `set_trainable`.
+        standardization_file
+            `config.json` of a checkpoint with this vocabulary, whose standardization to use.
+        embed_map_file
+            `embed_map.npz` of a checkpoint with this vocabulary.
+        new_names_for_embed_mapping
+            Names that share the embedding row of the vocabulary's first name.
+        augment
+            Makes a changed copy of fluxes (B, n), given a generator; fresh on every draw.
+        checkpoint_folder
+            Where logs and checkpoints go; None: nowhere.
+        resume
+            Go on from the newest checkpoint there.
+        process
+            See `stellarperceptron.training.process_group`; None: alone, on this model's device.
+        progress
+            Show a progress bar when the output is a terminal.
+        **options
+            Entries of `stellarperceptron.training.TrainingOptions`: epochs, batch_size,
+            learning_rate, labels_per_star, precision, seed, ...
+
+        Returns
+        -------
+        DataFrame
+            Metrics, a row an epoch: time [s], loss, mse_loss, val_loss, val_mse_loss, lr, ...
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not match, unknown names, no usable star.
+        TrainingError
+            The loss became NaN.
+        """
+        settings = TrainingOptions(**options)
+        one_of("precision", settings.precision, list(PRECISIONS))
+        if standardization_file is not None:
+            self._set_norm_config(read_config(Path(standardization_file).parent)["norm_config"])
+        if embed_map_file is not None:
+            self.set_embed_map(read_embed_map(Path(embed_map_file)))
+        self.set_embed_map(dict.fromkeys(new_names_for_embed_mapping, self.vocabs[0]))
+        if isinstance(inputs, SpectraDataset):
+            source = _survey_source(inputs, kind, pixels, outputs_name)
+        else:
+            source = _array_source(inputs, inputs_name, outputs_name, inputs_err, inputs_wavelength)
+        if source["wavelengths"] is not None:
+            self._check_wavelengths(source["wavelengths"], [np.shape(source["wavelengths"])])
+        data = prepare_training_data(self, **source, device=self.device, augment=augment)
+        usable = usable_stars(data)
+        if validation_indices is None:
+            order = np.random.RandomState(settings.seed).permutation(len(usable))
+            validation_indices = usable[order[: round(validation_split * len(usable))]]
+        validation = np.intersect1d(validation_indices, usable)
+        training = np.setdiff1d(usable, validation)
+        if not len(training):
+            raise ValueError("there is no star with a label and a valid value to train on")
+        self.set_trainable(
+            freeze_decoder=freeze_decoder,
+            freeze_encoder=freeze_encoder,
+            freeze_encoder_second_layer=freeze_encoder_second_layer,
+        )
+        process = process or Process(0, 1, self.device)
+        folder = None
+        if checkpoint_folder is not None:
+            folder = RunFolder(checkpoint_folder, dataclasses.asdict(settings), process.rank)
+        history = train(
+            self,
+            data,
+            training,
+            validation,
+            settings,
+            process,
+            scheduler=(lambda optimizer, _: lr_scheduler(optimizer)) if lr_scheduler else None,
+            folder=folder,
+            resume=resume,
+            progress=progress,
+        )
+        return pd.DataFrame(history)
+
+
+def _survey_source(dataset, kind, pixels, outputs_name) -> dict[str, Any]:
+    """Arguments of `prepare_training_data` for the training stars of a survey."""
+    split, part = dataset.train, pixel_range(pixels)
+    labels = list(outputs_name or dataset.label_names)
+    columns = [dataset.label_names.index(label) for label in labels]
+    wavelengths = dataset.wavelength[part]
+    return {
+        "read": lambda rows: split.read(kind, rows, part),
+        "stars": len(split),
+        "names": apogee_pixel_names(wavelengths),
+        "wavelengths": wavelengths,
+        "labels": split.labels[:, columns],
+        "label_errors": split.label_errors[:, columns],
+        "label_names": labels,
+    }
+
+
+def _array_source(inputs, names, outputs_name, errors, wavelengths) -> dict[str, Any]:
+    """Arguments of `prepare_training_data` for columns of inputs and labels."""
+    if isinstance(inputs, pd.DataFrame):
+        names = inputs.columns.to_numpy(dtype=str) if names is None else names
+        inputs = inputs.to_numpy(dtype=float)
+    inputs, names = np.asarray(inputs), np.asarray([] if names is None else names, dtype=str)
+    if inputs.ndim != 2 or names.shape != inputs.shape[1:]:
+        raise ValueError(f"inputs {inputs.shape} need one name for each column, not {names.shape}")
+    if errors is not None and np.shape(errors) != inputs.shape:
+        raise ValueError(f"inputs_err {np.shape(errors)} do not match inputs {inputs.shape}")
+    labels = [] if outputs_name is None else list(outputs_name)
+    missing = [label for label in labels if label not in names]
+    if missing or not labels:
+        raise ValueError(f"outputs_name: {missing or 'none given'} not among the columns")
+    columns = [int(np.flatnonzero(names == label)[0]) for label in labels]
+    others = np.setdiff1d(np.arange(len(names)), columns)
+    if wavelengths is not None:
+        if np.shape(wavelengths) not in (names.shape, inputs.shape):
+            raise ValueError(
+                f"inputs_wavelength {np.shape(wavelengths)} match neither names nor inputs"
+            )
+        wavelengths = np.asarray(wavelengths)[..., others]
+    return {
+        "read": lambda rows: inputs[rows][:, others],
+        "stars": len(inputs),
+        "names": names[others],
+        "wavelengths": wavelengths,
+        "labels": inputs[:, columns],
+        "label_errors": None if errors is None else np.asarray(errors)[:, columns],
+        "label_names": labels,
+    }
 
 
 def _normalized(weights: Tensor, attend: Tensor | None, normalization: str) -> Tensor:

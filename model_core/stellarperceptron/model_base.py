@@ -131,6 +131,11 @@ class StellarPerceptronBase(StellarPerceptronCore):
             network.torch_encoder.encoder_transformer_block_2.requires_grad_(False)
         return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
+    def set_embed_map(self, embed_map: Mapping[str, str] | np.ndarray) -> None:
+        """Change which embedding row tokens use; see `StellarPerceptronCore`."""
+        self._update_embed_map(embed_map)
+        self.torch_model.embedding_layer.embed_map.copy_(torch.from_numpy(self.embed_map))
+
     def flops_per_star(
         self, tokens: int | None = None, labels: int = 1, training: bool = False
     ) -> int:
@@ -288,8 +293,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         )
         rows = old.vocab_size + 1
         grown.embed_map[:rows] = old.embed_map
-        grown._update_embed_map(embed_map)
-        grown.torch_model.embedding_layer.embed_map.copy_(torch.from_numpy(grown.embed_map))
+        grown.set_embed_map(embed_map or {})
         for name in ("_input_mean", "_input_std", "_input_standardized"):
             getattr(grown, name)[:rows] = getattr(old, name)
         weights = old.torch_model.state_dict()

@@ -232,8 +232,7 @@ class _Trainer:
         return {"loss": zero, "mse": zero, "stars": zero, "first_nan": zero - 1}
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        data = self.data
-        encoding = None if data.encoding is None else data.encoding[batch.positions]
+        encoding = self.data.encode(batch, self.network.embedding_layer.encode_wavelength)
         dtype = PRECISIONS[self.options.precision]
         with torch.autocast(self.process.device.type, dtype, enabled=dtype is not None):
             value, logvar = self.module(

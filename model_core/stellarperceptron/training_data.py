@@ -88,13 +88,15 @@ class TrainingData:
     tokens : Tensor
         (T,) integers.
     encoding : Tensor or None
-        (T, D) wavelength encoding; None without wavelengths.
+        (T, D) wavelength encoding; None without wavelengths, or where stars have their own.
     labels, label_errors : Tensor
         (N, Q) standardized, NaN for missing labels; errors of 0 where there are none.
     label_tokens : Tensor
         (Q,) integers.
     augment : callable or None
         Makes a changed copy of standardized values (B, T, P), given a generator.
+    wavelengths : Tensor or None
+        (N, T) vacuum [Angstrom] where every star has its own.
     """
 
     values: Tensor
@@ -104,9 +106,17 @@ class TrainingData:
     label_errors: Tensor
     label_tokens: Tensor
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    wavelengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def encode(self, batch: Batch, encode_wavelength: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Wavelength encoding (B, L, D) of a batch; None without wavelengths."""
+        if self.wavelengths is not None:
+            wavelengths = self.wavelengths[batch.stars].gather(1, batch.positions)
+            return encode_wavelength(wavelengths)
+        return None if self.encoding is None else self.encoding[batch.positions]
 
 
 class TrainingGenerator:
@@ -304,7 +314,8 @@ def prepare_training_data(
     names
         (P,) names or tokens of the values.
     wavelengths
-        (P,) vacuum [Angstrom]; None for none.
+        (P,) vacuum [Angstrom], or (N, P) when every star has its own (one pixel a token); None
+        for none.
     labels, label_errors
         (N, Q), NaN for missing labels; errors None for none. A missing error counts as 0.
     label_names
@@ -331,9 +342,13 @@ def prepare_training_data(
     model.fit_standardization(labels, label_tokens)
 
     per_token = model.config.pixels_per_token
-    if wavelengths is None:
+    if wavelengths is None or np.ndim(wavelengths) == 2:
+        if per_token > 1:
+            raise ValueError(f"{per_token} pixels a token need one list of wavelengths")
         groups, encoding = np.arange(len(tokens))[:, None], None
     else:
+        if per_token > 1 and not np.all(wavelengths):
+            raise ValueError(f"with {per_token} pixels a token, every input needs a wavelength")
         groups = group_pixels(wavelengths, per_token)
         mean = torch.as_tensor(mean_wavelengths(groups, wavelengths), device=device)
         encoding = model.torch_model.embedding_layer.encode_wavelength(mean)
@@ -365,6 +380,9 @@ def prepare_training_data(
         label_errors=torch.as_tensor(errors, dtype=torch.float32, device=device),
         label_tokens=torch.as_tensor(label_tokens, device=device),
         augment=augment,
+        wavelengths=torch.as_tensor(wavelengths, dtype=torch.float32, device=device)
+        if np.ndim(wavelengths) == 2
+        else None,
     )
 
 

@@ -1,0 +1,171 @@
+"""What the numbered training scripts share: arguments, and training on a survey as profiled."""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.inference import apogee_pixel_names
+from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.observation import Augmentation
+from stellarperceptron.profiles import Profile, read_profile
+from stellarperceptron.run_folder import RunFolder
+from stellarperceptron.spectra import pixel_range
+from stellarperceptron.training import Process, train
+from stellarperceptron.training_data import TrainingData, prepare_training_data, usable_stars
+
+__all__ = ["new_model", "read_data", "stage_arguments", "train_stage"]
+
+
+def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> argparse.Namespace:
+    """Parse the arguments of a stage; adds `profile_settings`, the profile they name.
+
+    Parameters
+    ----------
+    script
+        `__file__` of the script; profiles lie beside it.
+    description
+        Of the script.
+    needs_checkpoint
+        Whether the stage goes on from the one before.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    beside = Path(script).resolve().parent
+    profiles = sorted(path.stem for path in beside.glob("*.toml"))
+    parser.add_argument("--profile", default="laptop", help=f"one of {', '.join(profiles)}")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="survey file or folder of published arrays"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of logs and checkpoints")
+    if needs_checkpoint:
+        parser.add_argument(
+            "--checkpoint", type=Path, required=True, help="checkpoint folder of the stage before"
+        )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.ENTRY=VALUE",
+        help="override an entry of the profile; may be given more than once",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, choices and dropout")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each process (not used on a GPU)"
+    )
+    parser.add_argument(
+        "--no-resume", action="store_true", help="start anew instead of going on from checkpoints"
+    )
+    arguments = parser.parse_args()
+    try:
+        arguments.profile_settings = read_profile(
+            beside / f"{arguments.profile}.toml",
+            [*arguments.set, f"training.seed={arguments.seed}"],
+        )
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
+    """A model with fresh weights for all pixels and labels of a survey, one row for all pixels."""
+    pixels = apogee_pixel_names(dataset.wavelength).tolist()
+    return StellarPerceptron(
+        [*pixels, *profile.data.labels],
+        embed_map=dict.fromkeys(pixels, pixels[0]),
+        device=device,
+        seed=profile.training.seed,
+        **vars(profile.model),
+    )
+
+
+def read_data(
+    model: StellarPerceptron,
+    dataset: SpectraDataset,
+    profile: Profile,
+    rows: np.ndarray | None = None,
+) -> TrainingData:
+    """Place the training stars of a survey on the model's device, as the profile says.
+
+    Parameters
+    ----------
+    model, dataset, profile
+        The model's standardization is fitted where it has none yet.
+    rows
+        Stars to read; None: all training stars.
+    """
+    split, data = dataset.train, profile.data
+    rows = np.arange(len(split)) if rows is None else rows
+    part = pixel_range(data.pixels)
+    columns = [split.label_names.index(label) for label in data.labels]
+    half = data.half_precision or model.device.type == "cuda"
+    augment = functools.partial(Augmentation(), pixels=part) if data.augment else None
+    wavelength = dataset.wavelength[part]
+    return prepare_training_data(
+        model,
+        lambda block: split.read(data.kind, rows[block], part),
+        len(rows),
+        apogee_pixel_names(wavelength),
+        wavelength,
+        split.labels[rows][:, columns],
+        split.label_errors[rows][:, columns],
+        data.labels,
+        device=model.device,
+        dtype=torch.float16 if half else torch.float32,
+        augment=augment,
+    )
+
+
+def train_stage(
+    model: StellarPerceptron,
+    data: TrainingData,
+    training_rows: np.ndarray,
+    validation_rows: np.ndarray,
+    profile: Profile,
+    process: Process,
+    output: Path,
+    *,
+    inputs: dict[str, Any],
+    resume: bool = True,
+) -> list[dict[str, float]]:
+    """Train a model as a profile says, with logs and checkpoints; see `training.train`.
+
+    Parameters
+    ----------
+    training_rows, validation_rows
+        Rows of `data`; stars without labels or valid pixels are left out.
+    inputs
+        What the run depends on beside the profile (files, hashes), saved with the configuration.
+    """
+    usable = usable_stars(data)
+    folder = RunFolder(output, {**inputs, **profile.to_dict()}, process.rank)
+    dropped = len(training_rows) + len(validation_rows)
+    training_rows, validation_rows = (
+        np.intersect1d(rows, usable) for rows in (training_rows, validation_rows)
+    )
+    dropped -= len(training_rows) + len(validation_rows)
+    if dropped:
+        folder.log(f"{dropped} stars without labels or valid pixels are left out")
+    trainable = model.set_trainable(**vars(profile.freeze))
+    folder.log(f"{trainable} trainable parameters")
+    model.epoch = 0
+    return train(
+        model,
+        data,
+        training_rows,
+        validation_rows,
+        profile.training,
+        process,
+        scheduler=lambda optimizer, steps: profile.schedule.make(
+            optimizer, steps, profile.training.epochs
+        ),
+        folder=folder,
+        resume=resume,
+    )

@@ -1,0 +1,286 @@
+"""The training loop: what it learns, and that nothing is lost, whatever happens to it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import LABELS, make_model, make_spectra
+from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
+
+from stellarperceptron.nn_utils import linear_warmup_cosine
+from stellarperceptron.run_folder import RunFolder
+from stellarperceptron.training import Process, TrainingError, TrainingOptions, train
+
+ALONE = Process(0, 1, torch.device("cpu"))
+SCRIPT = Path(__file__).with_name("train_tiny.py")
+
+
+def run(folder, *options, processes=1):
+    command = [sys.executable, str(SCRIPT), str(folder), *options]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command[1:1] = launcher
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def weights(folder):
+    return torch.load(folder / "weights.pt", weights_only=True)["model_state_dict"]
+
+
+def train_here(model, rows=64, folder=None, resume=True, **options):
+    options = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3} | options
+    return train(
+        model,
+        tiny_data(model),
+        np.arange(rows),
+        np.arange(64, STARS),
+        TrainingOptions(**options),
+        ALONE,
+        folder=folder,
+        resume=resume,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_training_learns():
+    model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+    history = train_here(model, epochs=15, learning_rate=3e-3, labels_per_star="all")
+    assert history[-1]["loss"] < history[0]["loss"] - 0.5
+    assert history[-1]["val_mse_loss"] < history[0]["val_mse_loss"]
+
+
+@pytest.mark.parametrize("kill_at", [5, 12, 20])
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, kill_at):
+    assert run(tmp_path, f"kill_at={kill_at}").returncode == -signal.SIGKILL
+    assert run(tmp_path).returncode == 0
+    for name, tensor in weights(uninterrupted / "final").items():
+        assert torch.equal(weights(tmp_path / "final")[name], tensor), name
+
+
+def test_terminated_saves_and_exits_with_0(uninterrupted, tmp_path):
+    result = run(tmp_path, "terminate_at=12")
+    assert result.returncode == 0, result.stderr
+    state = torch.load(tmp_path / "interrupted" / "training_state.pt", weights_only=True)
+    assert (state["epoch"], state["batch"]) == (1, 4)
+    assert run(tmp_path).returncode == 0
+    for name, tensor in weights(uninterrupted / "final").items():
+        assert torch.equal(weights(tmp_path / "final")[name], tensor), name
+    whole, resumed = (
+        json.loads((folder / "history_0.json").read_text()) for folder in (uninterrupted, tmp_path)
+    )
+    for one, other in zip(whole, resumed, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-12)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-12)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    options = ("dropout=0", "epochs=5", "max_gradient_norm=1.0")
+    alone = run(tmp_path / "one", *options, "batch_size=16")
+    together = run(tmp_path / "two", *options, "batch_size=8", processes=2)
+    assert alone.returncode == together.returncode == 0, together.stderr
+    one, first, second = (
+        json.loads((tmp_path / name).read_text())
+        for name in ("one/history_0.json", "two/history_0.json", "two/history_1.json")
+    )
+    for a, b, c in zip(one, first, second, strict=True):  # 4 steps an epoch
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["val_loss"] == pytest.approx(a["val_loss"], abs=1e-4)
+        assert b["lr"] == c["lr"] == a["lr"]
+        assert b["val_loss"] == c["val_loss"]
+    # Before the first step the two have the same weights: validation must agree to rounding.
+    before = run(tmp_path / "three", "dropout=0", "epochs=1", "learning_rate=1e-30")
+    shared = run(tmp_path / "four", "dropout=0", "epochs=1", "learning_rate=1e-30", processes=2)
+    assert before.returncode == shared.returncode == 0
+    values = [
+        json.loads((tmp_path / name / "history_0.json").read_text())[0]["val_loss"]
+        for name in ("three", "four")
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_gradient_accumulation_equals_a_larger_batch():
+    losses = []
+    for batch_size, accumulation in ((16, 1), (8, 2)):
+        model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+        history = train_here(
+            model, batch_size=batch_size, gradient_accumulation=accumulation, epochs=3
+        )
+        losses.append([row["val_loss"] for row in history])
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen"),
+    [
+        ({"freeze_decoder": True}, ("torch_decoder",)),
+        ({"freeze_encoder": True}, ("torch_encoder",)),
+        (
+            {"freeze_decoder": True, "freeze_encoder_second_layer": True},
+            ("torch_decoder", "torch_encoder.encoder_transformer_block_2"),
+        ),
+    ],
+)
+def test_frozen_parts_stay_and_others_move(freeze, frozen):
+    model = make_model()
+    before = {k: v.clone() for k, v in model.torch_model.state_dict().items()}
+    model.set_trainable(**freeze)
+    train_here(model)
+    moved = {
+        name.rsplit(".", 2)[0] if "block" not in name else ".".join(name.split(".")[:2])
+        for name, tensor in model.torch_model.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    assert moved and not any(name.startswith(frozen) for name in moved)
+
+
+def test_only_the_seed_decides():
+    histories = [train_here(make_model(), seed=seed)[-1]["loss"] for seed in (0, 0, 1)]
+    assert histories[0] == histories[1] != histories[2]
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(4)
+    expected = torch.rand(2)
+    torch.manual_seed(4)
+    train_here(make_model())
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_metrics_and_logs(tmp_path):
+    folder = RunFolder(tmp_path / "run", {"a": 1})
+    history = train_here(make_model(), folder=folder, epochs=4, keep_checkpoints=2)
+    with open(tmp_path / "run" / "training_metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:6] == ["time", "loss", "mse_loss", "val_loss", "val_mse_loss", "lr"]
+    assert float(rows[3]["val_loss"]) == history[3]["val_loss"]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    logs = {"training.log", "training_system_info.log", "loss.png", "configuration.json"}
+    assert logs | {"epoch_3", "epoch_4", "best"} <= names
+    assert "epoch_1" not in names and "epoch_2" not in names
+    assert "effective batch 8" in (tmp_path / "run" / "training.log").read_text()
+
+
+def test_a_nan_stops_training_and_names_the_last_checkpoint(tmp_path):
+    model = make_model()
+    folder = RunFolder(tmp_path / "run", {})
+    train_here(model, folder=folder, epochs=1)
+    with torch.no_grad():
+        model.torch_model.torch_decoder.decoder_out.bias.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"NaN since epoch 1, batch 1; .*epoch_1"):
+        train_here(model, folder=folder, epochs=2, resume=False)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    RunFolder(tmp_path / "run", {"batch_size": 8, "seed": 1})
+    RunFolder(tmp_path / "run", {"batch_size": 8, "seed": 1})
+    with pytest.raises(ValueError, match="batch_size: 8 -> 16"):
+        RunFolder(tmp_path / "run", {"batch_size": 16, "seed": 1})
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    model, folder = make_model(), RunFolder(tmp_path / "run", {})
+    train_here(model, folder=folder, epochs=1)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="disk is full"):
+        train_here(model, folder=folder, epochs=2)
+    assert folder.newest_checkpoint() == tmp_path / "run" / "epoch_1"
+
+
+# --- fit --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table():
+    spectra = make_spectra(STARS, 40, bad=0.05)
+    labels = np.nanmean(spectra[:, :30].reshape(STARS, 3, 10), axis=2)
+    return pd.DataFrame(np.hstack([spectra, labels]), columns=[*NAMES, *LABELS])
+
+
+@pytest.mark.parametrize("each_star", [False, True])
+def test_fit_on_arrays(table, each_star):
+    model = make_model()
+    wavelengths = np.append(WAVELENGTHS, [0, 0, 0])
+    metrics = model.fit(
+        table,
+        outputs_name=LABELS,
+        inputs_err=np.full(table.shape, 0.01),
+        inputs_wavelength=np.tile(wavelengths, (STARS, 1)) if each_star else wavelengths,
+        epochs=2,
+        batch_size=16,
+    )
+    assert len(metrics) == 2 and np.isfinite(metrics["val_loss"]).all()
+
+
+def test_wavelengths_of_each_star_are_those_of_all(table):
+    wavelengths = np.append(WAVELENGTHS, [0, 0, 0])
+    losses = [
+        make_model().fit(
+            table, outputs_name=LABELS, inputs_wavelength=given, epochs=1, batch_size=16
+        )["loss"][0]
+        for given in (wavelengths, np.tile(wavelengths, (STARS, 1)))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_fit_with_a_schedule_and_a_folder(table, tmp_path):
+    model = make_model()
+    model.fit(
+        table,
+        outputs_name=LABELS,
+        inputs_wavelength=np.append(WAVELENGTHS, [0, 0, 0]),
+        lr_scheduler=lambda optimizer: linear_warmup_cosine(optimizer, 2, 10),
+        checkpoint_folder=tmp_path / "run",
+        validation_indices=np.arange(10),
+        epochs=2,
+        batch_size=16,
+    )
+    log = (tmp_path / "run" / "training.log").read_text()
+    assert "70 training and 10 validation stars" in log
+    assert (tmp_path / "run" / "epoch_2" / "weights.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"outputs_name": ["TEFF", "VSINI"]}, "VSINI"),
+        ({"outputs_name": None}, "outputs_name"),
+        ({"inputs_err": np.ones((3, 3))}, "inputs_err"),
+        ({"inputs_wavelength": WAVELENGTHS}, "inputs_wavelength"),
+        ({"precision": "float8"}, "precision"),
+    ],
+)
+def test_fit_refuses(table, change, named):
+    arguments = {
+        "outputs_name": LABELS,
+        "inputs_wavelength": np.append(WAVELENGTHS, [0, 0, 0]),
+    } | change
+    with pytest.raises(ValueError, match=named):
+        make_model().fit(table, **arguments)
+
+
+def test_stars_without_labels_are_left_out(table):
+    table.loc[:, LABELS] = np.nan
+    with pytest.raises(ValueError, match="no star"):
+        make_model().fit(
+            table, outputs_name=LABELS, inputs_wavelength=np.append(WAVELENGTHS, [0, 0, 0])
+        )

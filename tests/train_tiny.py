@@ -1,0 +1,76 @@
+"""A tiny training for tests in processes of their own: train_tiny.py FOLDER [option=value ...]."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import LABELS, make_model, make_spectra
+
+from stellarperceptron.nn_utils import cosine_annealing_warm_restarts
+from stellarperceptron.run_folder import RunFolder
+from stellarperceptron.training import TrainingOptions, process_group, train
+from stellarperceptron.training_data import TrainingGenerator, prepare_training_data
+
+STARS = 80
+NAMES = [f"syn_apogee{i}" for i in range(40)]
+WAVELENGTHS = 15200.0 + 0.21 * np.arange(40)
+
+
+def tiny_data(model, seed=0):
+    spectra = make_spectra(STARS, 40, seed)
+    labels = np.nanmean(spectra[:, :30].reshape(STARS, 3, 10), axis=2) + np.array([0.0, 1.0, 2.0])
+    errors = np.full_like(labels, 0.001)
+    return prepare_training_data(
+        model, spectra.__getitem__, STARS, NAMES, WAVELENGTHS, labels, errors, LABELS
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    given = dict(argument.split("=") for argument in sys.argv[2:])
+    kill_at = int(given.pop("kill_at", -1))
+    terminate_at = int(given.pop("terminate_at", -1))
+    dropout = float(given.pop("dropout", 0.1))
+    values = {k: json.loads(v) if v[0] in "0123456789tf" else v for k, v in given.items()}
+    options = TrainingOptions(
+        **{"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "keep_checkpoints": 0, **values}
+    )
+    made = 0
+    batch = TrainingGenerator._batch
+
+    def counted(self, *arguments):
+        nonlocal made
+        if not self.fixed:
+            made += 1
+            if made == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if made == terminate_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, *arguments)
+
+    TrainingGenerator._batch = counted
+    with process_group("cpu") as process:
+        model = make_model(encoder_dropout_rate=dropout, decoder_dropout_rate=dropout)
+        data = tiny_data(model)
+        history = train(
+            model,
+            data,
+            np.arange(64),
+            np.arange(64, STARS),
+            options,
+            process,
+            scheduler=lambda optimizer, _: cosine_annealing_warm_restarts(optimizer, 2),
+            folder=RunFolder(folder, {"learning_rate": options.learning_rate}, process.rank),
+        )
+        (folder / f"history_{process.rank}.json").write_text(json.dumps(history))
+        if process.rank == 0:
+            model.save(folder / "final", overwrite=True)
+
+
+if __name__ == "__main__":
+    main()

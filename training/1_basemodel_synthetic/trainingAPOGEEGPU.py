@@ -1,0 +1,41 @@
+"""Stage 1: pre-train a model from scratch on synthetic spectra, all 7,514 pixels.
+
+One process:
+    python trainingAPOGEEGPU.py --data survey.h5 --output runs/laptop/1_basemodel_synthetic
+Several GPUs:
+    torchrun --nproc-per-node=4 trainingAPOGEEGPU.py --profile gpu --data survey.h5 --output runs/1
+"""
+
+from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.stages import new_model, read_data, stage_arguments, train_stage
+from stellarperceptron.training import process_group
+
+
+def main() -> None:
+    """Arguments, data, model, run."""
+    arguments = stage_arguments(__file__, __doc__, needs_checkpoint=False)
+    profile = arguments.profile_settings
+    with (
+        process_group(arguments.device) as process,
+        SpectraDataset.open(arguments.data) as dataset,
+    ):
+        model = new_model(dataset, profile, process.device)
+        data = read_data(model, dataset, profile)
+        training, validation = dataset.train.validation_split(
+            profile.data.validation_split, profile.training.seed
+        )
+        train_stage(
+            model,
+            data,
+            training,
+            validation,
+            profile,
+            process,
+            arguments.output,
+            inputs={"stage": 1, "profile": arguments.profile, "data": str(arguments.data)},
+            resume=not arguments.no_resume,
+        )
+
+
+if __name__ == "__main__":
+    main()

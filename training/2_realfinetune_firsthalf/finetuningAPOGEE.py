@@ -1,0 +1,49 @@
+"""Stage 2: fine-tune the pre-trained model on observed spectra, first half of the band.
+
+One process:
+    python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/2_realfinetune_firsthalf \
+        --checkpoint runs/laptop/1_basemodel_synthetic/epoch_20
+Several GPUs: the same behind `torchrun --nproc-per-node=4`.
+"""
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.stages import read_data, stage_arguments, train_stage
+from stellarperceptron.training import process_group
+
+
+def main() -> None:
+    """Arguments, data, model, run."""
+    arguments = stage_arguments(__file__, __doc__, needs_checkpoint=True)
+    profile = arguments.profile_settings
+    with (
+        process_group(arguments.device) as process,
+        SpectraDataset.open(arguments.data) as dataset,
+    ):
+        # Pixels keep the names, the embedding row and the standardization of the synthetic ones:
+        # what the model knows about a flux at a wavelength is what fine-tuning starts from.
+        model = StellarPerceptron.load_for_finetuning(arguments.checkpoint, device=process.device)
+        data = read_data(model, dataset, profile)
+        training, validation = dataset.train.validation_split(
+            profile.data.validation_split, profile.training.seed
+        )
+        train_stage(
+            model,
+            data,
+            training,
+            validation,
+            profile,
+            process,
+            arguments.output,
+            inputs={
+                "stage": 2,
+                "profile": arguments.profile,
+                "data": str(arguments.data),
+                "checkpoint": str(arguments.checkpoint),
+            },
+            resume=not arguments.no_resume,
+        )
+
+
+if __name__ == "__main__":
+    main()
