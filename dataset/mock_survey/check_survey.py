@@ -130,7 +130,9 @@ def draw_responses(drawn: dict, physics: str) -> None:
     figure, axes = plt.subplots(len(CHANGES), 1, figsize=(9, 9), sharex=False)
     for axis, (name, change) in zip(axes, CHANGES.items(), strict=True):
         true, found = drawn[(physics, "giant", name)]
-        centre = int(np.clip(np.abs(true).argmax(), 200, len(true) - 200))
+        peak = np.abs(true).argmax()
+        chip = next(c for c in CHIP_PIXELS.values() if c.start <= peak < c.stop)
+        centre = int(np.clip(peak, chip.start + 200, chip.stop - 200))
         part = slice(centre - 200, centre + 200)
         axis.plot(APOGEE_WAVELENGTH[part], true[part], color="0.25", lw=1.6, label="Synspec")
         axis.plot(APOGEE_WAVELENGTH[part], found[part], color="C1", lw=0.9, label="emulator")
@@ -253,7 +255,7 @@ def medians(args: argparse.Namespace) -> None:
         axes[4].plot(
             published["spread"], pixels[name]["spread"], ".", ms=2, alpha=0.5, color=COLORS[name]
         )
-    axes[4].plot([0, 0.12], [0, 0.12], color="0.5", lw=0.8)
+    axes[4].plot([0, 0.15], [0, 0.15], color="0.5", lw=0.8)
     axes[4].set(xlabel="spread (mad_std) of a pixel, DR17", ylabel="mock survey")
     figure.tight_layout()
     save(figure, "pixel_medians.png")
@@ -283,7 +285,7 @@ def stars(args: argparse.Namespace) -> None:
             for pixels in CHIP_PIXELS.values():  # no line across the gaps between chips
                 part = np.zeros(len(APOGEE_WAVELENGTH), dtype=bool)
                 part[pixels] = inside[pixels]
-                for name, color, width in (("synthetic", "C0", 1.1), ("observed", "C3", 0.7)):
+                for name, color, width in (("observed", "C1", 1.5), ("synthetic", "C0", 0.6)):
                     label = name if pixels.start == 0 else None
                     flux = block[name][star][part]
                     axis.plot(wavelength[part], flux, color=color, lw=width, label=label)

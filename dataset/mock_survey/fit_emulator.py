@@ -237,33 +237,34 @@ def summary(errors: np.ndarray, grid: Grid) -> dict:
 
 def draw(results: dict[str, tuple[np.ndarray, Grid]], path: Path) -> None:
     """Held-out error by wavelength and by label."""
-    fig, axes = plt.subplots(2, 3, figsize=(11, 5.6), height_ratios=[1, 1])
-    grid_spec = axes[0, 0].get_gridspec()
-    for axis in axes[0]:
-        axis.remove()
-    spectrum = fig.add_subplot(grid_spec[0, :])
-    for (name, (errors, grid)), color in zip(results.items(), ("C0", "C1"), strict=False):
-        by_pixel = np.sqrt((errors**2).mean(0))
-        for i, chip in enumerate(CHIP_PIXELS.values()):
-            label = name if i == 0 else None
+    figure = plt.figure(figsize=(10.5, 6.4), layout="constrained")
+    upper, lower = figure.subfigures(2, 1)
+    by_wavelength = upper.subplots(2, 1, sharex=True, sharey=True)
+    by_label = lower.subplots(1, 3, sharey=True)
+    for axis, (name, (errors, grid)), color in zip(
+        by_wavelength, results.items(), ("C0", "C3"), strict=True
+    ):
+        for chip in CHIP_PIXELS.values():
             wavelength = APOGEE_WAVELENGTH[chip]
-            spectrum.plot(wavelength, by_pixel[chip], color=color, lw=0.5, label=label)
+            for level, shade in ((95, 0.35), (68, 1.0)):
+                y = np.percentile(np.abs(errors[:, chip]), level, axis=0)
+                axis.plot(wavelength, y, color=color, lw=0.5, alpha=shade)
+        axis.text(0.99, 0.9, f"{name}: 68 and 95 %", ha="right", va="top", transform=axis.transAxes)
+        axis.set(xlim=(15120, 16980), ylim=(0, None), ylabel="error of a pixel")
         rms = np.sqrt((errors**2).mean(1))
-        for axis, d in zip(axes[1], (0, 1, 2), strict=True):
-            axis.plot(grid.labels[grid.held_out][:, d], rms, ".", color=color, ms=4, alpha=0.7)
-    for axis, text in zip(axes[1], (r"$T_{\rm eff}$ [K]", r"$\log g$", "[Fe/H]"), strict=True):
+        for label_axis, d in zip(by_label, (0, 1, 2), strict=True):
+            x = grid.labels[grid.held_out][:, d]
+            label_axis.plot(x, rms, ".", color=color, ms=4, alpha=0.7, label=name)
+    by_wavelength[1].set_xlabel("vacuum wavelength [Å]")
+    for axis, text in zip(by_label, (r"$T_{\rm eff}$ [K]", r"$\log g$", "[Fe/H]"), strict=True):
         axis.set(xlabel=text, yscale="log", ylim=(1e-4, 3e-2))
         axis.axhline(0.002, color="0.5", lw=0.8, ls="--")
         axis.axhline(0.008, color="0.5", lw=0.8, ls=":")
-    axes[1, 0].set_ylabel("rms of a held-out spectrum")
-    spectrum.set(
-        xlabel="vacuum wavelength [Å]", ylabel="rms at a pixel", ylim=(0, None), xlim=(15120, 16980)
-    )
-    spectrum.legend(loc="upper right", frameon=False)
-    fig.tight_layout()
+    by_label[0].set_ylabel("rms of a held-out spectrum")
+    by_label[0].legend(frameon=False, loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -281,10 +282,10 @@ def main() -> None:
     parser.add_argument(
         "--allow-incomplete", action="store_true", help="fit grids that are still being computed"
     )
-    parser.add_argument("--components", type=int, default=80, help="of nominal (80)")
-    parser.add_argument("--difference-components", type=int, default=40, help="of nature (40)")
-    parser.add_argument("--steps", type=int, default=200, help="of the optimiser (200)")
-    parser.add_argument("--subset", type=int, default=800, help="spectra it looks at (800)")
+    parser.add_argument("--components", type=int, default=100, help="of nominal (100)")
+    parser.add_argument("--difference-components", type=int, default=60, help="of nature (60)")
+    parser.add_argument("--steps", type=int, default=150, help="of the optimiser (150)")
+    parser.add_argument("--subset", type=int, default=600, help="spectra it looks at (600)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 

@@ -137,11 +137,11 @@ class SpectraBank:
 
     def __call__(self, coefficients: Tensor, group: np.ndarray, broadening: np.ndarray) -> Tensor:
         """Flux over continuum (N, P), float32, of coefficients (N, K) with their indices (N,)."""
-        flux = torch.empty(len(coefficients), len(self.wavelength))
+        flux = torch.empty(len(coefficients), len(self.wavelength), device=coefficients.device)
         number = len(MACROTURBULENCE) + len(ROTATION)
         key = group * number + broadening
         for value in np.unique(key):
-            rows = torch.from_numpy(np.flatnonzero(key == value))
+            rows = torch.from_numpy(np.flatnonzero(key == value)).to(flux.device)
             projection = self.projection(value // number, value % number)
             flux[rows] = projection(coefficients[rows])
         return flux
