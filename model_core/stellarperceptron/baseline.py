@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -156,10 +155,3 @@ class BaselineNetwork(nn.Module):
         weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
         load_weights(network, weights, f"weights of {folder}")
         return network.eval()
-
-
-def five_folds(stars: int, seed: int) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-    """Divide stars into five folds: pairs of training and validation rows."""
-    parts = np.array_split(np.random.RandomState(seed).permutation(stars), 5)
-    everyone = np.arange(stars)
-    return [(np.setdiff1d(everyone, part), np.sort(part)) for part in parts]

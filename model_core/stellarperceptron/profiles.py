@@ -21,7 +21,14 @@ from stellarperceptron.nn_utils import (
 )
 from stellarperceptron.training import PRECISIONS, TrainingOptions
 
-__all__ = ["DataProfile", "FreezeProfile", "Profile", "Schedule", "read_profile"]
+__all__ = [
+    "DataProfile",
+    "FreezeProfile",
+    "Profile",
+    "Schedule",
+    "SelectionProfile",
+    "read_profile",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,22 @@ class DataProfile:
     iron_rich_hundred: bool = False
     augment: bool = False
     half_precision: bool = True
+
+
+@dataclass(frozen=True)
+class SelectionProfile:
+    """Which epoch of the last stage and of the baseline is used.
+
+    Parameters
+    ----------
+    name
+        "folds": the epoch with the least loss over five folds of the hundred stars, of a training
+        on all of them. "fixed": the last epoch. "published": the epoch with the least loss on
+        other stars, metal-poor ones (stage 3) or the test stars (baseline); this looks at labels
+        that a user with a hundred stars does not have.
+    """
+
+    name: str = "folds"
 
 
 @dataclass(frozen=True)
@@ -113,8 +136,9 @@ class Profile:
 
     Parameters
     ----------
-    data, model, training, schedule, freeze
-        Sections of the TOML file; `model` counts where a stage starts from fresh weights.
+    data, model, training, schedule, freeze, selection
+        Sections of the TOML file; `model` counts where a stage starts from fresh weights, and
+        `selection` in the last stage and the baseline.
     """
 
     data: DataProfile = field(default_factory=DataProfile)
@@ -122,11 +146,13 @@ class Profile:
     training: TrainingOptions = field(default_factory=TrainingOptions)
     schedule: Schedule = field(default_factory=Schedule)
     freeze: FreezeProfile = field(default_factory=FreezeProfile)
+    selection: SelectionProfile = field(default_factory=SelectionProfile)
 
     def _problems(self) -> Iterable[str]:
         choices = {
             "data.kind": ("synthetic", "observed"),
             "schedule.name": SCHEDULES,
+            "selection.name": ("folds", "fixed", "published"),
             "training.precision": tuple(PRECISIONS),
             "training.labels_per_star": ("one", "all"),
         }

@@ -18,7 +18,21 @@ from stellarperceptron.spectra import pixel_range
 from stellarperceptron.training import Process, train
 from stellarperceptron.training_data import TrainingData, prepare_training_data, usable_stars
 
-__all__ = ["new_model", "read_data", "stage_arguments", "train_stage"]
+__all__ = [
+    "five_folds",
+    "new_model",
+    "read_data",
+    "resolve_checkpoint",
+    "stage_arguments",
+    "train_stage",
+]
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written; defaults of what need not be given."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> argparse.Namespace:
@@ -33,9 +47,7 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
     needs_checkpoint
         Whether the stage goes on from the one before.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
     beside = Path(script).resolve().parent
     profiles = sorted(path.stem for path in beside.glob("*.toml"))
     parser.add_argument("--profile", default="laptop", help=f"one of {', '.join(profiles)}")
@@ -45,7 +57,10 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
     parser.add_argument("--output", type=Path, required=True, help="folder of logs and checkpoints")
     if needs_checkpoint:
         parser.add_argument(
-            "--checkpoint", type=Path, required=True, help="checkpoint folder of the stage before"
+            "--checkpoint",
+            type=Path,
+            required=True,
+            help="output of the stage before (its selected or last checkpoint), or a checkpoint",
         )
     parser.add_argument(
         "--set",
@@ -68,10 +83,31 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
             beside / f"{arguments.profile}.toml",
             [*arguments.set, f"training.seed={arguments.seed}"],
         )
+        if needs_checkpoint:
+            arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     torch.set_num_threads(arguments.threads)
     return arguments
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """Checkpoint that a path means: itself, or the selected or last one in a training's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none; says which command makes one.
+    """
+    epochs = [p for p in path.glob("epoch_*") if p.name[6:].isdigit()]
+    last = sorted(epochs, key=lambda p: int(p.name[6:]))[-1:]
+    for folder in (path, path / "selected", *last):
+        if (folder / "weights.pt").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"there is no checkpoint in {path}: run the stage before with --output {path}, or make "
+        "reproduce"
+    )
 
 
 def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
@@ -169,3 +205,9 @@ def train_stage(
         folder=folder,
         resume=resume,
     )
+
+
+def five_folds(stars: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Divide stars into five folds: pairs of training and validation rows."""
+    parts = np.array_split(np.random.RandomState(seed).permutation(stars), 5)
+    return [(np.setdiff1d(np.arange(stars), part), np.sort(part)) for part in parts]

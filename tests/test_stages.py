@@ -1,0 +1,232 @@
+"""The numbered scripts, end to end at toy size, and what their profiles say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stellarperceptron import ModelConfig, StellarPerceptron
+from stellarperceptron.baseline import BaselineNetwork
+from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.profiles import read_profile
+from stellarperceptron.stages import five_folds, resolve_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAINING = ROOT / "training"
+STAGES = {
+    1: "1_basemodel_synthetic/trainingAPOGEEGPU.py",
+    2: "2_realfinetune_firsthalf/finetuningAPOGEE.py",
+    3: "3_fefinetune_chunk/finetuningAPOGEE.py",
+    "baseline": "basic_NN/TrainingNN.py",
+}
+PROFILES = sorted(TRAINING.glob("*/*.toml"))
+
+
+def script(path, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / path), *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def stage(which, data, output, *arguments):
+    result = script(
+        f"training/{STAGES[which]}",
+        *("--profile", "smoke", "--data", data, "--output", output, *arguments),
+    )
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    path = tmp_path_factory.mktemp("survey") / "survey.h5"
+    result = script(
+        "dataset/create_mock_survey.py",
+        *("--stars", 240, "--test-stars", 40, "--seed", 3, "--output", path),
+    )
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def chain(survey, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    few = ("--set", "training.epochs=1")
+    stage(1, survey, folder / "1", *few)
+    stage(2, survey, folder / "2", "--checkpoint", folder / "1", *few)
+    stage(3, survey, folder / "3", "--checkpoint", folder / "2", *few)
+    stage("baseline", survey, folder / "nn", *few)
+    return folder
+
+
+def test_stage_1_knows_all_pixels_and_labels(chain, survey):
+    model = StellarPerceptron.load(chain / "1" / "epoch_1", device="cpu")
+    assert model.vocab_size == 7519
+    assert set(model.embed_map[1:7515]) == {1}
+    with SpectraDataset.open(survey) as dataset:
+        synthetic = dataset.train.read("synthetic")
+    np.testing.assert_allclose(model._input_mean[1:7515], np.nanmedian(synthetic, 0), atol=1e-6)
+
+
+def test_stage_2_keeps_the_standardization_of_stage_1(chain):
+    one, two = (StellarPerceptron.load(resolve_checkpoint(chain / n), device="cpu") for n in "12")
+    np.testing.assert_array_equal(one._input_mean, two._input_mean)
+    weights = [m.torch_model.torch_decoder.decoder_out.weight for m in (one, two)]
+    assert not torch.equal(*weights)
+
+
+def test_stage_3_freezes_decoder_and_second_encoder_block(chain):
+    two, three = (
+        StellarPerceptron.load(resolve_checkpoint(chain / n), device="cpu").torch_model.state_dict()
+        for n in "23"
+    )
+    moved = {name for name in two if not torch.equal(two[name], three[name])}
+    assert any("encoder_transformer_block_1" in name for name in moved)
+    assert not any("decoder" in name or "encoder_transformer_block_2" in name for name in moved)
+
+
+def test_chain_predicts(chain, survey):
+    with SpectraDataset.open(survey) as dataset:
+        chunk = dataset.test.read("observed", pixels="fe_chunk")
+        model = StellarPerceptron.load(chain / "3" / "selected", device="cpu")
+        start = model.predict(chunk, dataset.wavelength[4107:4619], ["FE_H"])
+    baseline = BaselineNetwork.load(chain / "nn" / "selected").predict(chunk)
+    assert start.columns.tolist() == baseline.columns.tolist() == ["FE_H", "FE_H_error"]
+    assert np.isfinite(start).all(axis=None) and np.isfinite(baseline).all(axis=None)
+
+
+def test_folds_choose_the_epoch_within_the_hundred(chain, survey, tmp_path):
+    folds = ("--set", "selection.name=folds", "--set", "training.epochs=2")
+    stage("baseline", survey, tmp_path / "nn", *folds)
+    content = json.loads((tmp_path / "nn" / "selection.json").read_text())
+    assert content["epochs"] == 1 + int(np.argmin(content["validation_rmse"]))
+    stage(3, survey, tmp_path / "3", "--checkpoint", chain / "2", *folds)
+    names = {path.name for path in (tmp_path / "3").iterdir()}
+    assert names == {"all_hundred", "selected", *(f"fold_{i}" for i in range(1, 6))}
+
+
+def test_published_selection_is_an_option(chain, survey, tmp_path):
+    published = ("--set", "selection.name=published", "--set", "training.epochs=1")
+    stage(3, survey, tmp_path / "3", "--checkpoint", chain / "2", *published)
+    stage("baseline", survey, tmp_path / "nn", *published)
+    assert (tmp_path / "3" / "selected" / "weights.pt").exists()
+
+
+def test_folds_are_a_partition():
+    folds = five_folds(100, seed=3)
+    assert sorted(np.concatenate([validation for _, validation in folds])) == list(range(100))
+    assert all(len(training) == 80 for training, _ in folds)
+    assert all(not set(a) & set(b) for a, b in folds)
+
+
+def test_missing_checkpoint_names_the_command(tmp_path, survey):
+    result = script(
+        f"training/{STAGES[2]}",
+        *("--data", survey, "--output", tmp_path / "2", "--checkpoint", tmp_path / "1"),
+    )
+    assert result.returncode == 2
+    assert "run the stage before" in result.stderr
+
+
+# --- profiles ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_profiles_can_be_read(path):
+    read_profile(path)
+
+
+def test_every_stage_has_every_profile():
+    names = {"smoke", "laptop", "laptop_pixel", "paper", "gpu"}
+    for name in STAGES.values():
+        assert {p.stem for p in (TRAINING / name).parent.glob("*.toml")} == names
+
+
+def test_paper_profile_is_the_published_one():
+    one, two, three = (
+        read_profile((TRAINING / STAGES[i]).parent / "paper.toml") for i in (1, 2, 3)
+    )
+    assert one.model == ModelConfig()
+    assert (one.training.epochs, one.training.batch_size) == (325, 64)
+    assert {p.training.learning_rate for p in (one, two, three)} == {1e-4}
+    assert (one.schedule.name, one.schedule.restart_epochs) == ("cosine_warm_restarts", 50)
+    assert one.schedule.minimum_lr == 1e-10
+    assert (two.data.kind, two.data.pixels) == ("observed", "first_half")
+    assert two.schedule.restart_epochs == 500
+    assert (three.data.pixels, three.data.labels) == ("fe_chunk", ("FE_H",))
+    assert three.freeze.freeze_decoder and three.freeze.freeze_encoder_second_layer
+    assert three.training.epochs == 120
+
+
+def test_published_baseline_has_its_parameters():
+    network = BaselineNetwork(512)
+    assert sum(p.numel() for p in network.parameters()) == 4_987_138
+
+
+def test_baseline_round_trip(tmp_path):
+    network = BaselineNetwork(20, "TEFF", seed=4)
+    random = np.random.default_rng(0)
+    flux = random.normal(0.95, 0.05, size=(30, 20))
+    network.fit(flux, 4000 + 1000 * flux[:, 0], np.full(30, 10.0), epochs=2)
+    flux[3, 5] = np.nan
+    network.save(tmp_path / "nn")
+    loaded = BaselineNetwork.load(tmp_path / "nn")
+    np.testing.assert_array_equal(loaded.predict(flux), network.predict(flux))
+    assert np.isfinite(loaded.predict(flux)).all(axis=None)
+
+
+def test_baseline_learns():
+    random = np.random.default_rng(1)
+    flux = random.normal(0.95, 0.05, size=(200, 20))
+    labels = flux[:, :5].sum(axis=1)
+    network = BaselineNetwork(20)
+    history = network.fit(
+        flux[:150], labels[:150], np.zeros(150), epochs=20, validation=(flux[150:], labels[150:])
+    )
+    assert history[-1] < 0.5 * np.std(labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[training]\nepoch = 3", ["epoch", "epochs"]),
+        ("[trainings]\nepochs = 3", ["trainings", "training"]),
+        ("[training]\nepochs = 3.5\nbatch_size = 0", ["training.epochs", "training.batch_size"]),
+        ("[data]\nkind = 'real'\n[schedule]\nname = 'step'", ["data.kind", "schedule.name"]),
+        ("[model]\nembedding_dim = 30\n[training]\nlearning_rate = -1", ["head_num", "learning"]),
+        ("[data]\nvalidation_split = 1.0", ["validation_split"]),
+        ("[training", ["no TOML"]),
+    ],
+)
+def test_all_mistakes_in_a_profile_are_named(tmp_path, text, named):
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_profile(tmp_path / "p.toml")
+    assert all(name in str(error.value) for name in named)
+
+
+def test_overrides_win_and_are_checked(tmp_path):
+    (tmp_path / "p.toml").write_text("[training]\nepochs = 3")
+    profile = read_profile(
+        tmp_path / "p.toml",
+        [
+            "training.epochs=7",
+            "data.kind=observed",
+            'data.labels=["FE_H"]',
+            "model.context_length=9",
+        ],
+    )
+    assert profile.training.epochs == 7 and profile.data.kind == "observed"
+    assert profile.data.labels == ("FE_H",) and profile.model.context_length == 9
+    with pytest.raises(ValueError, match=r"section\.entry=value"):
+        read_profile(tmp_path / "p.toml", ["epochs"])
+
+
+def test_unknown_profiles_name_the_known(tmp_path):
+    (tmp_path / "laptop.toml").write_text("")
+    with pytest.raises(FileNotFoundError, match="known are laptop"):
+        read_profile(tmp_path / "desktop.toml")
