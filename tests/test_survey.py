@@ -248,6 +248,24 @@ def test_noise_follows_the_signal_to_noise_ratio():
     assert np.nanstd(observed.numpy()) == pytest.approx(0.0109, rel=0.05)
 
 
+@pytest.mark.reference
+def test_pixel_medians_follow_the_published_survey(shared, mock):
+    config = json.loads((shared / "published" / "epoch_325" / "config.json").read_text())
+    published = np.array(config["norm_config"]["_input_mean"])[1:7515]
+    correlation = {}
+    for bank in (mock.nominal, mock.nature):
+        rng = np.random.default_rng(1)
+        stars = mock.labels(400, rng)
+        full = all_labels(stars, rng, mock.low, mock.high)
+        broadening = broadening_index(stars, broadening_velocity(stars, rng))
+        flux = bank(bank.emulator.coefficients(full), np.zeros(400, dtype=int), broadening)
+        medians = np.nanmedian(survey.normalize(flux).numpy(), axis=0)
+        correlation[bank.emulator.name] = np.corrcoef(medians, published)[0, 1]
+        rms = np.sqrt(np.mean((medians - published) ** 2))
+    assert correlation["nominal"] < 0.96 < correlation["nature"]
+    assert rms < 0.015  # of nature, the last
+
+
 # --- determinism ----------------------------------------------------------------------------------
 
 

@@ -107,7 +107,8 @@ class SpectraBank:
     Spectra of an emulator as the spectrograph records them, before any noise.
 
     The components are broadened once for every group of fibres and every kind of broadening, when
-    it is first met; a spectrum is then one product.
+    it is first met; a spectrum is then one product (in double precision, so that other machines,
+    which add in another order, find the same spectrum within 1e-6).
     """
 
     def __init__(self, emulator: Emulator, wavelength: np.ndarray = APOGEE_WAVELENGTH):
@@ -130,9 +131,7 @@ class SpectraBank:
                     velocity = ROTATION[key[1] - len(MACROTURBULENCE)]
                     step = self.emulator.step * math.log(10.0) * SPEED_OF_LIGHT
                     profile = rotation_profile(velocity, step)
-                self._bank[key] = self.emulator.project(
-                    self.wavelength, power, profile=profile, dtype=torch.float32
-                )
+                self._bank[key] = self.emulator.project(self.wavelength, power, profile=profile)
             return self._bank[key]
 
     def __call__(self, coefficients: Tensor, group: np.ndarray, broadening: np.ndarray) -> Tensor:
@@ -143,8 +142,9 @@ class SpectraBank:
         for value in np.unique(key):
             rows = torch.from_numpy(np.flatnonzero(key == value)).to(flux.device)
             projection = self.projection(value // number, value % number)
-            flux[rows] = projection(coefficients[rows])
-        return flux
+            flux[rows] = projection(coefficients[rows]).float()
+        # Lines only absorb: what exceeds the continuum is the emulator's error.
+        return flux.clamp_(max=1.0)
 
 
 def vary_line_spread(flux: Tensor, change: Tensor, chips: Sequence[slice] | None = None) -> Tensor:
