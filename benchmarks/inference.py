@@ -20,11 +20,11 @@ from stellarperceptron.spectra import APOGEE_WAVELENGTH
 LABELS = ["TEFF", "LOGG", "O_FE", "MG_FE", "FE_H"]
 
 
-def paper_model() -> StellarPerceptron:
+def paper_model(device: str | torch.device = "cpu") -> StellarPerceptron:
     """The published sizes with fresh weights, standardized as if on real spectra."""
     names = [f"syn_apogee{i}" for i in range(len(APOGEE_WAVELENGTH))]
     model = StellarPerceptron(
-        [*names, *LABELS], embed_map=dict.fromkeys(names, names[0]), device="cpu", seed=0
+        [*names, *LABELS], embed_map=dict.fromkeys(names, names[0]), device=device, seed=0
     )
     random = np.random.default_rng(0)
     spectra = 0.95 + 0.05 * random.normal(size=(20, len(names)))
@@ -42,8 +42,9 @@ def published_block(block: TransformerBlock, query, context, padding):
     attended, weights = block.attention(
         query, context, context, key_padding_mask=padding, need_weights=True
     )
-    x = block.layernorm_1(query + attended)
-    return block.layernorm_2(x + plain(block.dense_2, F.gelu(plain(block.dense_1, x)))), weights
+    x = block.layernorm_1(query + block.dropout(attended))
+    dense = plain(block.dense_2, F.gelu(plain(block.dense_1, x)))
+    return block.layernorm_2(x + block.dropout(dense)), weights
 
 
 @torch.inference_mode()

@@ -1,0 +1,145 @@
+"""How well labels are predicted: bias, scatter, calibration, with bootstrap intervals."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from astropy.stats import mad_std
+
+__all__ = ["METRICS", "bootstrap_interval", "label_metrics", "subsets", "summarize"]
+
+
+def _rmse(residual: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(residual))))
+
+
+# Of residuals, predicted minus actual, in the label's unit.
+METRICS: Mapping[str, Callable[[np.ndarray], float]] = {
+    "bias": lambda residual: float(np.median(residual)),
+    "mad_std": lambda residual: float(mad_std(residual)),
+    "rmse": _rmse,
+}
+
+
+def label_metrics(
+    predicted: np.ndarray, actual: np.ndarray, error: np.ndarray | None = None
+) -> dict[str, float]:
+    """Metrics of one label.
+
+    Parameters
+    ----------
+    predicted, actual
+        (N,); pairs in which one is NaN are left out.
+    error
+        (N,) predicted standard deviations; None for none.
+
+    Returns
+    -------
+    dict
+        `stars`, `bias` (median of predicted minus actual), `mad_std` (their median absolute
+        deviation scaled to a standard deviation, `astropy.stats.mad_std`), `rmse`, all in the
+        label's unit; with errors also `pull_std` (standard deviation of residual over error) and
+        `within_1_sigma`, `within_2_sigma` (shares, 0.683 and 0.954 when well calibrated). NaN
+        without stars.
+    """
+    predicted, actual = np.asarray(predicted, dtype=float), np.asarray(actual, dtype=float)
+    if predicted.shape != actual.shape or predicted.ndim != 1:
+        raise ValueError(f"predicted {predicted.shape} and actual {actual.shape} do not match")
+    known = np.isfinite(predicted) & np.isfinite(actual)
+    residual = (predicted - actual)[known]
+    some = len(residual) > 0
+    result = {"stars": int(known.sum())}
+    result |= {name: metric(residual) if some else np.nan for name, metric in METRICS.items()}
+    if error is not None:
+        pull = residual / np.asarray(error, dtype=float)[known]
+        result["pull_std"] = float(np.std(pull)) if some else np.nan
+        for sigma in (1, 2):
+            share = np.mean(np.abs(pull) < sigma) if some else np.nan
+            result[f"within_{sigma}_sigma"] = float(share)
+    return result
+
+
+def bootstrap_interval(
+    residual: np.ndarray,
+    metric: Callable[[np.ndarray], float],
+    *,
+    share: float = 0.68,
+    draws: int = 200,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Central interval of a metric over resampled stars.
+
+    Parameters
+    ----------
+    residual
+        (N,) predicted minus actual, finite.
+    metric
+        One of `METRICS`.
+    share
+        Probability inside.
+    draws, seed
+        Number of resamplings and their seed.
+    """
+    random = np.random.RandomState(seed)
+    values = [metric(random.choice(residual, len(residual))) for _ in range(draws)]
+    low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def subsets(actual: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Stars that the paper looks at: masks (N,) of all, giants, and metal-poor stars.
+
+    Parameters
+    ----------
+    actual
+        Catalogue labels with the columns `LOGG` and `FE_H`, as far as they are known.
+    """
+    everyone = np.ones(len(actual), dtype=bool)
+    result = {"all": everyone}
+    if "LOGG" in actual:
+        result["giants"] = ((actual["LOGG"] > 1.0) & (actual["LOGG"] < 3.5)).to_numpy()
+    if "FE_H" in actual:
+        result["[Fe/H] < -1"] = (actual["FE_H"] < -1.0).to_numpy()
+    return result
+
+
+def summarize(
+    predicted: pd.DataFrame, actual: pd.DataFrame, labels: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Metrics of all labels and subsets.
+
+    Parameters
+    ----------
+    predicted
+        Columns `<label>` and, where there are errors, `<label>_error`, as `predict` gives them.
+    actual
+        Columns `<label>`, rows alike.
+    labels
+        Which labels; None: all that both have.
+
+    Returns
+    -------
+    DataFrame
+        A row for each label and subset, columns as from `label_metrics`.
+
+    Raises
+    ------
+    ValueError
+        The tables have different numbers of stars.
+    """
+    if len(predicted) != len(actual):
+        raise ValueError(
+            f"{len(predicted)} predictions do not belong to {len(actual)} stars with labels"
+        )
+    labels = [c for c in actual if c in predicted] if labels is None else labels
+    rows = []
+    for subset, mask in subsets(actual).items():
+        for label in labels:
+            error = predicted.get(f"{label}_error")
+            values = label_metrics(
+                predicted[label].to_numpy()[mask],
+                actual[label].to_numpy()[mask],
+                None if error is None else error.to_numpy()[mask],
+            )
+            rows.append({"subset": subset, "label": label, **values})
+    return pd.DataFrame(rows)
