@@ -1,5 +1,6 @@
 """The spectral emulators: labels, convolution, derivatives, physics, files."""
 
+import argparse
 import math
 import sys
 from pathlib import Path
@@ -217,6 +218,31 @@ def test_a_fitted_process_goes_through_its_targets():
     y = torch.stack([torch.sin(2 * x[:, 0]) + x[:, 1], x[:, 0] * x[:, 2]], dim=1)
     process = fit_emulator.fit_process(x, y, steps=60, subset=60, seed=0, name="test")
     assert (process(x) - y).abs().max() < 0.05
+
+
+def test_a_fitted_emulator_predicts_spectra_that_it_has_not_seen():
+    fit_emulator = pytest.importorskip("fit_emulator", reason="needs the folder's other scripts")
+    rng = np.random.default_rng(0)
+    labels = standard_labels(
+        {
+            "TEFF": rng.uniform(4000, 6000, 90),
+            "LOGG": rng.uniform(1, 4.5, 90),
+            "FE_H": rng.uniform(-1, 0.3, 90),
+        }
+    ).numpy()
+    x = np.arange(16510)
+    depth = 0.3 * 10 ** (0.4 * labels[:, 2]) * (5000 / labels[:, 0]) ** 2
+    flux = 1 - depth[:, None] * np.sin(x / 40) ** 20 - 0.02 * labels[:, 1:2] * np.sin(x / 90) ** 20
+    held_out = np.arange(90) % 6 == 0
+    grid = fit_emulator.Grid(flux.astype(np.float32), labels, held_out, 4.18015, 3e-6, 60_000.0, {})
+    spread = labels + 0.1 * rng.standard_normal(
+        labels.shape
+    )  # nuisance labels must not be constant
+    grid.labels[:, 3:] = np.abs(spread[:, 3:])
+    args = argparse.Namespace(steps=40, subset=80, seed=0)
+    part = fit_emulator.fit_part(grid, grid.flux, 8, (2,), None, args, "test")
+    emulator = Emulator("nominal", [part], grid.start, grid.step, grid.resolution)
+    assert np.sqrt(np.mean(fit_emulator.held_out_errors(emulator, grid) ** 2)) < 0.002
 
 
 # --- files ----------------------------------------------------------------------------------------

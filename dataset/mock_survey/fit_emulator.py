@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 import time
 import zlib
 from dataclasses import dataclass
@@ -290,7 +291,10 @@ def main() -> None:
     args = parser.parse_args()
 
     begin = time.time()
-    nominal, nature = (read_grid(p, args.allow_incomplete) for p in (args.nominal, args.nature))
+    try:
+        nominal, nature = (read_grid(p, args.allow_incomplete) for p in (args.nominal, args.nature))
+    except (synthesize_grid.GridError, FileNotFoundError) as error:
+        sys.exit(f"fit_emulator.py: {error}")
     geometry = (nominal.start, nominal.step, nominal.resolution)
     if geometry != (nature.start, nature.step, nature.resolution):
         parser.error("the two grids have different wavelength grids")
