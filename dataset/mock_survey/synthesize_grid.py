@@ -319,7 +319,7 @@ def make_grid(args) -> Path:
     open_parts(parts, values)
     attributes = {
         **values,
-        "arguments": json.dumps({k: str(v) for k, v in vars(args).items() if v is not None}),
+        "arguments": json.dumps({k: getattr(args, k) for k in ("physics", "spectra", "seed")}),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     wanted = range(args.spectra)
