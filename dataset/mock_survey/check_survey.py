@@ -189,14 +189,15 @@ def population(args: argparse.Namespace) -> None:
             axis.set(xlim=xlim, ylim=ylim, title=name)
         axes[row, 0].set(xlabel=r"$T_{\rm eff}$ [K]", ylabel=r"$\log g$")
         axes[row, 1].set(xlabel="[Fe/H]", ylabel="[Mg/Fe]")
-    for axis, i, label in ((axes[0, 2], 4, "[Fe/H]"), (axes[1, 2], 2, "[O/Fe]")):
+    panels = ((axes[0, 2], 4, "[Fe/H]", "upper left"), (axes[1, 2], 2, "[O/Fe]", "lower center"))
+    for axis, i, label, corner in panels:
         bins = np.linspace(*np.nanpercentile(real[:, i], [0.01, 99.99]), 80)
         for x, name, color in ((real, "DR17", "0.25"), (mock, "mock survey", "C1")):
             axis.hist(
                 x[:, i], bins, density=True, histtype="step", log=True, label=name, color=color
             )
         axis.set(xlabel=label, ylabel="density")
-        axis.legend(frameon=False, loc="upper left")
+        axis.legend(frameon=False, loc=corner)
     figure.tight_layout()
     save(figure, "label_distribution.png")
 

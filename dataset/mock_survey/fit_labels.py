@@ -1,9 +1,8 @@
 """
 Describe the labels of a survey's stars: the label distribution that the package ships.
 
-A mixture of Gaussians for the joint distribution of the five labels, a quadratic for the logarithm
-of their errors, and the share of stars without abundances. Needs SciPy and
-scikit-learn.
+A mixture of Gaussians for the joint distribution of the five true labels, a quadratic for the
+logarithm of their errors, and the share of stars without abundances. Needs SciPy and scikit-learn.
 
     python dataset/mock_survey/fit_labels.py --labels labels_train.npy --errors label_errs_train.npy
 """
@@ -19,6 +18,7 @@ from sklearn.mixture import GaussianMixture
 from stellarperceptron.population import FORMAT_VERSION, POPULATION_FILE, error_features
 from stellarperceptron.utils.data_utils import atomic_output
 
+NEIGHBOURS = 100
 COOL = {"cool_teff": 3700.0, "cool_logg": 4.0}  # where abundances are missing
 
 
@@ -41,10 +41,12 @@ def main() -> None:
     missing = np.isnan(labels[:, 4])
     cool = (labels[:, 0] < COOL["cool_teff"]) & (labels[:, 1] > COOL["cool_logg"])
     shares = {"cool_share": missing[cool].mean(), "other_share": missing[~cool].mean()}
-    # Stars without abundances count too: with those of the nearest complete star in Teff and logg.
+    # Stars without abundances count too: with those of a complete star near in Teff and logg.
     complete = np.isfinite(labels).all(1) & np.isfinite(errors).all(1)
     tree = KDTree(labels[complete][:, :2] / (50.0, 0.1))
-    nearest = tree.query(labels[~complete][:, :2] / (50.0, 0.1))[1]
+    neighbours = tree.query(labels[~complete][:, :2] / (50.0, 0.1), k=NEIGHBOURS)[1]
+    chosen = np.random.default_rng(args.seed).integers(0, NEIGHBOURS, len(neighbours))
+    nearest = neighbours[np.arange(len(neighbours)), chosen]
     filled = np.where(np.isnan(labels[~complete]), labels[complete][nearest], labels[~complete])
     population = np.concatenate([labels[complete], filled])
     labels, errors = labels[complete], errors[complete]
@@ -60,6 +62,16 @@ def main() -> None:
         tol=1e-4,
         random_state=args.seed,
     ).fit((x - centre) / scale)
+
+    # A mock star's labels get errors again: take their variance out of the Gaussians.
+    share = mixture.predict_proba((x[: len(labels)] - centre) / scale)
+    variance = errors**2
+    variance[:, 0] *= (5040.0 / labels[:, 0] ** 2) ** 2  # of 5040 K / Teff
+    variance = share.T @ (variance / scale**2) / share.sum(0)[:, None]
+    covariances = mixture.covariances_ - variance[:, :, None] * np.eye(5)
+    size, axes = np.linalg.eigh(covariances)
+    floor = 0.1 * np.linalg.eigvalsh(mixture.covariances_)[:, :1]
+    covariances = np.einsum("cij,cj,ckj->cik", axes, np.maximum(size, floor), axes)
 
     features = error_features(labels)
     coefficients, *_ = np.linalg.lstsq(features, np.log10(errors), rcond=None)
@@ -78,7 +90,7 @@ def main() -> None:
         },
         "weights": (weights / weights.sum()).tolist(),
         "means": figures(mixture.means_, 5),
-        "factors": figures(np.linalg.cholesky(mixture.covariances_), 5),
+        "factors": figures(np.linalg.cholesky(covariances), 5),
         "centre": figures(centre, 6),
         "scale": figures(scale, 6),
         "low": figures(labels.min(0), 3),
