@@ -230,3 +230,16 @@ def test_unknown_profiles_name_the_known(tmp_path):
     (tmp_path / "laptop.toml").write_text("")
     with pytest.raises(FileNotFoundError, match="known are laptop"):
         read_profile(tmp_path / "desktop.toml")
+
+
+def test_paper_profile_runs_on_a_cpu(survey, tmp_path):
+    result = script(
+        f"training/{STAGES[1]}",
+        *("--profile", "paper", "--data", survey, "--output", tmp_path),
+        *("--set", "training.epochs=2", "--set", "data.validation_split=0.9"),
+        *("--set", "training.checkpoint_every_n_epochs=0"),
+    )
+    assert result.returncode == 0, result.stderr
+    log = (tmp_path / "training.log").read_text()
+    assert "11870722 trainable parameters" in log
+    assert (tmp_path / "epoch_2" / "weights.pt").exists()

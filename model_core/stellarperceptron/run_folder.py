@@ -136,10 +136,13 @@ class RunFolder:
             )
 
     def prune(self, keep: int) -> None:
-        """Remove all `epoch_<n>` but the last `keep`; 0 keeps all."""
-        if self.rank == 0 and keep:
-            for folder in self._epochs()[:-keep]:
-                shutil.rmtree(folder)
+        """Remove all `epoch_<n>` but the last `keep` (0 keeps all), and `interrupted`."""
+        if self.rank != 0:
+            return
+        for folder in self._epochs()[:-keep] if keep else []:
+            shutil.rmtree(folder)
+        # A newer checkpoint stands: nothing is interrupted any more.
+        shutil.rmtree(self.path / "interrupted", ignore_errors=True)
 
     def _epochs(self) -> list[Path]:
         folders = [p for p in self.path.glob("epoch_*") if p.name[6:].isdigit()]

@@ -1,0 +1,29 @@
+#!/bin/bash
+# Several nodes of four GPUs: sbatch --nodes=2 training/slurm_nodes.sh SCRIPT [arguments]
+#   sbatch --nodes=2 training/slurm_nodes.sh training/1_basemodel_synthetic/trainingAPOGEEGPU.py \
+#       --profile paper --data survey.h5 --output runs/paper/1_basemodel_synthetic
+# Pre-emption and requeue as in slurm_one_gpu.sh.
+#SBATCH --job-name=stellarperceptron
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=64G
+#SBATCH --time=04:00:00
+#SBATCH --signal=USR1@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# One task a GPU, so that SLURM's notice reaches each of them; the variables are those of torchrun.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=29500
+# shellcheck disable=SC2016 # expanded by each task
+srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
+  exec .venv/bin/python "$@"' task "$@" && code=0 || code=$?
+output=$(printf '%s\n' "$@" | grep -A1 -x -- --output | tail -n 1)
+if [ "$code" -eq 0 ] && [ -d "$output/interrupted" ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

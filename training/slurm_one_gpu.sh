@@ -1,0 +1,26 @@
+#!/bin/bash
+# One GPU: sbatch training/slurm_one_gpu.sh SCRIPT [arguments of the script]
+#   sbatch training/slurm_one_gpu.sh training/1_basemodel_synthetic/trainingAPOGEEGPU.py \
+#       --profile gpu --data survey.h5 --output runs/gpu/1_basemodel_synthetic
+# Sixty seconds before the limit, or before pre-emption, the script is told (SIGUSR1), saves and
+# ends; the job then queues itself again and goes on from there.
+#SBATCH --job-name=stellarperceptron
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=24G
+#SBATCH --time=04:00:00
+#SBATCH --signal=USR1@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# The job itself waits for srun: without `--signal=B:` SLURM tells the script, not this shell.
+srun .venv/bin/python "$@" && code=0 || code=$?
+output=$(printf '%s\n' "$@" | grep -A1 -x -- --output | tail -n 1)
+if [ "$code" -eq 0 ] && [ -d "$output/interrupted" ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
