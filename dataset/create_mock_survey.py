@@ -30,6 +30,14 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """A seed: a whole number that is not negative."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -43,7 +51,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--test-stars", type=positive, default=25_681, help="test stars (default %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of everything (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=seed, default=1, help="of everything, 0 or more (default %(default)s)"
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -28,6 +28,7 @@ from stellarperceptron.observation import (
     MAX_SHIFT,
     PIXEL_VELOCITY,
     RIPPLE_ORDERS,
+    SKY_FILE,
     Augmentation,
     SpectraBank,
     broadening_index,
@@ -37,7 +38,7 @@ from stellarperceptron.observation import (
     sky_windows,
     vary_line_spread,
 )
-from stellarperceptron.population import MAIN, LabelDistribution, all_labels
+from stellarperceptron.population import MAIN, POPULATION_FILE, LabelDistribution, all_labels
 from stellarperceptron.spectra import CHIP_PIXELS, VALID_FLUX, normalize
 from stellarperceptron.survey_file import SPLITS
 
@@ -190,10 +191,14 @@ class MockSurvey:
 
     def provenance(self) -> dict:
         """What the spectra depend on beside seed and size; no date, so that bytes repeat."""
-        digest = hashlib.sha256(Path(self.emulator_file).read_bytes()).hexdigest()
+        files = {"emulators": self.emulator_file, "labels": POPULATION_FILE, "sky": SKY_FILE}
+        digests = {
+            f"{name}_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            for name, path in files.items()
+        }
         return {
             "version": version("stellarperceptron"),
-            "emulators_sha256": digest,
+            **digests,
             "observation": asdict(self.observation),
         }
 
