@@ -2,7 +2,9 @@
 
 import ctypes
 import errno
+import glob
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,18 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes of this machine left beside `path` when they were killed."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.{platform.node()}.*.partial"):
+        number = leftover.name.split(".")[-2]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            _remove(leftover)
+        except (ValueError, PermissionError):
+            continue
 
 
 @contextmanager
@@ -43,9 +57,16 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
     OSError
         When the disk is too full; the message says how much is needed. The temporary file is
         removed.
+    IsADirectoryError
+        When a file was made and `path` is a folder, which is left as it is.
+    NotADirectoryError
+        When the parent of `path` is a file.
     """
     path = Path(path).resolve()  # what a link points to is replaced, not the link
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is no folder") from error
     if expected_bytes is not None:
         free = shutil.disk_usage(path.parent).free
         if free < expected_bytes:
@@ -54,7 +75,8 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
                 f"{path} needs {expected_bytes / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB "
                 "free: make room or choose another folder",
             )
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    _remove_abandoned(path)
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.partial")
     _remove(temporary)
     try:
         yield temporary
@@ -84,6 +106,8 @@ def _replace(temporary: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(temporary, path)
         return
+    if not temporary.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path} is a folder: give the name of a file")
     # A folder that is not empty cannot be renamed over.
     if _exchange(temporary, path):
         _remove(temporary)
