@@ -30,23 +30,23 @@ def test_an_error_leaves_the_previous_file(tmp_path, error):
 def test_a_file_never_replaces_a_folder(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(IsADirectoryError, match="name of a file"):
-        with atomic_output(tmp_path / "thesis") as temporary:
-            temporary.write_text("survey")
+    path = tmp_path / "thesis"
+    with pytest.raises(IsADirectoryError, match="name of a file"), atomic_output(path) as temporary:
+        temporary.write_text("survey")
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
 
 def test_a_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="file is no folder"):
-        with atomic_output(tmp_path / "file" / "a.txt"):
-            pass
+    path = tmp_path / "file" / "a.txt"
+    with pytest.raises(NotADirectoryError, match="file is no folder"), atomic_output(path):
+        path.write_text("never reached")
 
 
 def test_too_little_room_is_said_beforehand(tmp_path):
-    with pytest.raises(OSError, match=r"1000000\.00 GB"):
-        with atomic_output(tmp_path / "a", expected_bytes=10**15):
-            pass
+    path = tmp_path / "a"
+    with pytest.raises(OSError, match=r"1000000\.00"), atomic_output(path, expected_bytes=10**15):
+        path.write_text("never reached")
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):
