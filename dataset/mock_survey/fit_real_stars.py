@@ -12,6 +12,7 @@ every star over its best fit.
 
 import argparse
 import io
+import math
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -67,6 +68,9 @@ VELOCITIES = (-60.0, 60.0)  # about the pipeline's velocity [km/s]
 # Theory is wrong by more than the noise, and for a whole line at a time: the pixels of one
 # line-spread function (5 to 6 wide) count as one.
 MODEL_ERROR, PIXELS_TOGETHER = 0.03, 6
+# Flux over the pseudo-continuum that no star has: the coolest giants reach 1.3. Cosmic rays that
+# the survey's mask does not flag go further.
+SPIKE = 1.5
 # What a spectrum says nothing about keeps its usual value: the abundances solar, microturbulence
 # that of the survey's pipeline, within these standard deviations [dex], [km/s].
 ABUNDANCE_SCATTER, VMICRO_SCATTER = 0.3, 0.5
@@ -157,11 +161,23 @@ class Forward:
         return interpolate(self.log_wavelength, broadened, np.log10(APOGEE_WAVELENGTH), points=4)
 
 
+def divide_by_polynomial(flux: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """Divide a spectrum (7514,) by its pseudo-continuum, NaN in the pixels `left_out` (7514,).
+
+    Nothing is cut or clipped by its flux. Star and model are divided over exactly the same pixels:
+    without the highest of one of them the two polynomials would differ by up to two per cent.
+    """
+    return normalize(flux, left_out, valid_flux=None, clip_high=math.inf)
+
+
 def fit_star(spectrum: Spectrum, forward: Forward) -> Fit:
     """Fit labels, velocity and line width to a spectrum by least squares."""
     uncertain = BAD_PIXEL | PixelMask.SIG_SKYLINE
     left_out = spectrum.bad(uncertain)
-    observed = normalize(spectrum.flux, left_out)
+    observed = divide_by_polynomial(spectrum.flux, left_out)
+    with np.errstate(invalid="ignore"):
+        left_out |= observed > SPIKE
+    observed = divide_by_polynomial(spectrum.flux, left_out)
     left_out = np.isnan(observed)
     continuum = np.nanmedian(spectrum.flux / observed)
     weight = np.hypot(spectrum.error[~left_out] / continuum, MODEL_ERROR) ** -1
@@ -183,7 +199,7 @@ def fit_star(spectrum: Spectrum, forward: Forward) -> Fit:
     def model(parameters: np.ndarray) -> np.ndarray:
         labels, velocity, width = unpack(parameters)
         flux = forward(standard_labels(labels), velocity, width)
-        return normalize(flux, left_out, valid_flux=None)
+        return divide_by_polynomial(flux, left_out)
 
     def weighted_residual(parameters: np.ndarray) -> np.ndarray:
         labels, *_ = unpack(parameters)
@@ -209,7 +225,8 @@ def draw(fit: Fit, path: Path) -> None:
     figure, axes = plt.subplots(
         6, 1, figsize=(13, 11), height_ratios=(3, 1, 3, 1, 3, 1), layout="constrained"
     )
-    low = min(np.nanpercentile(fit.observed, 0.1), np.nanmin(fit.model)) - 0.05
+    low = min(np.nanmin(fit.observed), np.nanmin(fit.model)) - 0.04
+    high = max(np.nanmax(fit.observed), np.nanmax(fit.model))
     for (chip, pixels), upper, lower in zip(
         CHIP_PIXELS.items(), axes[::2], axes[1::2], strict=True
     ):
@@ -218,16 +235,16 @@ def draw(fit: Fit, path: Path) -> None:
         upper.plot(wavelength, fit.model[pixels], color="tab:red", lw=0.8, alpha=0.8, label="model")
         lower.plot(wavelength, fit.residual[pixels], color="tab:gray", lw=0.6)
         lower.axhline(0, color="black", lw=0.5)
-        upper.set(ylabel=f"flux / continuum\n({chip} chip)", ylim=(low, 1.31))
+        upper.set(ylabel=f"flux / continuum\n({chip} chip)", ylim=(low, high + 0.13))
         lower.set(ylabel="residual", ylim=(-0.25, 0.25))
         for axis in (upper, lower):
             axis.set_xlim(wavelength[0], wavelength[-1])
         upper.tick_params(labelbottom=False)
         for positions, name in LINES:
             if wavelength[0] < positions[0] < wavelength[-1]:
-                upper.vlines(positions, 1.21, 1.24, color="tab:blue", lw=1)
+                upper.vlines(positions, high + 0.02, high + 0.05, color="tab:blue", lw=1)
                 middle = (positions[0] + positions[-1]) / 2
-                upper.text(middle, 1.245, name, color="tab:blue", ha="center", fontsize=9)
+                upper.text(middle, high + 0.06, name, color="tab:blue", ha="center", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncol=2)
     axes[-1].set_xlabel("vacuum wavelength in the star's rest frame [Å]")
     labels = fit.labels
@@ -254,7 +271,7 @@ def row(fit: Fit) -> str:
     cells = [
         fit.spectrum.star_id,
         fit.spectrum.kind,
-        f"{fit.spectrum.snr:.0f}",
+        "-" if fit.spectrum.snr is None else f"{fit.spectrum.snr:.0f}",
         f"{labels['TEFF']:.0f} / {labels['LOGG']:.2f} / {labels['FE_H']:+.2f}",
         pipeline,
         " ".join(f"{labels[name]:+.2f}" for name in ("C_FE", "N_FE", "O_FE", "MG_FE")),
