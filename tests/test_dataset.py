@@ -1,4 +1,4 @@
-"""Opening, reading and writing surveys."""
+"""Opening and reading surveys."""
 
 import pickle
 import shutil
@@ -10,60 +10,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from small_survey import COUNTS, N_PIXELS, make_arrays, write_survey
 
 from stellarperceptron.dataset import (
     LABEL_NAMES,
     DatasetError,
     SpectraDataset,
-    SurveyWriter,
     _gather,
 )
 from stellarperceptron.spectra import APOGEE_WAVELENGTH
 
-COUNTS = {"train": 40, "test": 12}
-N_PIXELS = 50
 
-
-def make_arrays(split, n_pixels=N_PIXELS, dtype=np.float32):
-    """Everything that is stored of the stars of a split."""
-    count = COUNTS[split]
-    rng = np.random.default_rng(count)
-    labels = rng.normal(size=(count, 5)).astype(dtype)
-    labels[:, 1] += 2
-    labels[3, 2] = np.nan
-    observed = rng.normal(1, 0.1, (count, n_pixels)).astype(dtype)
-    observed[5, 7] = np.nan
-    return {
-        "synthetic": rng.normal(1, 0.1, (count, n_pixels)).astype(dtype),
-        "observed": observed,
-        "labels": labels,
-        "label_errors": np.abs(labels) / 10,
-    }
-
-
-def write_survey(path, *, true_labels=True, block=7, **options):
-    options = {"wavelength": APOGEE_WAVELENGTH[:N_PIXELS], "provenance": {"seed": 3}, **options}
-    with SurveyWriter(path, counts=COUNTS, true_labels=true_labels, **options) as writer:
-        for split in COUNTS:
-            arrays = make_arrays(split)
-            if true_labels:
-                arrays["true_labels"] = arrays["labels"] + 1
-            for first in range(0, COUNTS[split], block):
-                part = {name: array[first : first + block] for name, array in arrays.items()}
-                ids = [f"2Mé{first + i:04d}" for i in range(len(part["labels"]))]
-                writer.append(split, ids=ids, **part)
-    return path
-
-
-def write_folder(path, dtype=np.float64):
+def write_folder(path, dtype=np.float64, n_pixels=N_PIXELS):
     path.mkdir()
     for split in COUNTS:
-        arrays = make_arrays(split, dtype=dtype)
+        arrays = make_arrays(split, n_pixels, dtype)
         np.save(path / f"synspec_{split}.npy", arrays["synthetic"])
         np.save(path / f"aspcap_spectra_{split}.npy", arrays["observed"])
         np.save(path / f"labels_{split}.npy", arrays["labels"])
         np.save(path / f"label_errs_{split}.npy", arrays["label_errors"])
-    np.savetxt(path / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH[:N_PIXELS])
+    np.savetxt(path / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH[:n_pixels])
     return path
 
 
@@ -309,6 +275,15 @@ def replace_wavelength(file):
     file["wavelength"] = np.arange(49.0)
 
 
+def change_wavelength(change):
+    """An edit that replaces the wavelengths by a function of them."""
+
+    def edit(file):
+        file["wavelength"][...] = change(file["wavelength"][:])
+
+    return edit
+
+
 def link_outside(file):
     del file["train/observed"], file["train/synthetic"]
     file["train/observed"] = h5py.ExternalLink("other.h5", "observed")
@@ -327,6 +302,9 @@ def link_outside(file):
         (lambda file: file["train"].move("labels", "label_errors2"), "lacks train/labels"),
         (lambda file: file.__delitem__("wavelength"), "lacks a part.*wavelength"),
         (replace_wavelength, r"\(40, 50\), expected is \(40, 49\)"),
+        (change_wavelength(lambda grid: grid * np.nan), "wavelength must hold finite numbers"),
+        (change_wavelength(lambda grid: grid[::-1]), "in ascending order"),
+        (change_wavelength(np.ones_like), "in ascending order"),
         (link_outside, "lacks spectra"),
     ],
 )
@@ -430,116 +408,24 @@ def test_folder_without_wavelengths_needs_the_apogee_grid(tmp_path):
         SpectraDataset.open(folder)
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-
-def test_same_input_gives_the_same_bytes(tmp_path):
-    first, second = (write_survey(tmp_path / name).read_bytes() for name in ("a.h5", "b.h5"))
-    assert first == second
-
-
-def test_blocks_do_not_matter(tmp_path):
-    with (
-        SpectraDataset.open(write_survey(tmp_path / "a.h5", block=1)) as ones,
-        SpectraDataset.open(write_survey(tmp_path / "b.h5", block=40)) as whole,
-    ):
-        np.testing.assert_array_equal(ones.train.read("observed"), whole.train.read("observed"))
-
-
-def test_survey_of_one_kind(tmp_path):
-    arrays = {split: make_arrays(split) for split in COUNTS}
-    options = {"wavelength": APOGEE_WAVELENGTH[:N_PIXELS], "provenance": {}, "kinds": ["observed"]}
-    with SurveyWriter(tmp_path / "a.h5", counts=COUNTS, **options) as writer:
-        for split, parts in arrays.items():
-            del parts["synthetic"]
-            writer.append(split, ids=range(COUNTS[split]), **parts)
-    with SpectraDataset.open(tmp_path / "a.h5") as opened:
-        assert opened.test.kinds == ("observed",)
-
-
-def test_long_provenance_is_kept(tmp_path):
-    provenance = {"arguments": {"é": "x" * 100_000}}
-    write_survey(tmp_path / "a.h5", provenance=provenance)
-    with SpectraDataset.open(tmp_path / "a.h5") as opened:
-        assert opened.provenance == provenance
-
-
-def test_announced_size_is_enough(tmp_path):
-    wavelength = APOGEE_WAVELENGTH[:N_PIXELS]
-    writer = SurveyWriter(
-        tmp_path / "a.h5", counts=COUNTS, provenance={}, wavelength=wavelength, true_labels=True
-    )
-    assert write_survey(tmp_path / "a.h5").stat().st_size <= writer.n_bytes
-
-
-def test_missing_stars_leave_no_file(tmp_path):
-    with (
-        pytest.raises(ValueError, match=r"a\.h5 is not complete"),
-        SurveyWriter(tmp_path / "a.h5", counts=COUNTS, provenance={}),
-    ):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failure_leaves_the_previous_file(tmp_path):
-    path = write_survey(tmp_path / "a.h5")
-    before = path.read_bytes()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        SurveyWriter(path, counts=COUNTS, provenance={}),
-    ):
-        raise KeyboardInterrupt
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("full_at_call", [0, 1, 3])
-def test_full_disk_leaves_no_file_and_says_how_much_is_needed(tmp_path, monkeypatch, full_at_call):
-    calls = iter(range(1000))
-    usage = shutil.disk_usage(tmp_path)
-
-    def disk_usage(_):
-        return usage._replace(free=10**12 if next(calls) < full_at_call else 1000)
-
-    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    with pytest.raises(OSError, match=r"a\.h5 needs 0\.03 GB"):
-        write_survey(tmp_path / "a.h5")
-    assert list(tmp_path.iterdir()) == []
-
-
-def narrow(arrays):
-    arrays["observed"] = arrays["observed"][:, 1:]
-
-
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("wavelength", "message"),
     [
-        (lambda arrays: arrays.pop("observed"), "the file has"),
-        (lambda arrays: arrays.update(true_labels=arrays["labels"]), "the file has"),
-        (narrow, r"observed has the shape \(12, 49\)"),
-        (lambda arrays: arrays.update(ids=["x" * 33] * 12), "longer than 32 bytes"),
-        (lambda arrays: arrays.update(ids=["x"] * 13), "12 stars, more"),
-        (lambda arrays: arrays.update(split="dev"), "split is 'dev'"),
+        (np.full(7514, np.nan), "finite numbers"),
+        (np.linspace(15_000, 17_000, 7514), "differs by up to .* Angstrom"),
+        (APOGEE_WAVELENGTH + 0.02, r"differs by up to 0\.02 Angstrom"),
+        (APOGEE_WAVELENGTH / 1.000273, "differs by up to 4.* Angstrom"),  # in air
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(tmp_path, edit, message):
-    arrays = {"split": "test", "ids": ["x"] * 12, **make_arrays("test")}
-    edit(arrays)
-    wavelength = APOGEE_WAVELENGTH[:N_PIXELS]
-    with (
-        pytest.raises(ValueError, match=message),
-        SurveyWriter(
-            tmp_path / "a.h5", counts=COUNTS, provenance={}, wavelength=wavelength
-        ) as writer,
-    ):
-        writer.append(**arrays)
-    assert list(tmp_path.iterdir()) == []
+def test_other_wavelengths_than_the_surveys_are_refused(tmp_path, wavelength, message):
+    folder = write_folder(tmp_path / "data", n_pixels=7514)
+    np.savetxt(folder / "apogee_wavelength_sol.csv", wavelength)
+    with pytest.raises(DatasetError, match=rf"apogee_wavelength_sol\.csv .*{message}"):
+        SpectraDataset.open(folder)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"counts": {"train": 1}}, {"counts": {"train": 1, "test": 0}}, {"kinds": ["imagined"]}],
-)
-def test_impossible_surveys_are_refused(tmp_path, options):
-    with pytest.raises(ValueError, match=r"counts is|kinds is"):
-        SurveyWriter(tmp_path / "a.h5", **{"counts": COUNTS, "provenance": {}, **options})
+def test_wavelengths_rounded_in_a_file_are_the_surveys(tmp_path):
+    folder = write_folder(tmp_path / "data", n_pixels=7514)
+    np.savetxt(folder / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH, fmt="%.2f")
+    with SpectraDataset.open(folder) as opened:
+        np.testing.assert_allclose(opened.wavelength, APOGEE_WAVELENGTH, atol=0.005001, rtol=0)

@@ -60,6 +60,7 @@ class Source:
     file: h5py.File | None = None
 
     def __post_init__(self):
+        _check_wavelength(self.path, self.wavelength)
         for split, arrays in self.splits.items():
             _check(self.path, split, arrays, len(self.wavelength), len(self.label_names))
 
@@ -72,7 +73,8 @@ def open_source(path: str | os.PathLike) -> Source:
     FileNotFoundError
         When there is nothing at `path`.
     DatasetError
-        For whatever cannot be used; the message names the file and what helps.
+        For whatever cannot be used, such as wavelengths that do not ascend or that are not the
+        survey's; the message names the file and what helps.
     """
     path = Path(path)
     if not path.exists():
@@ -166,6 +168,25 @@ def _map_npy(path: Path) -> np.ndarray:
     if array.dtype.kind != "f":
         raise DatasetError(f"{path} holds {array.dtype}, not floating-point numbers")
     return array
+
+
+def _check_wavelength(path: Path, wavelength: np.ndarray) -> None:
+    """Check that wavelengths (P,) [A] ascend; 7,514 of them are the survey's, to 0.01 A.
+
+    A pixel is 0.21 A wide at the blue end.
+    """
+    where = f"{path / _PUBLISHED_WAVELENGTH}" if path.is_dir() else f"{path}: wavelength"
+    if wavelength.ndim != 1 or not len(wavelength):
+        raise DatasetError(f"{where} has the shape {wavelength.shape}, not one of pixels: {REMEDY}")
+    if not np.isfinite(wavelength).all() or not (np.diff(wavelength) > 0).all():
+        raise DatasetError(f"{where} must hold finite numbers in ascending order: {REMEDY}")
+    if wavelength.shape == APOGEE_WAVELENGTH.shape:
+        difference = np.abs(wavelength - APOGEE_WAVELENGTH).max()
+        if difference > 0.01:
+            raise DatasetError(
+                f"{where} differs by up to {difference:.3g} Angstrom from the "
+                f"{len(APOGEE_WAVELENGTH)} pixels of APOGEE (vacuum): {REMEDY}"
+            )
 
 
 def _check(path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_labels: int) -> None:
