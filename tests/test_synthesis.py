@@ -1,6 +1,5 @@
-"""Grids of synthetic spectra: label draw, line lists, files, resuming, the survey's median."""
+"""Synthetic spectra: label draw, line lists, synthesis, the survey's median, calibration."""
 
-import argparse
 import io
 import json
 import pickle
@@ -27,23 +26,7 @@ pytest.importorskip("scipy", reason="calibration needs scipy")
 import calibrate_lines  # noqa: E402
 import line_fit  # noqa: E402
 
-
-def fake_spectrum(labels):
-    """A spectrum that is cheap and depends on its labels."""
-    if labels["LOGG"] > 4.4:
-        raise synthesis.SynthesisError("too dense for this test")
-    depth = 0.1 + 0.01 * labels["FE_H"]
-    return (1 - depth * np.sin(synthesis.WAVELENGTH) ** 2).astype(np.float32)
-
-
-@pytest.fixture
-def arguments(tmp_path, monkeypatch):
-    monkeypatch.setattr(grids, "prepare", lambda *a: fake_spectrum)
-    return argparse.Namespace(
-        physics="nominal", spectra=12, seed=3, output=tmp_path / "g.h5", points=None,
-        merge=False, processes=1, nice=0, packages=None, cache=tmp_path,
-    )  # fmt: skip
-
+from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH  # noqa: E402
 
 # ------------------------------------------------------------------------------------- labels
 
@@ -248,111 +231,6 @@ def test_real_synthesis_of_the_sun():
     assert core < 0.75  # Mg I
 
 
-# --------------------------------------------------------------------------------- grid files
-
-
-def test_grid_lists_failures_and_resumes(arguments, monkeypatch):
-    path = grids.make_grid(arguments)
-    labels, flux, attributes = grids.read_grid(path)
-    anchors = grid_labels.read_anchors()
-    drawn = [grid_labels.draw_labels(3, i, anchors) for i in range(12)]
-    good = [i for i, d in enumerate(drawn) if d["LOGG"] <= 4.4]
-    assert 0 < len(good) < 12 and len(labels) == len(good)
-    np.testing.assert_allclose(labels[:, 0], [drawn[i]["TEFF"] for i in good])
-    np.testing.assert_allclose(flux[0], fake_spectrum(drawn[good[0]]), atol=8e-6)
-    with grids.h5py.File(path) as file:
-        failed = [json.loads(text) for text in file["failed"].asstr()[:]]
-    assert [i for i, _ in failed] == sorted(set(range(12)) - set(good))
-    assert "too dense" in failed[0][1] and attributes["seed"] == 3
-
-    # Lose one spectrum and damage another: only these two and the failed are run again.
-    parts = path.with_suffix(".parts")
-    grids.part_path(parts, good[0]).unlink()
-    grids.part_path(parts, good[1]).write_bytes(b"half")
-    grids.read_parts(parts, range(12))  # deletes the damaged file
-    ran = []
-    original = grids.run_tasks
-    monkeypatch.setattr(
-        grids, "run_tasks", lambda tasks, *a: ran.extend(t[0] for t in tasks) or original(tasks, *a)
-    )
-    grids.make_grid(arguments)
-    assert sorted(ran) == sorted({*good[:2], *(set(range(12)) - set(good))})
-    np.testing.assert_array_equal(grids.read_grid(path)[1], flux)
-
-
-def test_longer_grid_has_the_shorter_as_prefix(arguments):
-    short = grids.read_grid(grids.make_grid(arguments))[0]
-    arguments.spectra = 18
-    longer = grids.read_grid(grids.make_grid(arguments))[0]
-    np.testing.assert_array_equal(longer[: len(short)], short)
-
-
-def test_parts_of_other_settings_are_not_mixed(arguments):
-    grids.make_grid(arguments)
-    arguments.seed = 4
-    with pytest.raises(grids.GridError, match="other settings"):
-        grids.make_grid(arguments)
-
-
-def test_unfinished_grid_is_named(arguments):
-    arguments.spectra = 6
-    grids.make_grid(arguments)
-    arguments.spectra, arguments.merge = 12, True
-    path = grids.make_grid(arguments)
-    with pytest.raises(grids.GridError, match="not finished"):
-        grids.read_grid(path)
-    assert len(grids.read_grid(path, allow_incomplete=True)[0]) > 0
-
-
-def test_damaged_grids_are_recognised(arguments, tmp_path):
-    path = grids.make_grid(arguments)
-    whole = path.read_bytes()
-    cut = tmp_path / "cut.h5"
-    cut.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(grids.GridError, match=r"cut\.h5"):
-        grids.read_grid(cut)
-    with grids.h5py.File(path) as file:
-        offset = file["flux"].id.get_chunk_info(0).byte_offset
-    flipped = bytearray(whole)
-    flipped[offset + 100] ^= 255
-    bad = tmp_path / "bad.h5"
-    bad.write_bytes(bytes(flipped))
-    with pytest.raises(grids.GridError, match=r"bad\.h5"):
-        grids.read_grid(bad)
-    half = tmp_path / "half.h5"
-    half.write_bytes(whole)
-    with grids.h5py.File(half, "a") as file:
-        del file.attrs["complete"]
-    with pytest.raises(grids.GridError, match="half-written"):
-        grids.read_grid(half)
-    with pytest.raises(FileNotFoundError):
-        grids.read_grid(tmp_path / "absent.h5")
-
-
-def test_full_disk_leaves_no_partial_file(arguments, tmp_path, monkeypatch):
-    def full(*args, **options):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", full)
-        with pytest.raises(OSError, match=r"kB a spectrum.*No space left"):
-            grids.write_part(tmp_path / "000000.npz", dict.fromkeys(synthesis.LABEL_NAMES, 0.0), 0)
-    labels, flux = np.zeros((2, 21), np.float32), np.ones((2, synthesis.N_PIXELS), np.float32)
-    with monkeypatch.context() as patch:
-        patch.setattr(grids.h5py.Group, "create_dataset", full)
-        with pytest.raises(OSError, match=r"about \d+ MB.*No space left"):
-            grids.write_grid(tmp_path / "g.h5", np.arange(2), labels, flux, {}, {}, True)
-    assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "g.h5").exists()
-
-
-def test_points_from_a_table(arguments, tmp_path):
-    arguments.points = tmp_path / "points.csv"
-    arguments.points.write_text("TEFF,LOGG,FE_H\n5000,3.0,0.0\n5000,3.0,0.3\n")
-    arguments.output = None
-    labels, flux, _ = grids.read_grid(grids.make_points(arguments))
-    assert labels.shape == (2, 21) and np.any(flux[0] != flux[1])
-
-
 # ------------------------------------------------------------------------- the survey's median
 
 
@@ -371,8 +249,8 @@ def test_sampling_broadens_to_the_resolution():
     width = synthesis.WAVELENGTH[8000] / synthesis.RESOLUTION / 2.3548
     line = np.exp(-0.5 * ((synthesis.WAVELENGTH - synthesis.WAVELENGTH[8000]) / width) ** 2)
     low = 1 - survey_median.sample(1 - 0.5 * line, np.array([13.3] * 3))
-    near = np.abs(survey_median.WAVELENGTH_APOGEE - synthesis.WAVELENGTH[8000]) < 3
-    x, y = survey_median.WAVELENGTH_APOGEE[near], low[near]
+    near = np.abs(APOGEE_WAVELENGTH - synthesis.WAVELENGTH[8000]) < 3
+    x, y = APOGEE_WAVELENGTH[near], low[near]
     sigma = np.sqrt(np.sum(y * (x - synthesis.WAVELENGTH[8000]) ** 2) / np.sum(y))
     fwhm = sigma * 2.3548 / synthesis.WAVELENGTH[8000] * survey_median.SPEED_OF_LIGHT
     assert fwhm == pytest.approx(13.3, rel=0.02)
@@ -396,7 +274,7 @@ def test_norm_config_of_something_else_is_refused(tmp_path):
 
 
 def unknown_at(wavelength, value=0.0):
-    window = np.flatnonzero(np.abs(survey_median.WAVELENGTH_APOGEE - wavelength) < 1.6)
+    window = np.flatnonzero(np.abs(APOGEE_WAVELENGTH - wavelength) < 1.6)
     span = slice(window[0], window[-1] + 1)
     return line_fit.Unknown("line", np.array([0]), wavelength, value, window=span)
 
@@ -412,7 +290,7 @@ def test_combs_keep_lines_apart():
 
 
 def test_solve_finds_a_line_that_is_too_weak():
-    wave = survey_median.WAVELENGTH_APOGEE
+    wave = APOGEE_WAVELENGTH
     profile = np.exp(-0.5 * ((wave - 16010.0) / 0.3) ** 2)
     strengths = np.linspace(0.05, 0.15, 9)[:, None]
 

@@ -63,6 +63,9 @@ from packages import default_cache, fetch_packages
 from synthesize_grid import SCATTER_SEED, prepare
 from tqdm import tqdm
 
+from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH
+from stellarperceptron.utils.data_utils import atomic_output
+
 RESOLUTION = (22500.0, 22500.0, 22500.0)  # on the three chips
 MOLECULE_BOUND = 0.15  # dex
 # Teff [K], log g of the solar-metallicity stars in which lines must show to be adjusted.
@@ -159,7 +162,7 @@ def find_missing(median, target, unknowns, limit: int) -> np.ndarray:
     # What the survey absorbs over about a resolution element.
     smooth = np.convolve(excess, np.array([0.25, 0.5, 0.25]), mode="same")
     able = np.array([u.wavelength for u in unknowns if u.value < u.high - 0.05])
-    wave = survey.WAVELENGTH_APOGEE
+    wave = APOGEE_WAVELENGTH
     peaks = [
         p
         for p in range(2, survey.N_VALID - 2)
@@ -195,7 +198,7 @@ def add_features(lines: LineList, unknowns: list, wavelengths) -> tuple[LineList
     added = []
     for k in range(len(extra)):
         vacuum = float(air_to_vacuum(extra.air[k]))
-        window = np.flatnonzero(np.abs(survey.WAVELENGTH_APOGEE - vacuum) < WINDOW)
+        window = np.flatnonzero(np.abs(APOGEE_WAVELENGTH - vacuum) < WINDOW)
         span = slice(window[0], window[-1] + 1)
         index = place[[len(lines) + k]]
         added.append(Unknown("added", index, vacuum, 0.0, *ADDED_BOUNDS, exponent=1.0, window=span))
@@ -222,7 +225,7 @@ def write_table(path: Path, lines: LineList, unknowns: list[Unknown], header: st
             key = lines.air[i], lines.species[i], lines.ep[i], lines.loggf[i]
             rows.setdefault(key, ["line", 0.0, 0.0])[2] = u.value
     ordered = sorted(rows.items(), key=lambda item: (item[1][0] != "molecule", item[0]))
-    with path.open("w", newline="") as file:
+    with atomic_output(path) as partial, partial.open("w", newline="") as file:
         file.write("".join(f"# {line}\n" for line in header.splitlines()))
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(ADJUSTMENT_COLUMNS)

@@ -19,6 +19,9 @@ from pathlib import Path
 import numpy as np
 from synthesis import LABEL_NAMES
 
+from stellarperceptron.stellar_labels import CARBON_LIMIT
+from stellarperceptron.utils.data_utils import atomic_output
+
 ANCHORS = Path(__file__).with_name("label_anchors.csv")
 ANCHOR_COLUMNS = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
 
@@ -35,8 +38,8 @@ LIMITS = {
     "O_FE": (-0.65, 0.9),
     "Mg_FE": (-0.65, 0.8),
 }
+# Made before the package's `COOL_DWARF`, which follows it: the grids define where they end.
 COOL_DWARF = (4.0, 3350.0)  # log g above which Teff stays above
-CARBON_OVER_OXYGEN = 0.15  # [C/O] stays below: no carbon stars
 SPREAD = {  # dex; about the mean alpha for Si, S, Ca, Ti, about [Fe/H] for the rest
     "Si_FE": 0.10, "S_FE": 0.10, "Ca_FE": 0.10, "Ti_FE": 0.10,
     "Na_FE": 0.20, "Al_FE": 0.20, "K_FE": 0.15, "V_FE": 0.15, "Cr_FE": 0.10,
@@ -44,6 +47,7 @@ SPREAD = {  # dex; about the mean alpha for Si, S, Ca, Ti, about [Fe/H] for the 
 }  # fmt: skip
 
 
+# Not `stellar_labels.microturbulence`, which holds log g within 0 and 5: the grids were drawn so.
 def microturbulence(logg):
     """Microturbulence [km/s] of DR17's relation with log g."""
     return 10.0 ** (0.226 - 0.0228 * logg + 0.0297 * logg**2 - 0.0113 * logg**3)
@@ -114,7 +118,7 @@ def draw_labels(seed: int, index: int, anchors: np.ndarray) -> dict[str, float]:
     alpha = 0.5 * (labels["O_FE"] + labels["Mg_FE"])
     labels["ALPHA_M"] = clip("ALPHA_M", alpha)
     # C and N cover what giants' mixing does to them; both matter through CN, CO and OH.
-    carbon = min(rng.uniform(*LIMITS["C_FE"]), labels["O_FE"] + CARBON_OVER_OXYGEN)
+    carbon = min(rng.uniform(*LIMITS["C_FE"]), labels["O_FE"] + CARBON_LIMIT)
     labels["C_FE"] = clip("C_FE", carbon)
     labels["N_FE"] = rng.uniform(*LIMITS["N_FE"])
     for name, spread in SPREAD.items():
@@ -159,7 +163,9 @@ def main() -> None:
     args = parser.parse_args()
     centres = fit_anchors(np.load(args.labels), args.anchors)
     header = ",".join((*ANCHOR_COLUMNS, "WEIGHT"))
-    np.savetxt(args.output, centres, "%.0f,%.2f,%.2f,%.2f,%.2f,%.1f", header=header, comments="")
+    form = "%.0f,%.2f,%.2f,%.2f,%.2f,%.1f"
+    with atomic_output(args.output) as partial:
+        np.savetxt(partial, centres, form, header=header, comments="")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import survey_median as survey
 from line_lists import LineList, air_to_vacuum
 from scipy.optimize import lsq_linear
 
+from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH
+
 STEP = 0.15  # dex, finite difference in log gf
 WINDOW = 1.6  # A, half width of a line's response
 SEPARATION = 3.2  # A, between lines that are perturbed together
@@ -56,7 +58,7 @@ def choose_lines(lines: LineList, strength: np.ndarray, threshold: float) -> lis
     for i in order:
         if len(taken) and np.abs(taken - vacuum[i]).min() < CELL:
             continue
-        window = np.flatnonzero(np.abs(survey.WAVELENGTH_APOGEE - vacuum[i]) < WINDOW)
+        window = np.flatnonzero(np.abs(APOGEE_WAVELENGTH - vacuum[i]) < WINDOW)
         if len(window) < 4:
             continue
         taken = np.append(taken, vacuum[i])

@@ -2,11 +2,12 @@
 The survey's median spectrum as a model: typical stars, APOGEE's resolution, ASPCAP's continuum.
 
 Used by ``calibrate_lines.py`` to compare a line list with the pixel medians of the real survey.
+Where the package has functions of the same purpose (``observation.broadening_velocity``,
+``population.all_labels``), those here stay as they were when ``line_adjustments.csv`` was made.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -14,16 +15,13 @@ import numpy as np
 from grid_labels import complete
 from synthesis import LOG10_START, LOG10_STEP, RESOLUTION
 
-SPEED_OF_LIGHT = 299_792.458  # km/s
-CHIPS = {"blue": (246, 3274), "green": (3585, 6080), "red": (6344, 8335)}
-PIXELS = np.concatenate([np.arange(*ends) for ends in CHIPS.values()])
-LOG10_WAVELENGTH = 4.179 + 6e-6 * PIXELS
-WAVELENGTH_APOGEE = 10.0**LOG10_WAVELENGTH  # 7,514 valid pixels, vacuum, A
-N_VALID = len(PIXELS)
-# Positions of the chips among the valid pixels.
-_ENDS = np.cumsum([0] + [b - a for a, b in CHIPS.values()])
-CHIP_SLICES = [slice(a, b) for a, b in itertools.pairwise(_ENDS)]
-CHIP_OF_PIXEL = np.repeat(np.arange(3), np.diff(_ENDS))
+from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH, CHIP_PIXELS, VALID_PIXELS
+from stellarperceptron.spectra import SPEED_OF_LIGHT
+
+N_VALID = len(VALID_PIXELS)  # 7,514
+LOG10_WAVELENGTH = np.log10(APOGEE_WAVELENGTH)  # vacuum, A
+CHIP_SLICES = tuple(CHIP_PIXELS.values())
+CHIP_OF_PIXEL = np.repeat(np.arange(3), [chip.stop - chip.start for chip in CHIP_SLICES])
 
 
 def read_norm_config(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -44,6 +42,7 @@ def read_norm_config(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return median, spread
 
 
+# Not `spectra.normalize`: the fit of the lines needs these projections for its derivatives.
 def _projections():
     """Orthonormal polynomials of degree 0 to 4 on each chip."""
     bases = []
@@ -68,6 +67,7 @@ def pseudo_continuum(flux: np.ndarray) -> np.ndarray:
     return out
 
 
+# Not `line_spread.lsf_matrix`, which cuts the kernel elsewhere: the shipped table was made so.
 def sample(flux: np.ndarray, fwhm: np.ndarray) -> np.ndarray:
     """Broaden a grid spectrum and take it at the 7,514 valid pixels.
 
@@ -79,6 +79,7 @@ def sample(flux: np.ndarray, fwhm: np.ndarray) -> np.ndarray:
         Total FWHM wanted on each chip, km/s.
     """
     own = SPEED_OF_LIGHT / RESOLUTION
+    # 2.3548 is `line_spread.FWHM` to 2e-5; the shipped table was made with it.
     sigma = np.sqrt(np.maximum(np.asarray(fwhm) ** 2 - own**2, 1.0)) / 2.3548
     pixel = LOG10_STEP * np.log(10.0) * SPEED_OF_LIGHT  # km/s
     position = (LOG10_WAVELENGTH - LOG10_START) / LOG10_STEP
@@ -91,6 +92,7 @@ def sample(flux: np.ndarray, fwhm: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", flux[np.clip(index, 0, len(flux) - 1)], weight)
 
 
+# Not `population.all_labels`, which came later: the shipped table was made with this relation.
 def carbon_nitrogen(logg: float, fe_h: float, alpha: float) -> tuple[float, float]:
     """Typical [C/Fe] and [N/Fe]: first dredge-up, and extra mixing of metal-poor upper giants."""
     dredge_up = 1.0 / (1.0 + np.exp((logg - 3.4) / 0.1))
@@ -125,6 +127,7 @@ def typical_stars(anchors: np.ndarray, n_stars: int, start: float = 0.5) -> list
     return stars
 
 
+# Not `observation.broadening_velocity`, which came later: the shipped table was made with this.
 def macroturbulence(labels: dict[str, float]) -> float:
     """FWHM [km/s] of macroturbulence (giants, DR17's relation) or rotation (dwarfs)."""
     if labels["LOGG"] < 3.8:

