@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stellarperceptron.emulator import EMULATOR_FILE, Emulator, Part, write_emulators
 from stellarperceptron.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.stellar_labels import LABELS, standard_labels
+from stellarperceptron.stellar_labels import LABELS, LEAST_MICROTURBULENCE, standard_labels
 from stellarperceptron.utils.gaussian_process import GaussianProcess
 from stellarperceptron.utils.line_spread import FWHM, convolve, lsf_matrix, rotation_profile
 
@@ -92,6 +92,17 @@ def test_standard_labels_fill_in_what_follows_from_the_others():
     assert 1.2 < labels["VMICRO"] < 1.8
 
 
+@pytest.mark.parametrize("logg", [4.95, 4.99])
+def test_the_usual_microturbulence_stays_within_the_grids(emulator, logg):
+    dwarf = {"TEFF": 5000.0, "LOGG": logg, "FE_H": 0.0}
+    assert torch.equal(emulator.flux(dwarf), emulator.flux({**dwarf, "VMICRO": 0.3}))
+    assert emulator.low[LABELS.index("VMICRO")].item() == pytest.approx(LEAST_MICROTURBULENCE)
+
+
+def test_gravities_beyond_five_have_a_usual_microturbulence(nominal):
+    assert torch.isfinite(nominal.flux({"TEFF": 5000.0, "LOGG": 5.15, "FE_H": 0.0})).all()
+
+
 # --- spectra --------------------------------------------------------------------------------------
 
 
@@ -104,21 +115,41 @@ def test_spectra_are_normalized_fluxes(emulator):
 
 
 @pytest.mark.parametrize(
-    ("line", "label", "change", "deeper"),
+    ("line", "element", "other"),
     [
-        (15770.1, "MG_FE", 0.3, True),  # Mg I
-        (15964.9, "SI_FE", 0.2, True),  # Si I
-        (16723.5, "AL_FE", 0.2, True),  # Al I
-        (15426.0, "FE_H", 0.3, True),
-        (15282.0, "TEFF", -300.0, True),  # OH
+        (15770.1, "MG_FE", "SI_FE"),  # Mg I
+        (15964.4, "SI_FE", "MG_FE"),  # Si I
+        (16723.5, "AL_FE", "SI_FE"),  # Al I
+        (16141.2, "CA_FE", "AL_FE"),  # Ca I
+        (15167.2, "K_FE", "CA_FE"),  # K I
+        (16589.3, "NI_FE", "K_FE"),  # Ni I
     ],
 )
-def test_lines_answer_to_their_elements(emulator, line, label, change, deeper):
-    near = (np.abs(APOGEE_WAVELENGTH - line) < 4.0).nonzero()[0]
+def test_lines_answer_to_their_own_element(emulator, line, element, other):
+    near = (np.abs(APOGEE_WAVELENGTH - line) < 1.0).nonzero()[0]
+    labels = standard_labels(GIANT).repeat(3, 1)
+    for row, name in ((1, element), (2, other)):
+        labels[row, LABELS.index(name)] += 0.2
+    flux = emulator.flux(labels, APOGEE_WAVELENGTH, 22_500)[:, near].sum(1)
+    own, others = (flux[1:] - flux[0]).tolist()
+    assert own < 0
+    assert abs(others) < 0.2 * abs(own)
+
+
+@pytest.mark.parametrize(
+    ("line", "label", "change"),
+    [
+        (15426.0, "FE_H", 0.3),
+        (15282.0, "TEFF", -300.0),  # OH
+        (15282.0, "O_FE", 0.3),
+    ],
+)
+def test_lines_of_metals_and_molecules_grow(emulator, line, label, change):
+    near = (np.abs(APOGEE_WAVELENGTH - line) < 1.0).nonzero()[0]
     labels = standard_labels(GIANT).repeat(2, 1)
     labels[1, LABELS.index(label)] += change
-    flux = emulator.flux(labels, APOGEE_WAVELENGTH, 22_500)[:, near]
-    assert (flux[1].sum() < flux[0].sum()) == deeper
+    before, after = emulator.flux(labels, APOGEE_WAVELENGTH, 22_500)[:, near].sum(1)
+    assert after < before
 
 
 def test_hydrogen_grows_with_temperature(emulator):
@@ -273,6 +304,70 @@ def test_a_damaged_array_is_noticed(tmp_path):
     path = tmp_path / "flipped.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"flipped\.npz is damaged"):
+        Emulator.load("nature", path)
+
+
+def write_array(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def write_text(path):
+    path.write_text("Teff,logg\n5000,4.5\n")
+
+
+def write_another_archive(path):
+    with open(path, "wb") as file:
+        np.savez(file, a=np.zeros(3))
+
+
+@pytest.mark.parametrize("write", [write_array, write_text, write_another_archive])
+def test_a_file_of_another_kind_is_named(tmp_path, write):
+    path = tmp_path / "other.npz"
+    write(path)
+    with pytest.raises(ValueError, match=r"other\.npz is damaged or no emulator file") as error:
+        Emulator.load("nominal", path)
+    assert "pickle" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("labels", lambda a: a[::-1], "its labels are"),
+        ("labels", lambda a: a[:-1], "its labels are"),
+        ("format_version", lambda a: a + 1, "format 2"),
+        ("grid", lambda a: a[:2], "unpack"),
+        ("nominal/mean", lambda a: a[:-1], r"nominal/components has shape \(3, 400\), not"),
+        ("nominal/components", lambda a: a[:-1], r"nominal/components has shape \(2, 400\)"),
+        ("nominal/component_factor", lambda a: a[:-1], "nominal/component_factor has shape"),
+        ("nominal/inputs", lambda a: a[:, 1:], r"nominal/inputs has shape \(5, 19\)"),
+        ("nominal/low", lambda a: a[None], r"nominal/low has shape \(1, 20\), not \(20\)"),
+        ("nominal/0/alpha", lambda a: a[:-1], r"nominal/0/alpha .* not \(5, any\)"),
+        ("nominal/0/linear", lambda a: a.T, "nominal/0/linear has shape"),
+        ("nominal/0/scale", lambda a: a[:1], "nominal/0/scale has shape"),
+        ("nominal/0/amplitude", lambda a: a[:1], "nominal/0/amplitude has shape"),
+        ("nominal/info", lambda a: np.array("[1]"), "indices"),
+        ("nominal/info", lambda a: np.array("{"), "property name"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(tmp_path, key, change, message):
+    path = tmp_path / "changed.npz"
+    write_emulators(path, {"nominal": small_part()}, start=4.18, step=3e-6, resolution=60_000)
+    Emulator.load("nominal", path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays[key] = change(arrays[key])
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=rf"changed\.npz is damaged.*{message}"):
+        Emulator.load("nominal", path)
+
+
+def test_parts_of_different_lengths_are_refused(tmp_path):
+    path = tmp_path / "unequal.npz"
+    parts = {"nominal": small_part(), "difference": small_part(pixels=300)}
+    write_emulators(path, parts, start=4.18, step=3e-6, resolution=60_000)
+    with pytest.raises(ValueError, match="different numbers of pixels"):
         Emulator.load("nature", path)
 
 

@@ -57,6 +57,11 @@ __all__ = [
 
 EMULATOR_FILE = Path(__file__).parent / "data" / "emulators.npz"
 FORMAT_VERSION = 1
+READ_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError),
+    *(KeyError, TypeError, ValueError, AttributeError),
+)
+"""What reading a damaged file, or one of another kind, ends in."""
 PARTS = {"nominal": ("nominal",), "nature": ("nominal", "difference")}  # each a sum of parts
 
 
@@ -137,19 +142,36 @@ class Emulator:
         path: str | os.PathLike = EMULATOR_FILE,
         device: torch.device | str = "cpu",
     ) -> "Emulator":
-        """Open one of the emulators of a file, by default of the file in the package."""
+        """
+        Open one of the emulators of a file, by default of the file in the package.
+
+        Raises
+        ------
+        FileNotFoundError
+            No such file.
+        ValueError
+            No such emulator, or the file is damaged, none of `write_emulators`, of another
+            version or of other labels; the message names the path.
+        """
         if name not in PARTS:
             raise ValueError(f"emulator is one of {list(PARTS)}, not {name!r}")
         if not Path(path).exists():
             raise FileNotFoundError(f"{path}: no such emulator file")
         try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("not an archive of arrays")
             with np.load(path, allow_pickle=False) as file:
                 version = int(file["format_version"])
                 if version != FORMAT_VERSION:
-                    raise ValueError(f"{path}: format {version}, this is format {FORMAT_VERSION}")
+                    raise ValueError(f"format {version}, this is format {FORMAT_VERSION}")
+                names = tuple(file["labels"].tolist())
+                if names != LABELS:
+                    raise ValueError(f"its labels are {names}, those of this version {LABELS}")
                 start, step, resolution = (float(v) for v in file["grid"])
                 parts = [_read_part(file, part, device) for part in PARTS[name]]
-        except (zipfile.BadZipFile, KeyError, EOFError, OSError, zlib.error) as error:
+            if len({len(part.mean) for part in parts}) > 1:
+                raise ValueError("its parts have different numbers of pixels")
+        except READ_ERRORS as error:
             raise ValueError(f"{path} is damaged or no emulator file: {error}") from error
         return Emulator(name, parts, start, step, resolution)
 
@@ -330,19 +352,32 @@ def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_part(file: Mapping[str, np.ndarray], name: str, device: torch.device | str) -> Part:
-    """Read one part of an open emulator file."""
+    """Read one part of an open emulator file; a ValueError names an array of the wrong shape."""
 
-    def get(key: str) -> Tensor:
-        return torch.from_numpy(file[f"{name}/{key}"].astype(np.float64)).to(device)
+    def get(key: str, *shape: int | None) -> Tensor:
+        """Array as float64, of that shape (None: any length)."""
+        array = file[f"{name}/{key}"]
+        fits = len(array.shape) == len(shape) and all(
+            want in (None, have) for want, have in zip(shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if want is None else str(want) for want in shape)
+            raise ValueError(f"{name}/{key} has shape {array.shape}, not ({wanted})")
+        return torch.from_numpy(array.astype(np.float64)).to(device)
 
-    inputs, processes = get("inputs"), []
-    info = json.loads(str(file[f"{name}/info"]))
+    labels = len(LABELS)
+    mean, inputs = get("mean", None), get("inputs", None, labels)
+    info, processes = json.loads(str(file[f"{name}/info"])), []
     for i in range(int(info["processes"])):
-        kernel = {key: get(f"{i}/{key}") for key in ("scale", "amplitude", "linear", "alpha")}
-        processes.append(GaussianProcess(inputs=inputs, **kernel))
-    components = get("components") * get("component_factor")[:, None]
-    limits = {key: get(key) for key in ("low", "high", "input_low", "input_high")}
-    return Part(get("mean"), components, processes, info=info, **limits)
+        alpha = get(f"{i}/alpha", len(inputs), None)
+        linear = get(f"{i}/linear", 1 + labels, alpha.shape[1])
+        scale, amplitude = get(f"{i}/scale", 2, labels), get(f"{i}/amplitude", 2)
+        processes.append(GaussianProcess(scale, amplitude, inputs, linear, alpha))
+    number = sum(process.alpha.shape[1] for process in processes)
+    components = get("components", number, len(mean))
+    components *= get("component_factor", number)[:, None]
+    limits = {key: get(key, labels) for key in ("low", "high", "input_low", "input_high")}
+    return Part(mean, components, processes, info=info, **limits)
 
 
 def write_emulators(
@@ -357,10 +392,12 @@ def write_emulators(
     Write the parts "nominal" and "difference" to one file that needs no pickle to be read.
 
     Components are kept as 16-bit integers (rounding: 1.5e-5 of the largest value of each), weights
-    in single precision.
+    in single precision. The names and the order of the labels are kept, too, and compared when the
+    file is read.
     """
     arrays = {
         "format_version": np.array(FORMAT_VERSION),
+        "labels": np.array(LABELS),
         "grid": np.array([start, step, resolution]),
     }
     for name, part in parts.items():

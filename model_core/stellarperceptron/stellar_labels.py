@@ -9,12 +9,14 @@ __all__ = [
     "ALPHA_ELEMENTS",
     "CARBON_LIMIT",
     "LABELS",
+    "LEAST_MICROTURBULENCE",
     "microturbulence",
     "standard_labels",
     "to_inputs",
 ]
 
 ALPHA_ELEMENTS = ("SI_FE", "S_FE", "CA_FE", "TI_FE")  # which follow O and Mg where nothing is said
+LEAST_MICROTURBULENCE = 0.3  # of the grids [km/s]: the usual one falls below it from logg 4.95 up
 CARBON_LIMIT = 0.15  # the grids' largest [C/O]: above it stars are carbon stars, another chemistry
 
 # TEFF [K], LOGG [log10 cm/s2], VMICRO [km/s], FE_H and X_FE [dex, scale of Grevesse, Asplund &
@@ -65,9 +67,10 @@ def standard_labels(labels: Mapping[str, object], device: torch.device | str = "
     """
     All 20 labels (N, 20), float64, from the ones that are given.
 
-    What is missing takes its usual value: microturbulence by `microturbulence`, O or Mg that of the
-    other, Si, S, Ca and Ti the mean of both, carbon solar but at most [C/O] = `CARBON_LIMIT`, every
-    other abundance solar. TEFF, LOGG and FE_H have no usual value.
+    What is missing takes its usual value: microturbulence by `microturbulence` but at least
+    `LEAST_MICROTURBULENCE`, O or Mg that of the other, Si, S, Ca and Ti the mean of both, carbon
+    solar but at most [C/O] = `CARBON_LIMIT`, every other abundance solar. TEFF, LOGG and FE_H have
+    no usual value.
     """
     unknown = sorted(set(labels) - set(LABELS))
     if unknown:
@@ -81,7 +84,8 @@ def standard_labels(labels: Mapping[str, object], device: torch.device | str = "
     }
     values = dict(zip(as_tensor, torch.broadcast_tensors(*as_tensor.values()), strict=True))
     zero = torch.zeros_like(values["TEFF"])
-    values.setdefault("VMICRO", microturbulence(values["LOGG"]))
+    usual = microturbulence(values["LOGG"]).clamp(min=LEAST_MICROTURBULENCE)
+    values.setdefault("VMICRO", usual)
     oxygen = values.setdefault("O_FE", values.get("MG_FE", zero))
     alpha = 0.5 * (oxygen + values.setdefault("MG_FE", oxygen))
     values.setdefault("C_FE", (oxygen + CARBON_LIMIT).clamp(max=0.0))
