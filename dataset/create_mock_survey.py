@@ -21,6 +21,8 @@ from tqdm import tqdm
 from stellarperceptron.dataset import SurveyWriter
 from stellarperceptron.survey import MockSurvey
 
+SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
+
 
 def positive(text: str) -> int:
     """A whole number of stars above zero."""
@@ -31,10 +33,10 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A seed: a whole number that is not negative."""
+    """A seed: a whole number that is not negative and leaves a star's name short enough."""
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
+    if not 0 <= value < SEEDS:
+        raise argparse.ArgumentTypeError(f"{value} is not within 0 and {SEEDS - 1}")
     return value
 
 
@@ -71,15 +73,15 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(1)  # blocks of stars share the cores
     begin = time.perf_counter()
-    survey = MockSurvey(args.seed)
     counts = {"train": args.stars, "test": args.test_stars}
-    provenance = {
-        "generator": "create_mock_survey.py",
-        "arguments": {"stars": args.stars, "test_stars": args.test_stars},
-        "seed": args.seed,
-        **survey.provenance(),
-    }
     try:
+        survey = MockSurvey(args.seed)
+        provenance = {
+            "generator": "create_mock_survey.py",
+            "arguments": {"stars": args.stars, "test_stars": args.test_stars},
+            "seed": args.seed,
+            **survey.provenance(),
+        }
         with (
             SurveyWriter(
                 args.output, counts=counts, provenance=provenance, true_labels=True
@@ -90,7 +92,7 @@ def main() -> None:
                 for block in survey.blocks(split, stars, args.workers):
                     writer.append(split, **block)
                     bar.update(len(block["ids"]))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"create_mock_survey.py: {error}")
     seconds = time.perf_counter() - begin
     size = args.output.stat().st_size / 1e9

@@ -112,6 +112,17 @@ def test_labels_of_all_elements_stay_within_the_emulators_range(mock, stars):
 
 
 @pytest.mark.reference
+def test_as_many_stars_lack_abundances_as_in_the_survey(shared, mock):
+    real = np.load(shared / "published" / "labels_train.npy").astype(float)
+    labels = mock.labels(100_000, np.random.default_rng(6))
+    missing = mock.population.without_abundances(labels, np.random.default_rng(7))
+    wanted = np.isnan(real[:, 4]).mean()
+    assert missing.mean() == pytest.approx(wanted, abs=4 * math.sqrt(wanted / 100_000))
+    cool = (labels[:, 0] < 3700) & (labels[:, 1] > 4)
+    assert cool[missing].mean() > 0.85
+
+
+@pytest.mark.reference
 def test_label_census(shared, mock):
     real = np.load(shared / "published" / "labels_train.npy").astype(float)
     stars = mock.labels(30_000, np.random.default_rng(5))
@@ -341,7 +352,10 @@ def test_script_writes_the_same_file_twice(tmp_path, run_script):
     data = SpectraDataset.open(paths[0])
     assert (len(data.train), len(data.test)) == (60, 8)
     with h5py.File(paths[0]) as file:
-        assert json.loads(file.attrs["provenance"])["seed"] == 5
+        provenance = json.loads(file.attrs["provenance"])
+    assert provenance["seed"] == 5
+    assert provenance["numpy"] == np.__version__
+    assert {"emulators_sha256", "labels_sha256", "sky_sha256"} < set(provenance)
 
 
 def test_script_without_room_says_how_much_it_needs(tmp_path, run_script):
@@ -349,6 +363,28 @@ def test_script_without_room_says_how_much_it_needs(tmp_path, run_script):
     with pytest.raises(SystemExit, match=r"needs .* GB"):
         run_script("--stars", free // 30_000, "--output", tmp_path / "big.h5")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [-1, 10**13, "many"])
+def test_script_refuses_seeds_that_it_cannot_use(run_script, capsys, seed):
+    with pytest.raises(SystemExit):
+        run_script(f"--seed={seed}")
+    assert "--seed" in capsys.readouterr().err
+
+
+def test_script_says_where_a_parent_is_no_folder(tmp_path, run_script):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"create_mock_survey\.py: .*file is no folder"):
+        run_script("--stars", 5, "--output", tmp_path / "file" / "mock.h5")
+
+
+def test_script_names_a_damaged_table(tmp_path, run_script, monkeypatch):
+    (tmp_path / "half.json").write_text("{")
+    load = LabelDistribution.load
+    monkeypatch.setattr(LabelDistribution, "load", lambda: load(tmp_path / "half.json"))
+    with pytest.raises(SystemExit, match=r"half\.json is damaged"):
+        run_script("--stars", 5, "--output", tmp_path / "mock.h5")
+    assert not (tmp_path / "mock.h5").exists()
 
 
 def test_script_refuses_no_stars(run_script, capsys):

@@ -27,7 +27,7 @@ import torch
 from fit_emulator import project_spectra
 
 from stellarperceptron.emulator import LABELS, Emulator, standard_labels
-from stellarperceptron.observation import broadening_index, broadening_velocity
+from stellarperceptron.observation import LSF_GROUPS, broadening_index, broadening_velocity
 from stellarperceptron.population import all_labels
 from stellarperceptron.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS, normalize
 from stellarperceptron.survey import BLOCK, MockSurvey
@@ -225,7 +225,7 @@ def medians(args: argparse.Namespace) -> None:
             true = survey.labels(BLOCK, rng)
             full = all_labels(true, rng, survey.low, survey.high)
             broadening = broadening_index(true, broadening_velocity(true, rng))
-            group = rng.integers(0, 5, BLOCK)
+            group = rng.integers(0, len(LSF_GROUPS), BLOCK)
             coefficients = bank.emulator.coefficients(full)
             spectra.append(normalize(bank(coefficients, group, broadening)).numpy())
         spectra = np.concatenate(spectra)[: args.stars]

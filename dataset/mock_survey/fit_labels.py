@@ -15,8 +15,12 @@ import numpy as np
 from scipy.spatial import KDTree
 from sklearn.mixture import GaussianMixture
 
-from stellarperceptron.population import FORMAT_VERSION, POPULATION_FILE, error_features
-from stellarperceptron.survey import COOL_DWARF
+from stellarperceptron.population import (
+    COOL_DWARF,
+    FORMAT_VERSION,
+    POPULATION_FILE,
+    error_features,
+)
 from stellarperceptron.utils.data_utils import atomic_output
 
 NEIGHBOURS = 100
@@ -41,10 +45,13 @@ def main() -> None:
 
     missing = np.isnan(labels[:, 4])
     cool = (labels[:, 0] < COOL["cool_teff"]) & (labels[:, 1] > COOL["cool_logg"])
-    # The coldest dwarfs, which the grids leave out, count among the others: so the total is right.
-    cold = cool & (labels[:, 0] < COOL_DWARF[1])
-    cool &= ~cold
-    shares = {"cool_share": missing[cool].mean(), "other_share": missing[~cool].mean()}
+    # The coldest dwarfs, which the grids leave out, all lack abundances: the other cool dwarfs take
+    # their part, so that the total is right and warmer stars lack abundances as often as they do.
+    within = cool & (labels[:, 0] >= COOL_DWARF[1])
+    shares = {
+        "cool_share": min(missing[cool].sum() / within.sum(), 1.0),
+        "other_share": missing[~cool].mean(),
+    }
     # Stars without abundances count too: with those of a complete star near in Teff and logg.
     complete = np.isfinite(labels).all(1) & np.isfinite(errors).all(1)
     tree = KDTree(labels[complete][:, :2] / (50.0, 0.1))

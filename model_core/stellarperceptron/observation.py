@@ -48,7 +48,7 @@ LSF_GROUPS = (0.91, 0.955, 1.0, 1.045, 1.09)
 """Resolving power of five groups of fibres, relative to their mean (10 to 20 % in all; the
 pipeline's synthetic grids distinguish five groups of fibres, too)."""
 
-MACROTURBULENCE = (0.0, 3.0, 5.0, 7.5, 11.0, 15.0)
+MACROTURBULENCE = (3.0, 5.0, 7.5, 11.0, 15.0)
 """Macroturbulence of giants that is told apart: full width at half maximum [km/s]."""
 
 ROTATION = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0)

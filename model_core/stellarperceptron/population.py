@@ -16,10 +16,11 @@ import numpy as np
 from stellarperceptron.emulator import CARBON_LIMIT, LABELS, microturbulence
 from stellarperceptron.survey_file import LABEL_NAMES
 
-__all__ = ["POPULATION_FILE", "LabelDistribution", "all_labels", "error_features"]
+__all__ = ["COOL_DWARF", "POPULATION_FILE", "LabelDistribution", "all_labels", "error_features"]
 
 POPULATION_FILE = Path(__file__).parent / "data" / "label_distribution.json"
 FORMAT_VERSION = 1
+COOL_DWARF = (4.0, 3350.0)  # [log10 cm/s2, K]: above this gravity the grids end at this Teff
 
 
 def error_features(labels: np.ndarray) -> np.ndarray:

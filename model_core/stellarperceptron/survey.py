@@ -38,14 +38,19 @@ from stellarperceptron.observation import (
     sky_windows,
     vary_line_spread,
 )
-from stellarperceptron.population import MAIN, POPULATION_FILE, LabelDistribution, all_labels
+from stellarperceptron.population import (
+    COOL_DWARF,
+    MAIN,
+    POPULATION_FILE,
+    LabelDistribution,
+    all_labels,
+)
 from stellarperceptron.spectra import CHIP_PIXELS, VALID_FLUX, normalize
 from stellarperceptron.survey_file import SPLITS
 
 __all__ = ["BLOCK", "Augmentation", "Emulator", "MockSurvey", "Observation", "standard_labels"]
 
 BLOCK = 1024
-COOL_DWARF = (4.0, 3350.0)  # [log10 cm/s2, K]: above this gravity the grids end at this Teff
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,11 @@ class MockSurvey:
         self.low, self.high = low.numpy(), high.numpy()
 
     def provenance(self) -> dict:
-        """What the spectra depend on beside seed and size; no date, so that bytes repeat."""
+        """
+        What the spectra depend on beside seed and size; no date, so that bytes repeat.
+
+        NumPy's version is there because its random streams may change from one to the next.
+        """
         files = {"emulators": self.emulator_file, "labels": POPULATION_FILE, "sky": SKY_FILE}
         digests = {
             f"{name}_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -198,6 +207,7 @@ class MockSurvey:
         }
         return {
             "version": version("stellarperceptron"),
+            "numpy": np.__version__,
             **digests,
             "observation": asdict(self.observation),
         }
