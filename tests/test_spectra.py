@@ -217,6 +217,9 @@ def apstar_hdus(n_visits=2):
     header["CRVAL1"], header["CDELT1"], header["NWAVE"] = 4.179, 6e-6, 8575
     header["OBJID"], header["SNR"], header["VHELIO"] = "2M00000000+0000000", 210.5, 12.5
     header["RV_TEFF"], header["RV_LOGG"], header["RV_FEH"] = 4750.0, 2.5, -9999.0
+    header["NVISITS"] = n_visits
+    for visit in range(1, n_visits + 1):
+        header[f"SNRVIS{visit}"] = 100.0 + visit
     rows = 2 + n_visits
     flux = np.tile(500 * absorption(FULL_WAVELENGTH), (rows, 1)) * np.arange(1, rows + 1)[:, None]
     error = np.full(flux.shape, 4.0)
@@ -250,6 +253,37 @@ def test_apstar_visits_are_rows(tmp_path):
     apstar_hdus().writeto(tmp_path / "apStar.fits")
     combined, visit = (read_spectrum(tmp_path / "apStar.fits", row=row) for row in (0, 2))
     np.testing.assert_allclose(visit.flux, 3 * combined.flux)
+
+
+def test_visits_have_signal_to_noise_ratios_of_their_own(tmp_path):
+    apstar_hdus().writeto(tmp_path / "apStar.fits")
+    snr = [read_spectrum(tmp_path / "apStar.fits", row=row).snr for row in range(4)]
+    assert snr == [210.5, 210.5, 101.0, 102.0]
+
+
+def test_single_visit_follows_one_combined_spectrum(tmp_path):
+    hdus = apstar_hdus(n_visits=0)
+    hdus[0].header["NVISITS"], hdus[0].header["SNRVIS1"] = 1, 99.0
+    hdus.writeto(tmp_path / "apStar.fits")
+    snr = [read_spectrum(tmp_path / "apStar.fits", row=row).snr for row in range(2)]
+    assert snr == [210.5, 99.0]
+
+
+@pytest.mark.parametrize("noted", [0.0, -9999.0, None])
+def test_visit_without_a_signal_to_noise_ratio_has_none(tmp_path, noted):
+    hdus = apstar_hdus()
+    del hdus[0].header["SNRVIS2"]
+    if noted is not None:
+        hdus[0].header["SNRVIS2"] = noted
+    hdus.writeto(tmp_path / "apStar.fits")
+    assert read_spectrum(tmp_path / "apStar.fits", row=3).snr is None
+
+
+def test_visits_are_told_from_combined_spectra_without_their_number(tmp_path):
+    hdus = apstar_hdus()
+    del hdus[0].header["NVISITS"]
+    hdus.writeto(tmp_path / "apStar.fits")
+    assert read_spectrum(tmp_path / "apStar.fits", row=2).snr == 101.0
 
 
 def test_apstar_without_that_row_is_refused(tmp_path):

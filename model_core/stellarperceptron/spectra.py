@@ -238,7 +238,8 @@ class Spectrum:
     model : (7514,) float64 or None
         Best-fit synthetic spectrum of an aspcapStar file, over the pseudo-continuum.
     snr : float or None
-        Median signal-to-noise ratio a pixel, from the header.
+        Median signal-to-noise ratio a pixel, from the header: that of the combined spectrum, or
+        that of the visit which `row` of `read_spectrum` asked for.
     rv : RVFit
         Result of the radial-velocity pipeline.
     """
@@ -315,6 +316,7 @@ def read_spectrum(
         with fits.open(path, memmap=False) as hdus:
             arrays = [None if hdu.data is None else np.asarray(hdu.data) for hdu in hdus[1:5]]
             common = _read_header(hdus[0].header)
+            row_snr = _row_snr(hdus[0].header, row, arrays[0])
     except (OSError, TypeError, ValueError, LookupError, AttributeError, VerifyError) as error:
         raise ValueError(
             f"{path} is no FITS file or is damaged ({error}): fetch it anew"
@@ -324,6 +326,7 @@ def read_spectrum(
         rows = [np.atleast_2d(array) for array in arrays[:3]]
         if not 0 <= row < len(rows[0]):
             raise ValueError(f"{path} has {len(rows[0])} spectra: there is no row {row}")
+        common["snr"] = row_snr
         flux, error = (part[row, VALID_PIXELS].astype(np.float64) for part in rows[:2])
         third = rows[2][row, VALID_PIXELS]
         if third.dtype.kind in "iu":
@@ -359,6 +362,20 @@ def _number(header: fits.Header, *names: str) -> float | None:
         if isinstance(value, int | float) and math.isfinite(value) and value > -9000:
             return float(value)
     return None
+
+
+def _row_snr(header: fits.Header, row: int, flux: np.ndarray | None) -> float | None:
+    """Signal-to-noise ratio of a row of an apStar file's flux (rows, 8575).
+
+    NVISITS visits come after one or two combined spectra, their ratios in SNRVIS1, SNRVIS2, ...;
+    the survey writes 0 for none.
+    """
+    visits = _number(header, "NVISITS")
+    rows = 1 if flux is None or flux.ndim < 2 else len(flux)
+    combined = 2 if visits is None else min(max(rows - int(visits), 1), 2)
+    if row < combined:
+        return _number(header, "SNR")
+    return _number(header, f"SNRVIS{row - combined + 1}") or None
 
 
 def _read_header(header: fits.Header) -> dict:
