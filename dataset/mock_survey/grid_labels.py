@@ -38,7 +38,7 @@ LIMITS = {
     "O_FE": (-0.65, 0.9),
     "Mg_FE": (-0.65, 0.8),
 }
-# Made before the package's `COOL_DWARF`, which follows it: the grids define where they end.
+# The package's `COOL_DWARF` follows this one: it says where the grids end.
 COOL_DWARF = (4.0, 3350.0)  # log g above which Teff stays above
 SPREAD = {  # dex; about the mean alpha for Si, S, Ca, Ti, about [Fe/H] for the rest
     "Si_FE": 0.10, "S_FE": 0.10, "Ca_FE": 0.10, "Ti_FE": 0.10,
