@@ -4,18 +4,25 @@ Check the mock survey: against direct syntheses, and against the published surve
 ``responses`` runs Synspec at five label points, changes one label at a time and compares with the
 emulators; it also compares the sun. ``population`` compares the labels, ``medians`` the median and
 the spread of every pixel with those published for APOGEE DR17 (its arrays of labels, and the
-configuration file whose ``norm_config`` holds them). ``stars`` draws three stars. Everything that
-is measured is printed and kept in ``checks.json``.
+configuration file whose ``norm_config`` holds them). ``stars`` draws three stars. ``cost`` makes a
+survey of the paper's size and measures time and memory. Everything that is measured is printed and
+kept in ``checks.json``.
 
     python dataset/mock_survey/check_survey.py responses --packages folder/of/the/packages
     python dataset/mock_survey/check_survey.py population --labels labels_train.npy
     python dataset/mock_survey/check_survey.py medians --config epoch_325/config.json
     python dataset/mock_survey/check_survey.py stars --lines notable_spectral_lines.csv
+    python dataset/mock_survey/check_survey.py cost --output runs/paper.h5 --workers 2
 """
 
 import argparse
 import csv
 import json
+import os
+import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import matplotlib
@@ -49,7 +56,7 @@ PERCENTILES = (1, 5, 16, 50, 84, 95, 99)
 COLORS = {"nominal": "C0", "nature": "C3", "DR17": "0.25"}
 
 
-def store(name: str, values: dict) -> None:
+def store(name: str, values: dict | list) -> None:
     """Print what was measured and keep it beside earlier results."""
     print(json.dumps({name: values}, indent=1))
     path = HERE / "checks.json"
@@ -153,12 +160,14 @@ def population(args: argparse.Namespace) -> None:
     real = np.load(args.labels).astype(np.float64)
     survey = MockSurvey(args.seed)
     blocks = -(-args.stars // BLOCK)
-    draws = []
-    for index in range(blocks):  # exactly the survey's stars: true labels are drawn first
+    draws, missing = [], []
+    for index in range(blocks):  # exactly the survey's stars: these numbers are drawn first
         rng = np.random.default_rng([args.seed, 0, index])
         true = survey.labels(BLOCK, rng)
         draws.append(true + survey.population.errors(true, rng) * rng.standard_normal(true.shape))
+        missing.append(survey.population.without_abundances(true, rng))
     mock = np.concatenate(draws)[: args.stars]
+    missing = np.concatenate(missing)[: args.stars]
     complete = real[np.isfinite(real).all(1)]
     census = {}
     for i, name in enumerate(LABEL_NAMES):
@@ -171,6 +180,11 @@ def population(args: argparse.Namespace) -> None:
         }
     shares = [float(np.nanmean(x[np.isfinite(x[:, 4]), 4] < -1.0)) for x in (mock, real)]
     census["share [Fe/H] < -1"] = {"mock": round(shares[0], 4), "DR17": round(shares[1], 4)}
+    census["share without abundances"] = {
+        "mock": round(float(missing.mean()), 4),
+        "mock, 10,000 stars": round(float(missing[:10_000].mean()), 4),
+        "DR17": round(float(np.isnan(real[:, 4]).mean()), 4),
+    }
     correlation = [np.corrcoef(x.T)[np.triu_indices(5, 1)].round(3) for x in (mock, complete)]
     names = [
         f"{LABEL_NAMES[i]} {LABEL_NAMES[j]}" for i, j in zip(*np.triu_indices(5, 1), strict=True)
@@ -306,6 +320,35 @@ def stars(args: argparse.Namespace) -> None:
     save(figure, "stars.png")
 
 
+# ------------------------------------------------------------------------------------------- cost
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Time and memory of one survey; runs are listed one after another."""
+    script = HERE.parent / "create_mock_survey.py"
+    sizes = ["--stars", str(args.stars), "--test-stars", str(args.test_stars)]
+    workers = ["--workers", str(args.workers), "--seed", str(args.seed)]
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, str(script), *sizes, *workers, "--output", str(args.output)], check=True
+    )
+    seconds = time.perf_counter() - begin
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss [bytes]
+    run = {
+        "stars": args.stars + args.test_stars,
+        "threads": args.workers,
+        "cores of the machine": os.cpu_count(),
+        "seconds": round(seconds),
+        "processor seconds": round(usage.ru_utime + usage.ru_stime),
+        "peak memory [GB]": round(usage.ru_maxrss * unit / 1e9, 2),
+        "file [GB]": round(args.output.stat().st_size / 1e9, 2),
+    }
+    path = HERE / "checks.json"
+    earlier = json.loads(path.read_text()).get("cost", []) if path.exists() else []
+    store("cost", [*earlier, run])
+
+
 def main() -> None:
     """Read the command line and run one check."""
     parser = argparse.ArgumentParser(
@@ -324,7 +367,13 @@ def main() -> None:
     three.add_argument("--stars", type=int, default=12_288)
     four = checks.add_parser("stars", help="draw three stars")
     four.add_argument("--lines", type=Path, required=True, help="CSV: Wavelength, Element")
-    for check, function in ((one, responses), (two, population), (three, medians), (four, stars)):
+    five = checks.add_parser("cost", help="time and memory of the paper's size")
+    five.add_argument("--stars", type=int, default=102_747)
+    five.add_argument("--test-stars", type=int, default=25_681)
+    five.add_argument("--workers", type=int, default=2, help="threads")
+    five.add_argument("--output", type=Path, required=True, help="survey file, which is kept")
+    functions = (responses, population, medians, stars, cost)
+    for check, function in zip((one, two, three, four, five), functions, strict=True):
         check.add_argument("--seed", type=int, default=1)
         check.set_defaults(function=function)
     args = parser.parse_args()
