@@ -39,13 +39,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-# What is complete is not run again: each stage leaves a file `complete` in its folder.
+# What is complete is not run again: each stage leaves a file `complete` in its folder at its end.
 RUN := runs/$(PROFILE)
 STAGE_1 := $(RUN)/1_basemodel_synthetic
 STAGE_2 := $(RUN)/2_realfinetune_firsthalf
 STAGE_3 := $(RUN)/3_fefinetune_chunk
 BASELINE := $(RUN)/basic_NN
 DATA ?= $(SURVEY)
+CHECK = @test -f $@ || { echo "$(@D) was interrupted: run make again"; exit 1; }
 ARGUMENTS = --profile $(PROFILE) --data $(DATA) --output $(@D)
 
 reproduce: $(INSTALLED)
@@ -59,21 +60,21 @@ $(SURVEY):
 
 $(STAGE_1)/complete: | $(DATA)
 	$(BIN)/python training/1_basemodel_synthetic/trainingAPOGEEGPU.py $(ARGUMENTS)
-	@touch $@
+	$(CHECK)
 
 $(STAGE_2)/complete: $(STAGE_1)/complete
 	$(BIN)/python training/2_realfinetune_firsthalf/finetuningAPOGEE.py $(ARGUMENTS) \
 	  --checkpoint $(STAGE_1)
-	@touch $@
+	$(CHECK)
 
 $(STAGE_3)/complete: $(STAGE_2)/complete
 	$(BIN)/python training/3_fefinetune_chunk/finetuningAPOGEE.py $(ARGUMENTS) \
 	  --checkpoint $(STAGE_2)
-	@touch $@
+	$(CHECK)
 
 $(BASELINE)/complete: | $(DATA)
 	$(BIN)/python training/basic_NN/TrainingNN.py $(ARGUMENTS)
-	@touch $@
+	$(CHECK)
 
 clean:
 	rm -rf .venv build

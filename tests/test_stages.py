@@ -106,7 +106,10 @@ def test_folds_choose_the_epoch_within_the_hundred(chain, survey, tmp_path):
     assert content["epochs"] == 1 + int(np.argmin(content["validation_rmse"]))
     stage(3, survey, tmp_path / "3", "--checkpoint", chain / "2", *folds)
     names = {path.name for path in (tmp_path / "3").iterdir()}
-    assert names == {"all_hundred", "selected", *(f"fold_{i}" for i in range(1, 6))}
+    folds = {f"fold_{i}" for i in range(1, 6)}
+    assert names == {"all_hundred", "complete", "selected", "selection.json"} | folds
+    content = json.loads((tmp_path / "3" / "selection.json").read_text())
+    assert content["epoch"] == 1 + int(np.argmin(content["validation_loss"]))
 
 
 def test_published_selection_is_an_option(chain, survey, tmp_path):
@@ -121,6 +124,25 @@ def test_folds_are_a_partition():
     assert sorted(np.concatenate([validation for _, validation in folds])) == list(range(100))
     assert all(len(training) == 80 for training, _ in folds)
     assert all(not set(a) & set(b) for a, b in folds)
+
+
+def test_stages_say_when_they_are_complete(chain):
+    assert all((chain / name / "complete").exists() for name in ("1", "2", "3", "nn"))
+
+
+def test_other_data_are_refused(chain, tmp_path):
+    other = tmp_path / "other.h5"
+    made = script(
+        "dataset/create_mock_survey.py",
+        *("--stars", 240, "--test-stars", 40, "--seed", 4, "--output", other),
+    )
+    assert made.returncode == 0, made.stderr
+    result = script(
+        f"training/{STAGES[1]}",
+        *("--profile", "smoke", "--data", other, "--output", chain / "1"),
+        *("--set", "training.epochs=1"),
+    )
+    assert result.returncode != 0 and "inputs.data.provenance" in result.stderr
 
 
 def test_missing_checkpoint_names_the_command(tmp_path, survey):
@@ -195,10 +217,12 @@ def test_baseline_learns():
     [
         ("[training]\nepoch = 3", ["epoch", "epochs"]),
         ("[trainings]\nepochs = 3", ["trainings", "training"]),
-        ("[training]\nepochs = 3.5\nbatch_size = 0", ["training.epochs", "training.batch_size"]),
+        ("[training]\nepochs = 3.5\nbatch_size = 0", ["training.epochs", "batch_size"]),
         ("[data]\nkind = 'real'\n[schedule]\nname = 'step'", ["data.kind", "schedule.name"]),
         ("[model]\nembedding_dim = 30\n[training]\nlearning_rate = -1", ["head_num", "learning"]),
         ("[data]\nvalidation_split = 1.0", ["validation_split"]),
+        ("[data]\npixels = 'red'\nlabels = []", ["data.pixels", "data.labels"]),
+        ("[training]\nseed = -1\nkeep_checkpoints = -2", ["seed", "keep_checkpoints"]),
         ("[training", ["no TOML"]),
     ],
 )

@@ -114,6 +114,73 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
+@pytest.mark.parametrize("processes_with_stars", [1, 2])
+def test_processes_may_have_no_validation_stars(tmp_path, processes_with_stars):
+    options = ("dropout=0", "epochs=1", f"validation={processes_with_stars}")
+    assert run(tmp_path / "one", *options).returncode == 0
+    assert run(tmp_path / "two", *options, "batch_size=4", processes=2).returncode == 0
+    one, two = (
+        json.loads((tmp_path / name / "history_0.json").read_text())[0]["val_loss"]
+        for name in ("one", "two")
+    )
+    assert one == pytest.approx(two, abs=1e-4)
+
+
+def test_all_processes_stop_together_and_go_on(tmp_path):
+    options = ("dropout=0", "epochs=2")
+    assert run(tmp_path / "whole", *options, processes=2).returncode == 0
+    assert run(tmp_path / "parts", *options, "terminate_at=2", processes=2).returncode == 0
+    state = torch.load(tmp_path / "parts/interrupted/training_state.pt", weights_only=True)
+    assert (state["epoch"], state["batch"]) == (0, 4)
+    again = run(tmp_path / "parts", *options, processes=2)
+    assert again.returncode == 0, again.stderr
+    whole, parts = (
+        json.loads((tmp_path / name / "history_0.json").read_text()) for name in ("whole", "parts")
+    )
+    assert whole[0]["loss"] == pytest.approx(parts[0]["loss"], rel=1e-9)
+    for name, tensor in weights(tmp_path / "whole" / "final").items():
+        torch.testing.assert_close(weights(tmp_path / "parts" / "final")[name], tensor)
+
+
+def test_an_interrupted_epoch_needs_as_many_stars_a_batch(tmp_path):
+    assert run(tmp_path, "terminate_at=3").returncode == 0
+    result = run(tmp_path, "batch_size=16")
+    assert result.returncode != 0 and "go on with as many" in result.stderr
+
+
+def test_termination_waits_for_gathered_gradients(tmp_path):
+    options = ("gradient_accumulation=3", "epochs=2")
+    assert run(tmp_path / "whole", *options).returncode == 0
+    assert run(tmp_path / "parts", *options, "terminate_at=4").returncode == 0
+    state = torch.load(tmp_path / "parts/interrupted/training_state.pt", weights_only=True)
+    assert state["batch"] == 6
+    assert run(tmp_path / "parts", *options).returncode == 0
+    for name, tensor in weights(tmp_path / "whole" / "final").items():
+        assert torch.equal(weights(tmp_path / "parts" / "final")[name], tensor), name
+
+
+def test_a_smaller_last_group_is_not_scaled_down():
+    # 5 batches in groups of 4: the last step must be that of a batch of its own.
+    model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *arguments, **options):
+        gradients = [p.grad for p in self.param_groups[0]["params"] if p.grad is not None]
+        norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        return step(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        for accumulation in (4, 1):
+            model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+            train_here(
+                model, rows=40, epochs=1, learning_rate=1e-30, gradient_accumulation=accumulation
+            )
+    assert len(norms) == 2 + 5
+    assert norms[1] == pytest.approx(norms[-1], rel=1e-4)
+
+
 def test_gradient_accumulation_equals_a_larger_batch():
     losses = []
     for batch_size, accumulation in ((16, 1), (8, 2)):
@@ -189,8 +256,31 @@ def test_a_nan_stops_training_and_names_the_last_checkpoint(tmp_path):
 def test_another_configuration_is_refused(tmp_path):
     RunFolder(tmp_path / "run", {"batch_size": 8, "seed": 1})
     RunFolder(tmp_path / "run", {"batch_size": 8, "seed": 1})
-    with pytest.raises(ValueError, match="batch_size: 8 -> 16"):
+    with pytest.raises(ValueError, match=r"\(batch_size: 8 -> 16\)"):
         RunFolder(tmp_path / "run", {"batch_size": 16, "seed": 1})
+
+
+def test_differing_entries_are_named_alone(tmp_path):
+    RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 1, "seed": 1}}})
+    with pytest.raises(ValueError, match=r"\(profile\.training\.epochs: 1 -> 2\)"):
+        RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 2, "seed": 1}}})
+
+
+def test_starting_anew_forgets_the_training_before(tmp_path):
+    folder = RunFolder(tmp_path / "run", {"seed": 1})
+    train_here(make_model(), folder=folder, epochs=2)
+    folder = RunFolder(tmp_path / "run", {"seed": 2}, fresh=True)
+    assert folder.newest_checkpoint() is None
+    train_here(make_model(), folder=folder, epochs=1)
+    assert folder.newest_checkpoint() == tmp_path / "run" / "epoch_1"
+
+
+def test_a_finished_training_knows_its_epochs(tmp_path):
+    folder = RunFolder(tmp_path / "run", {})
+    train_here(make_model(), folder=folder, epochs=2)
+    again = make_model()
+    assert len(train_here(again, folder=folder, epochs=2)) == 2
+    assert again.epoch == 2
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -267,6 +357,8 @@ def test_fit_with_a_schedule_and_a_folder(table, tmp_path):
         ({"inputs_err": np.ones((3, 3))}, "inputs_err"),
         ({"inputs_wavelength": WAVELENGTHS}, "inputs_wavelength"),
         ({"precision": "float8"}, "precision"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_gradient_norm": -1.0}, "max_gradient_norm"),
     ],
 )
 def test_fit_refuses(table, change, named):

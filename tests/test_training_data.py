@@ -183,6 +183,21 @@ def test_validation_never_changes_and_shares_every_star_once():
         assert torch.equal(one.positions, other.positions)
 
 
+@pytest.mark.parametrize("bad", [0.0, 0.3])
+def test_narrow_stars_have_neighbouring_tokens(bad):
+    data = make_data(stars=300, bad=bad)
+    generator = TrainingGenerator(data, np.arange(300), 300, 10, narrow_share=0.5, seed=1)
+    (batch,) = generator.batches(0)
+    positions = batch.positions.sort(dim=1).values
+    if bad == 0:
+        narrow = positions[:, -1] - positions[:, 0] == 9
+        assert 0.4 < narrow.float().mean() < 0.6
+        starts = positions[narrow, 0]
+        assert starts.min() < 4 and starts.max() > 26
+    assert all(len(set(row.tolist())) == 10 for row in positions)
+    assert not batch.inputs.isnan().any()
+
+
 def test_padding_takes_the_last_tokens():
     generator = TrainingGenerator(make_data(bad=0), np.arange(30), 5, 12, outputs_padding=6)
     taken = set()
@@ -264,7 +279,9 @@ def test_unset_standardization_comes_from_the_training_data():
     assert not data.label_errors.any()
 
 
-@pytest.mark.parametrize("options", [{"labels_per_star": "two"}, {"outputs_padding": 13}])
+@pytest.mark.parametrize(
+    "options", [{"labels_per_star": "two"}, {"outputs_padding": 13}, {"narrow_share": 1.5}]
+)
 def test_impossible_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         TrainingGenerator(make_data(), np.arange(30), 5, 12, **options)

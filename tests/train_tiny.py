@@ -36,6 +36,7 @@ def main() -> None:
     kill_at = int(given.pop("kill_at", -1))
     terminate_at = int(given.pop("terminate_at", -1))
     dropout = float(given.pop("dropout", 0.1))
+    validation = int(given.pop("validation", STARS - 64))
     values = {k: json.loads(v) if v[0] in "0123456789tf" else v for k, v in given.items()}
     options = TrainingOptions(
         **{"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "keep_checkpoints": 0, **values}
@@ -61,7 +62,7 @@ def main() -> None:
             model,
             data,
             np.arange(64),
-            np.arange(64, STARS),
+            np.arange(64, 64 + validation),
             options,
             process,
             scheduler=lambda optimizer, _: cosine_annealing_warm_restarts(optimizer, 2),

@@ -18,12 +18,14 @@ set -euo pipefail
 
 # One task a GPU, so that SLURM's notice reaches each of them; the variables are those of torchrun.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR MASTER_PORT=29500
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 # shellcheck disable=SC2016 # expanded by each task
 srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
   exec .venv/bin/python "$@"' task "$@" && code=0 || code=$?
-output=$(printf '%s\n' "$@" | grep -A1 -x -- --output | tail -n 1)
-if [ "$code" -eq 0 ] && [ -d "$output/interrupted" ]; then
+# A script that is done leaves a file `complete`. One that was told to stop has ended with 0, or, told
+# before it could listen, with 138 (SIGUSR1).
+output=$(printf '%s\n' "$@" | sed 's/^--output=/--output\n/' | grep -A1 -x -- --output | tail -n 1)
+if [ ! -f "$output/complete" ] && { [ "$code" -eq 0 ] || [ "$code" -eq 138 ]; }; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -19,8 +19,10 @@ set -euo pipefail
 
 # The job itself waits for srun: without `--signal=B:` SLURM tells the script, not this shell.
 srun .venv/bin/python "$@" && code=0 || code=$?
-output=$(printf '%s\n' "$@" | grep -A1 -x -- --output | tail -n 1)
-if [ "$code" -eq 0 ] && [ -d "$output/interrupted" ]; then
+# A script that is done leaves a file `complete`. One that was told to stop has ended with 0, or, told
+# before it could listen, with 138 (SIGUSR1).
+output=$(printf '%s\n' "$@" | sed 's/^--output=/--output\n/' | grep -A1 -x -- --output | tail -n 1)
+if [ ! -f "$output/complete" ] && { [ "$code" -eq 0 ] || [ "$code" -eq 138 ]; }; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -1,6 +1,7 @@
 """The published baseline: a plain network from fluxes to one label, trained from scratch."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -92,6 +93,7 @@ class BaselineNetwork(nn.Module):
         x = torch.as_tensor(flux, dtype=torch.float32, device=device)
         y = (torch.as_tensor(labels, dtype=torch.float32, device=device) - median) / spread
         error = torch.as_tensor(label_errors, dtype=torch.float32, device=device) / spread
+        error = error.nan_to_num(nan=0.0)
         optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
         random = np.random.RandomState(self.seed)
         history = []
@@ -106,6 +108,8 @@ class BaselineNetwork(nn.Module):
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
+                if not math.isfinite(loss.item()):
+                    raise RuntimeError(f"the loss is {loss.item()}: a lower learning rate helps")
                 self.eval()
                 if validation is not None:
                     predicted = self.predict(validation[0])[self.label].to_numpy()

@@ -533,7 +533,6 @@ class StellarPerceptron(StellarPerceptronBase):
             The loss became NaN.
         """
         settings = TrainingOptions(**options)
-        one_of("precision", settings.precision, list(PRECISIONS))
         if standardization_file is not None:
             self._set_norm_config(read_config(Path(standardization_file).parent)["norm_config"])
         if embed_map_file is not None:
@@ -550,6 +549,9 @@ class StellarPerceptron(StellarPerceptronBase):
         if validation_indices is None:
             order = np.random.RandomState(settings.seed).permutation(len(usable))
             validation_indices = usable[order[: round(validation_split * len(usable))]]
+        validation_indices = np.asarray(validation_indices)
+        if validation_indices.dtype == bool:
+            validation_indices = np.flatnonzero(validation_indices)
         validation = np.intersect1d(validation_indices, usable)
         training = np.setdiff1d(usable, validation)
         if not len(training):

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from stellarperceptron.checkpoint import (
     load_tensors,
@@ -41,6 +43,10 @@ class RunFolder:
         Everything that decides what the training gives, as JSON can hold it.
     rank
         Of this process; all but the first only read.
+    fresh
+        Start anew: what an earlier training left in the folder is removed first.
+    echo
+        Print what goes to the log, too.
 
     Raises
     ------
@@ -48,9 +54,19 @@ class RunFolder:
         The folder belongs to another configuration; names the entries that differ.
     """
 
-    def __init__(self, path: str | os.PathLike, configuration: dict[str, Any], rank: int = 0):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        configuration: dict[str, Any],
+        rank: int = 0,
+        *,
+        fresh: bool = False,
+        echo: bool = False,
+    ):
         self.path = Path(path)
-        self.rank = rank
+        self.rank, self.echo = rank, echo
+        if fresh and rank == 0:
+            self._clear()
         configuration = json.loads(json.dumps(configuration))  # tuples become lists
         file = self.path / "configuration.json"
         if file.exists():
@@ -62,7 +78,15 @@ class RunFolder:
             (self.path / "training_system_info.log").write_text(_system(), encoding="utf-8")
         self._events = self._open_tensorboard() if rank == 0 else None
 
+    def _clear(self) -> None:
+        """Remove checkpoints, metrics and configuration of an earlier training."""
+        for folder in [*self._epochs(), self.path / "best", self.path / "interrupted"]:
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("configuration.json", "training_metrics.csv", "complete"):
+            (self.path / name).unlink(missing_ok=True)
+
     def _require_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        old, new = _flat(old), _flat(new)
         keys = sorted(set(old) | set(new))
         differ = [key for key in keys if old.get(key) != new.get(key)]
         if differ:
@@ -82,6 +106,8 @@ class RunFolder:
     def log(self, line: str) -> None:
         """Append a line to `training.log`."""
         if self.rank == 0:
+            if self.echo:
+                tqdm.write(line, file=sys.stderr)
             with open(self.path / "training.log", "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
@@ -167,6 +193,16 @@ class RunFolder:
         content = read_checkpoint(checkpoint)
         load_weights(network, content.weights, f"weights of {checkpoint}")
         restore(load_tensors(checkpoint / "training_state.pt"), content.optimizer_state)
+
+
+def _flat(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat = {}
+    for key, value in entries.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
 
 
 def _system() -> str:

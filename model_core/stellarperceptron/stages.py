@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from stellarperceptron.training import Process, train
 from stellarperceptron.training_data import TrainingData, prepare_training_data, usable_stars
 
 __all__ = [
+    "describe_data",
     "five_folds",
+    "label_columns",
+    "mark_complete",
     "new_model",
     "read_data",
     "resolve_checkpoint",
+    "split_rows",
     "stage_arguments",
     "train_stage",
 ]
@@ -69,7 +74,9 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
         metavar="SECTION.ENTRY=VALUE",
         help="override an entry of the profile; may be given more than once",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, choices and dropout")
+    parser.add_argument(
+        "--seed", type=int, help="of weights, choices and dropout; default: the profile's, 0"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads of each process (not used on a GPU)"
@@ -79,9 +86,9 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
     )
     arguments = parser.parse_args()
     try:
+        seed = [] if arguments.seed is None else [f"training.seed={arguments.seed}"]
         arguments.profile_settings = read_profile(
-            beside / f"{arguments.profile}.toml",
-            [*arguments.set, f"training.seed={arguments.seed}"],
+            beside / f"{arguments.profile}.toml", [*arguments.set, *seed]
         )
         if needs_checkpoint:
             arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
@@ -122,6 +129,43 @@ def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -
     )
 
 
+def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
+    """Columns of the profile's labels in a survey.
+
+    Raises
+    ------
+    ValueError
+        The survey lacks one; names it.
+    """
+    missing = [label for label in profile.data.labels if label not in dataset.label_names]
+    if missing:
+        raise ValueError(f"{dataset.path} has no labels {missing}, only {dataset.label_names}")
+    return [dataset.label_names.index(label) for label in profile.data.labels]
+
+
+def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training and of the validation stars; none of the latter for a share of 0."""
+    if profile.data.validation_split == 0:
+        return np.arange(len(dataset.train)), np.arange(0)
+    return dataset.train.validation_split(profile.data.validation_split, profile.training.seed)
+
+
+def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
+    """What tells one survey from another, wherever the file lies."""
+    return {
+        "stars": len(dataset.train),
+        "test_stars": len(dataset.test),
+        "provenance": dataset.provenance,
+    }
+
+
+def mark_complete(output: Path, process: Process) -> None:
+    """Leave a file `complete`: what has it need not be run again."""
+    process.barrier()
+    if process.rank == 0:
+        (output / "complete").touch()
+
+
 def read_data(
     model: StellarPerceptron,
     dataset: SpectraDataset,
@@ -140,8 +184,7 @@ def read_data(
     split, data = dataset.train, profile.data
     rows = np.arange(len(split)) if rows is None else rows
     part = pixel_range(data.pixels)
-    columns = [split.label_names.index(label) for label in data.labels]
-    half = data.half_precision or model.device.type == "cuda"
+    columns = label_columns(dataset, profile)
     augment = functools.partial(Augmentation(), pixels=part) if data.augment else None
     wavelength = dataset.wavelength[part]
     return prepare_training_data(
@@ -154,7 +197,7 @@ def read_data(
         split.label_errors[rows][:, columns],
         data.labels,
         device=model.device,
-        dtype=torch.float16 if half else torch.float32,
+        dtype=torch.float16 if data.half_precision else torch.float32,
         augment=augment,
     )
 
@@ -181,7 +224,16 @@ def train_stage(
         What the run depends on beside the profile (files, hashes), saved with the configuration.
     """
     usable = usable_stars(data)
-    folder = RunFolder(output, {**inputs, **profile.to_dict()}, process.rank)
+    if process.rank == 0 or process.world_size == 1:
+        output.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(
+        output,
+        {"inputs": inputs, "profile": profile.to_dict()},
+        process.rank,
+        fresh=not resume,
+        echo=not sys.stderr.isatty(),
+    )
+    process.barrier()
     dropped = len(training_rows) + len(validation_rows)
     training_rows, validation_rows = (
         np.intersect1d(rows, usable) for rows in (training_rows, validation_rows)
@@ -189,8 +241,10 @@ def train_stage(
     dropped -= len(training_rows) + len(validation_rows)
     if dropped:
         folder.log(f"{dropped} stars without labels or valid pixels are left out")
+    if not len(training_rows):
+        raise ValueError("there is no star with a label and a valid pixel to train on")
     trainable = model.set_trainable(**vars(profile.freeze))
-    folder.log(f"{trainable} trainable parameters")
+    folder.log(f"{trainable} trainable parameters; schedule {profile.schedule}")
     model.epoch = 0
     return train(
         model,

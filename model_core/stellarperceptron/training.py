@@ -53,6 +53,13 @@ class Process:
             dist.all_reduce(total)
         return list(total.unbind())
 
+    def first(self, value: Any) -> Any:
+        """What the first process has, a plain value, in all of them."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def barrier(self) -> None:
         """Wait for the others."""
         if self.world_size > 1:
@@ -98,7 +105,7 @@ class TrainingOptions:
         Of AdamW (published: 1e-4 and PyTorch's 0.01).
     val_batchsize_factor
         Validation batches are this many times larger.
-    labels_per_star, outputs_padding
+    labels_per_star, outputs_padding, narrow_share
         See `TrainingGenerator`.
     gradient_accumulation
         Batches to an optimizer step.
@@ -125,6 +132,7 @@ class TrainingOptions:
     val_batchsize_factor: int = 5
     labels_per_star: str = "one"
     outputs_padding: int = 0
+    narrow_share: float = 0.0
     gradient_accumulation: int = 1
     max_gradient_norm: float = 0.0
     precision: str = "float32"
@@ -133,6 +141,29 @@ class TrainingOptions:
     keep_checkpoints: int = 3
     terminate_on_nan: bool = True
     seed: int = 0
+
+    def __post_init__(self):
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("impossible training options: " + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        for name in ("epochs", "batch_size", "val_batchsize_factor", "gradient_accumulation"):
+            if not getattr(self, name) >= 1:
+                yield f"{name} = {getattr(self, name)} is below 1"
+        for name in ("checkpoint_every_n_epochs", "keep_checkpoints", "outputs_padding", "seed"):
+            if not getattr(self, name) >= 0:
+                yield f"{name} = {getattr(self, name)} is negative"
+        for name in ("weight_decay", "max_gradient_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                yield f"{name} = {getattr(self, name)} is not a number of at least 0"
+        if not 0 < self.learning_rate < math.inf:
+            yield f"learning_rate = {self.learning_rate} is not a positive number"
+        if not 0 <= self.narrow_share <= 1:
+            yield f"narrow_share = {self.narrow_share} is not in [0, 1]"
+        for name, known in (("precision", PRECISIONS), ("labels_per_star", ("one", "all"))):
+            if getattr(self, name) not in known:
+                yield f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}"
 
 
 class _Termination:
@@ -188,6 +219,7 @@ class _Trainer:
             options.batch_size,
             context_length,
             outputs_padding=options.outputs_padding,
+            narrow_share=options.narrow_share,
             **shared,
         )
         self.validation = TrainingGenerator(
@@ -201,7 +233,9 @@ class _Trainer:
         # Where every star fills its context, no attention needs a mask.
         everyone = np.concatenate([training_rows, validation_rows])
         fewest = fewest_tokens(data, everyone)
-        self.complete = fewest >= self.training.context_length and not options.outputs_padding
+        # (An augmentation may make a pixel bad.)
+        fills = fewest >= self.training.context_length
+        self.complete = fills and not options.outputs_padding and data.augment is None
         trainable = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trainable,
@@ -214,28 +248,27 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(
             process.device.type, enabled=options.precision == "float16"
         )
-        self.module = self._wrap(network)
+        self.compiled = torch.compile(network) if options.compile else network
+        self.module = self.compiled
+        if process.world_size > 1:
+            gpu = process.device.type == "cuda"
+            self.module = DistributedDataParallel(
+                self.compiled,
+                device_ids=[process.device] if gpu else None,
+                broadcast_buffers=False,  # the only one, embed_map, never changes
+            )
         self.epoch = self.batch = 0
         self.sums = self._no_sums()
-
-    def _wrap(self, network: nn.Module) -> nn.Module:
-        module = torch.compile(network) if self.options.compile else network
-        if self.process.world_size > 1:
-            gpu = self.process.device.type == "cuda"
-            module = DistributedDataParallel(
-                module, device_ids=[self.process.device] if gpu else None
-            )
-        return module
 
     def _no_sums(self) -> dict[str, Tensor]:
         zero = torch.zeros((), dtype=torch.float64, device=self.process.device)
         return {"loss": zero, "mse": zero, "stars": zero, "first_nan": zero - 1}
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _losses(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         encoding = self.data.encode(batch, self.network.embedding_layer.encode_wavelength)
         dtype = PRECISIONS[self.options.precision]
         with torch.autocast(self.process.device.type, dtype, enabled=dtype is not None):
-            value, logvar = self.module(
+            value, logvar = module(
                 batch.tokens,
                 batch.inputs,
                 batch.request_tokens,
@@ -247,15 +280,17 @@ class _Trainer:
         loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
         return loss, mean_squared_error(batch.labels, value.detach())
 
-    def train_batch(self, batch: Batch, last: bool) -> None:
-        """Accumulate gradients; step when enough batches have come, or with the last one."""
-        options = self.options
+    def train_batch(self, batch: Batch) -> bool:
+        """Accumulate gradients; step when enough batches have come. Whether it did."""
+        options, total = self.options, len(self.training)
+        first = self.batch - self.batch % options.gradient_accumulation
+        group = min(options.gradient_accumulation, total - first)  # the last one may be smaller
         torch.manual_seed(_dropout_seed(options.seed, self.epoch, self.batch, self.process.rank))
-        steps = last or (self.batch + 1) % options.gradient_accumulation == 0
+        steps = self.batch == first + group - 1
         waits = self.process.world_size > 1 and not steps
         with self.module.no_sync() if waits else contextlib.nullcontext():
-            loss, mse = self._losses(batch)
-            self.scaler.scale(loss / options.gradient_accumulation).backward()
+            loss, mse = self._losses(self.module, batch)
+            self.scaler.scale(loss / group).backward()
         if steps:
             self.scaler.unscale_(self.optimizer)
             if options.max_gradient_norm:
@@ -279,6 +314,7 @@ class _Trainer:
             ),
         }
         self.batch += 1
+        return steps
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
@@ -288,7 +324,8 @@ class _Trainer:
         for batch in self.validation.batches():
             if not len(batch.stars):
                 continue
-            loss, mse = self._losses(batch)
+            # Not through DistributedDataParallel: a process may have fewer batches than others.
+            loss, mse = self._losses(self.compiled, batch)
             count = len(batch.stars)
             sums["loss"] = sums["loss"] + count * loss.double()
             sums["mse"] = sums["mse"] + count * mse.double()
@@ -298,19 +335,33 @@ class _Trainer:
         return (loss / stars).item(), (mse / stars).item()
 
     def state(self) -> dict[str, Any]:
-        """What is needed, beside the weights and the optimizer, to go on bit for bit."""
+        """What is needed, beside the weights and the optimizer, to go on bit for bit.
+
+        All processes must ask together: their sums are added up.
+        """
+        names = ("loss", "mse", "stars")
+        sums = self.process.sum(*(self.sums[name] for name in names))
         return {
             "epoch": self.epoch,
             "batch": self.batch,
-            "sums": self.sums,
+            "stars_per_batch": self.options.batch_size * self.process.world_size,
+            "sums": dict(zip(names, sums, strict=True)),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
+        together = self.options.batch_size * self.process.world_size
+        if state["batch"] and state["stars_per_batch"] != together:
+            raise ValueError(
+                f"training was interrupted within an epoch of {state['stars_per_batch']} stars a "
+                f"batch over all processes; go on with as many, not {together}"
+            )
         self.epoch, self.batch = state["epoch"], state["batch"]
-        self.sums = {k: v.to(self.process.device) for k, v in state["sums"].items()}
+        self.sums = self._no_sums()
+        if self.process.rank == 0:
+            self.sums |= {k: v.to(self.process.device) for k, v in state["sums"].items()}
         self.optimizer.load_state_dict(optimizer_state)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -379,9 +430,10 @@ def train(
         scheduler,
     )
     history: list[dict[str, float]] = []
-    checkpoint = folder.newest_checkpoint() if folder and resume else None
+    checkpoint = process.first(folder.newest_checkpoint() if folder and resume else None)
     if checkpoint is not None:
         folder.restore(checkpoint, network, trainer.restore)
+        model.epoch = trainer.epoch
         history = folder.read_metrics(before_epoch=trainer.epoch)
         folder.log(f"going on from {checkpoint}, epoch {trainer.epoch}, batch {trainer.batch}")
     if folder:
@@ -451,7 +503,7 @@ def _train_epoch(trainer: _Trainer, model, folder: RunFolder | None, termination
     process, total = trainer.process, len(trainer.training)
     shown = time.monotonic()
     for batch in trainer.training.batches(trainer.epoch, start=trainer.batch):
-        trainer.train_batch(batch, last=trainer.batch + 1 == total)
+        stepped = trainer.train_batch(batch)
         bar.update()
         if not bar.disable and time.monotonic() - shown > 2:
             shown = time.monotonic()
@@ -459,17 +511,25 @@ def _train_epoch(trainer: _Trainer, model, folder: RunFolder | None, termination
             stars = bar.format_dict["rate"] or 0.0
             stars *= trainer.options.batch_size * process.world_size
             bar.set_description(f"epoch {trainer.epoch + 1} loss {mean:.3f}, {stars:.0f} stars/s")
-        # All processes must stop after the same batch; asking each time would cost time on GPUs.
-        if process.world_size == 1 or trainer.batch % 8 == 0:
-            flag = torch.tensor(float(termination.received), device=process.device)
-            if termination.received if process.world_size == 1 else process.sum(flag)[0] > 0:
-                if folder:
-                    folder.save("interrupted", model, trainer.optimizer, trainer.state())
-                    folder.log(
-                        f"asked to stop in epoch {trainer.epoch + 1}: saved, goes on with resume"
-                    )
-                process.barrier()
-                raise SystemExit(0)
+        # All processes must stop after the same batch, and none with gradients half gathered;
+        # asking each time would cost time on GPUs.
+        due = process.world_size == 1 or trainer.batch % 8 == 0 or trainer.batch == total
+        if not (stepped and due):
+            continue
+        asked = termination.received
+        if process.world_size > 1:
+            flag = torch.tensor(float(asked), device=process.device)
+            asked = bool(process.sum(flag)[0] > 0)
+        if asked:
+            if trainer.options.terminate_on_nan and trainer.sums["first_nan"] >= 0:
+                raise TrainingError(_nan_message(trainer, folder))
+            if folder:
+                folder.save("interrupted", model, trainer.optimizer, trainer.state())
+                folder.log(
+                    f"asked to stop in epoch {trainer.epoch + 1}: saved, goes on with resume"
+                )
+            process.barrier()
+            raise SystemExit(0)
 
 
 def _nan_message(trainer: _Trainer, folder: RunFolder | None) -> str:
@@ -502,6 +562,5 @@ def _description(model, trainer: _Trainer) -> str:
         f"stars; {trainable} trainable parameters; {process.world_size} processes on "
         f"{process.device.type}; effective batch {options.batch_size} x {process.world_size} x "
         f"{options.gradient_accumulation} = {effective}; {trainer.steps_per_epoch} steps an epoch; "
-        f"learning rate {options.learning_rate:g}; schedule "
-        f"{type(trainer.scheduler).__name__ if trainer.scheduler else 'constant'}"
+        f"learning rate {options.learning_rate:g}"
     )

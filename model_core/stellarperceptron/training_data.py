@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # What is drawn has a stream of its own.
-_PIXELS, _LABELS, _PADDING, _AUGMENTATION = range(4)
+_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _NARROW = range(5)
 _LARGEST = 2**31 - 1
 
 
@@ -136,6 +136,9 @@ class TrainingGenerator:
         "one": one of the available labels, at random. "all": all of them in one pass.
     outputs_padding
         p > 0: the last 0 to p - 1 tokens become padding, at random batch by batch.
+    narrow_share
+        Share of the stars, drawn anew each epoch, whose tokens are neighbours: a stretch of the
+        spectrum just wide enough for the context, anywhere, as in a narrow observed range.
     seed
         Of everything that is random.
     rank, world_size
@@ -155,6 +158,7 @@ class TrainingGenerator:
         *,
         labels_per_star: str = "one",
         outputs_padding: int = 0,
+        narrow_share: float = 0.0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -164,12 +168,15 @@ class TrainingGenerator:
             raise ValueError(f"labels_per_star = {labels_per_star!r} is neither 'one' nor 'all'")
         if not 0 <= outputs_padding <= context_length:
             raise ValueError(f"outputs_padding = {outputs_padding} is not in 0..{context_length}")
+        if not 0 <= narrow_share <= 1:
+            raise ValueError(f"narrow_share = {narrow_share} is not in [0, 1]")
         self.data = data
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
         self.batch_size = batch_size
         self.context_length = min(context_length, len(data.tokens))
         self.labels_per_star = labels_per_star
         self.outputs_padding = outputs_padding
+        self.narrow_share = narrow_share
         self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
         self.epoch = 0
         device = data.values.device
@@ -252,9 +259,22 @@ class TrainingGenerator:
         """Tokens (B, L) with at least one valid pixel, without replacement, and who lacks them."""
         keys = self._keys(_PIXELS, stars, self._pixel_hash)
         bad = values.isnan().all(dim=2)
+        if self.narrow_share:
+            # Others follow only where the stretch has too few valid tokens.
+            keys = torch.where(self._outside_stretch(stars), keys // 2 + _LARGEST // 2, keys // 2)
         keys = keys.masked_fill(bad, _LARGEST)
         chosen = keys.topk(self.context_length, dim=1, largest=False, sorted=False).indices
         return chosen, bad.gather(1, chosen)
+
+    def _outside_stretch(self, stars: Tensor) -> Tensor:
+        """(B, T) tokens that a star with a narrow range does not have; none for other stars."""
+        tokens = len(self.data.tokens)
+        whether, where = self._keys(_NARROW, stars, self._pixel_hash[:2].view(1, -1)).unbind(1)
+        narrow = whether < self.narrow_share * _LARGEST
+        first = where % (tokens - self.context_length + 1)
+        distance = torch.arange(tokens, device=stars.device) - first[:, None]
+        inside = (distance >= 0) & (distance < self.context_length)
+        return narrow[:, None] & ~inside
 
     def _choose_labels(self, stars: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         data = self.data

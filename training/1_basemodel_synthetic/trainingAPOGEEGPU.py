@@ -7,7 +7,15 @@ Several GPUs:
 """
 
 from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.stages import new_model, read_data, stage_arguments, train_stage
+from stellarperceptron.stages import (
+    describe_data,
+    mark_complete,
+    new_model,
+    read_data,
+    split_rows,
+    stage_arguments,
+    train_stage,
+)
 from stellarperceptron.training import process_group
 
 
@@ -21,9 +29,7 @@ def main() -> None:
     ):
         model = new_model(dataset, profile, process.device)
         data = read_data(model, dataset, profile)
-        training, validation = dataset.train.validation_split(
-            profile.data.validation_split, profile.training.seed
-        )
+        training, validation = split_rows(dataset, profile)
         train_stage(
             model,
             data,
@@ -32,9 +38,10 @@ def main() -> None:
             profile,
             process,
             arguments.output,
-            inputs={"stage": 1, "profile": arguments.profile, "data": str(arguments.data)},
+            inputs={"stage": 1, "data": describe_data(dataset)},
             resume=not arguments.no_resume,
         )
+        mark_complete(arguments.output, process)
 
 
 if __name__ == "__main__":

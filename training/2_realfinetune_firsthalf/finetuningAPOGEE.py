@@ -8,7 +8,14 @@ Several GPUs: the same behind `torchrun --nproc-per-node=4`.
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.stages import read_data, stage_arguments, train_stage
+from stellarperceptron.stages import (
+    describe_data,
+    mark_complete,
+    read_data,
+    split_rows,
+    stage_arguments,
+    train_stage,
+)
 from stellarperceptron.training import process_group
 
 
@@ -24,9 +31,7 @@ def main() -> None:
         # what the model knows about a flux at a wavelength is what fine-tuning starts from.
         model = StellarPerceptron.load_for_finetuning(arguments.checkpoint, device=process.device)
         data = read_data(model, dataset, profile)
-        training, validation = dataset.train.validation_split(
-            profile.data.validation_split, profile.training.seed
-        )
+        training, validation = split_rows(dataset, profile)
         train_stage(
             model,
             data,
@@ -37,12 +42,12 @@ def main() -> None:
             arguments.output,
             inputs={
                 "stage": 2,
-                "profile": arguments.profile,
-                "data": str(arguments.data),
+                "data": describe_data(dataset),
                 "checkpoint": str(arguments.checkpoint),
             },
             resume=not arguments.no_resume,
         )
+        mark_complete(arguments.output, process)
 
 
 if __name__ == "__main__":

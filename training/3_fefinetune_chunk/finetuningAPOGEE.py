@@ -8,13 +8,22 @@ stars (five folds) unless the profile says otherwise, and lies in OUTPUT/selecte
 """
 
 import dataclasses
+import json
 
 import numpy as np
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.stages import five_folds, read_data, stage_arguments, train_stage
+from stellarperceptron.stages import (
+    describe_data,
+    five_folds,
+    mark_complete,
+    read_data,
+    stage_arguments,
+    train_stage,
+)
 from stellarperceptron.training import process_group
+from stellarperceptron.utils.data_utils import atomic_output
 
 # Stars for `selection = "published"`, which validates on metal-poor ones.
 VALIDATION_STARS = 500
@@ -24,42 +33,47 @@ def main() -> None:
     """Arguments, data, folds, model, run, selection."""
     arguments = stage_arguments(__file__, __doc__, needs_checkpoint=True)
     profile = arguments.profile_settings
-    inputs = {
-        "stage": 3,
-        "profile": arguments.profile,
-        "data": str(arguments.data),
-        "checkpoint": str(arguments.checkpoint),
-    }
     with (
         process_group(arguments.device) as process,
         SpectraDataset.open(arguments.data) as dataset,
     ):
-        hundred = dataset.train.iron_rich_hundred()
-        iron = dataset.train.labels[:, dataset.label_names.index("FE_H")]
-        metal_poor = np.flatnonzero(iron < -1)[:VALIDATION_STARS]
-        stars = np.concatenate([hundred, metal_poor])
+        published = profile.selection.name == "published"
+        stars = hundred = dataset.train.iron_rich_hundred()
+        if published:
+            iron = dataset.train.labels[:, dataset.label_names.index("FE_H")]
+            stars = np.concatenate([hundred, np.flatnonzero(iron < -1)[:VALIDATION_STARS]])
         rich, poor = np.arange(len(hundred)), np.arange(len(hundred), len(stars))
 
-        def train(training, validation, output, settings=profile):
-            model = StellarPerceptron.load_for_finetuning(
+        def load():
+            return StellarPerceptron.load_for_finetuning(
                 arguments.checkpoint, device=process.device
             )
+
+        data = read_data(load(), dataset, profile, stars)
+
+        def train(training, validation, output, settings=profile):
+            model = load()
             history = train_stage(
                 model,
-                read_data(model, dataset, settings, stars),
+                data,
                 training,
                 validation,
                 settings,
                 process,
                 output,
-                inputs=inputs,
+                inputs={
+                    "stage": 3,
+                    "data": describe_data(dataset),
+                    "checkpoint": str(arguments.checkpoint),
+                },
                 resume=not arguments.no_resume,
             )
             return model, [row["val_loss"] for row in history]
 
         epochs, output = profile.training.epochs, arguments.output
-        if profile.selection.name == "published":
-            _, losses = train(rich, poor, output)
+        losses = []
+        if published:
+            losses = [train(rich, poor, output)[1]]
             model = StellarPerceptron.load(output / "best", device=process.device)
         else:
             if profile.selection.name == "folds":
@@ -74,6 +88,12 @@ def main() -> None:
             model, _ = train(rich, rich[:0], output / "all_hundred", settings)
         if process.rank == 0:
             model.save(output / "selected", overwrite=True)
+            content = {"selection": profile.selection.name, "epoch": model.epoch}
+            if losses:
+                content["validation_loss"] = np.mean(losses, axis=0).round(5).tolist()
+            with atomic_output(output / "selection.json") as temporary:
+                temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        mark_complete(output, process)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from stellarperceptron.baseline import BaselineNetwork
 from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.stages import five_folds, stage_arguments
+from stellarperceptron.stages import five_folds, label_columns, stage_arguments
 from stellarperceptron.utils.data_utils import atomic_output
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     profile = arguments.profile_settings
     settings, (label,) = profile.training, profile.data.labels
     with SpectraDataset.open(arguments.data) as dataset:
-        column = dataset.label_names.index(label)
+        (column,) = label_columns(dataset, profile)
         hundred = dataset.train.iron_rich_hundred()
         flux = dataset.train.read(profile.data.kind, hundred, profile.data.pixels)
         labels = dataset.train.labels[hundred, column]
@@ -68,6 +68,7 @@ def main() -> None:
         if histories:
             content["validation_rmse"] = [round(float(value), 5) for value in rmse]
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    (arguments.output / "complete").touch()
 
 
 if __name__ == "__main__":
