@@ -78,6 +78,19 @@ def test_merging_keeps_what_is_known_of_failures(arguments):
     grids.read_grid(path)  # finished
 
 
+def test_merging_never_loses_spectra_of_a_grid(arguments):
+    path, _ = grids.make_grid(arguments)
+    whole = path.read_bytes()
+    _, good = split_by_failure(12)
+    grids.part_path(path.with_suffix(".parts"), good[0]).write_bytes(b"half")
+    arguments.merge = True
+    with pytest.raises(grids.GridError, match=f"holds {len(good)} spectra.*only {len(good) - 1}"):
+        grids.make_grid(arguments)
+    assert path.read_bytes() == whole
+    arguments.merge = False
+    assert grids.make_grid(arguments)[1]
+
+
 def test_failure_is_forgotten_when_the_spectrum_is_made(arguments, monkeypatch):
     grids.make_grid(arguments)
     drawn, _ = split_by_failure(12)

@@ -182,12 +182,28 @@ def settings(physics: str, seed: int) -> dict:
 # ------------------------------------------------------------------------------------- modes
 
 
-def write_merged(path: Path, parts: Path, size: int, attributes: dict) -> bool:
+def held_spectra(path: Path, values: dict) -> int:
+    """Return how many spectra a grid of these settings holds; 0 where there is none."""
+    try:
+        attributes = read_grid(path, allow_incomplete=True)[2]
+    except (FileNotFoundError, GridError):
+        return 0
+    same = all(attributes.get(name) == value for name, value in values.items())
+    return int(attributes["n_spectra"]) if same else 0
+
+
+def write_merged(path: Path, parts: Path, size: int, attributes: dict, at_least: int = 0) -> bool:
     """Write a grid from the parts that exist; return whether it is complete.
 
     Complete is a grid of which every spectrum exists or has failed, and not all have failed.
+    With fewer than `at_least` spectra, nothing is written.
     """
     index, labels, flux = read_parts(parts, range(size))
+    if len(index) < at_least:
+        raise GridError(
+            f"{path} holds {at_least} spectra, {parts} only {len(index)}: left as it is; run "
+            "without --merge to make the others again"
+        )
     failed = read_failures(parts, range(size))
     done = len(index) > 0 and len(index) + len(failed) == size
     write_grid(path, index, labels, flux, attributes, failed, done)
@@ -228,7 +244,7 @@ def make_grid(args) -> tuple[Path, bool]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     if args.merge:
-        return path, write_merged(path, parts, size, attributes)
+        return path, write_merged(path, parts, size, attributes, held_spectra(path, values))
     announce_size(parts, size)
     anchors = read_anchors()
     tasks = missing_tasks(parts, [draw_labels(seed, i, anchors) for i in range(size)])
@@ -259,7 +275,8 @@ def make_points(args) -> tuple[Path, bool]:
     if tasks:
         synthesizer = prepare(args.physics, args.cache, args.packages)
         run_tasks(tasks, synthesizer, args.processes)
-    return path, write_merged(path, parts, len(points), values)
+    held = held_spectra(path, values) if args.merge else 0
+    return path, write_merged(path, parts, len(points), values, held)
 
 
 def main(argv=None) -> None:
