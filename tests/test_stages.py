@@ -221,7 +221,7 @@ def test_baseline_learns():
         ("[data]\nkind = 'real'\n[schedule]\nname = 'step'", ["data.kind", "schedule.name"]),
         ("[model]\nembedding_dim = 30\n[training]\nlearning_rate = -1", ["head_num", "learning"]),
         ("[data]\nvalidation_split = 1.0", ["validation_split"]),
-        ("[data]\npixels = 'red'\nlabels = []", ["data.pixels", "data.labels"]),
+        ("[data]\npixels = 'ultraviolet'\nlabels = []", ["data.pixels", "data.labels"]),
         ("[training]\nseed = -1\nkeep_checkpoints = -2", ["seed", "keep_checkpoints"]),
         ("[training", ["no TOML"]),
     ],
