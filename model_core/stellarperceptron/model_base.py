@@ -62,23 +62,9 @@ def _build_network(config: ModelConfig, vocab_size: int, embed_map: np.ndarray):
 
 
 class StellarPerceptronBase(StellarPerceptronCore):
-    """A model with its network, which is saved and loaded; see `StellarPerceptron`.
+    """A model with its network, which is saved and loaded.
 
-    Parameters
-    ----------
-    vocabs
-        Names of all tokens, pixels and labels; see `StellarPerceptronCore`.
-    embed_map
-        Which embedding row a token uses; see `StellarPerceptronCore`.
-    device
-        "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1", ...
-    nan_policy
-        "mask": missing values are not attended to. "attend": they are attended to as zero
-        vectors, as the published code does at inference.
-    seed
-        Of the initial weights; None takes PyTorch's global generator as it stands.
-    **config
-        Entries of `ModelConfig`; the defaults are the published sizes.
+    Parameters, apart from those of `StellarPerceptronCore`, are those of `StellarPerceptron`.
     """
 
     def __init__(
