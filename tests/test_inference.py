@@ -10,31 +10,47 @@ from stellarperceptron.layers import NonLinearEmbedding
 from stellarperceptron.spectra import APOGEE_WAVELENGTH
 
 
-@given(st.integers(1, 60), st.integers(1, 9), st.randoms(use_true_random=False))
-def test_every_pixel_is_in_one_group(pixels, per_token, random):
+@given(st.integers(1, 60), st.integers(1, 9), st.booleans(), st.randoms(use_true_random=False))
+def test_every_pixel_is_in_one_group(pixels, per_token, ascending, random):
     wavelengths = 15200 + 0.2 * np.arange(pixels)
+    tokens = np.arange(7, 7 + pixels) if ascending else np.ones(pixels, dtype=int)
     order = list(range(pixels))
     random.shuffle(order)
-    groups = group_pixels(wavelengths[order], per_token)
-    assert groups.shape[1] == per_token
+    groups = group_pixels(wavelengths[order], tokens[order], per_token)
+    assert groups.shape[1] == per_token and (groups >= 0).any(axis=1).all()
     assert sorted(groups[groups >= 0]) == list(range(pixels))
 
 
 def test_groups_do_not_depend_on_the_order_of_pixels():
+    tokens = np.random.default_rng(0).permutation(100) + 1
     wavelengths = APOGEE_WAVELENGTH[:100]
-    shuffled = np.random.default_rng(0).permutation(wavelengths)
     np.testing.assert_array_equal(
-        wavelengths[group_pixels(wavelengths, 10)], shuffled[group_pixels(shuffled, 10)]
+        group_pixels(wavelengths, np.arange(1, 101), 10),
+        tokens[group_pixels(wavelengths[tokens - 1], tokens, 10)] - 1,
     )
 
 
-def test_groups_stop_at_chip_gaps():
-    groups = group_pixels(APOGEE_WAVELENGTH, 16)
-    first = APOGEE_WAVELENGTH[groups[:, 0]]
-    last = np.array([APOGEE_WAVELENGTH[group[group >= 0][-1]] for group in groups])
-    assert (last - first).max() < 16 * 0.24
-    # Three chips of 3028, 2495 and 1991 pixels.
-    assert len(groups) == sum(-(-chip // 16) for chip in (3028, 2495, 1991))
+@given(st.integers(0, 7000), st.integers(1, 514))
+def test_a_narrow_range_has_the_groups_of_the_whole(first, pixels):
+    all_tokens = np.arange(1, 7515)
+    part = slice(first, first + pixels)
+    whole = group_pixels(APOGEE_WAVELENGTH, all_tokens, 16)
+    whole = np.where((whole >= part.start) & (whole < part.stop), whole - first, -1)
+    np.testing.assert_array_equal(
+        group_pixels(APOGEE_WAVELENGTH[part], all_tokens[part], 16),
+        whole[(whole >= 0).any(axis=1)],
+    )
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+def test_groups_stop_at_chip_gaps(ascending):
+    tokens = np.arange(1, 7515) if ascending else np.ones(7514, dtype=int)
+    groups = group_pixels(APOGEE_WAVELENGTH, tokens, 16)
+    wavelengths = np.append(APOGEE_WAVELENGTH, np.nan)[groups]
+    assert (np.nanmax(wavelengths, axis=1) - np.nanmin(wavelengths, axis=1)).max() < 16 * 0.24
+    # Three chips of 3028, 2495 and 1991 pixels; two groups reach over a gap and are cut there.
+    alone = sum(-(-chip // 16) for chip in (3028, 2495, 1991))
+    assert len(groups) == (-(-7514 // 16) + 2 if ascending else alone)
 
 
 def test_pixel_names_by_wavelength():

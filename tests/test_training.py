@@ -15,9 +15,11 @@ import torch
 from conftest import LABELS, make_model, make_spectra
 from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 
+from stellarperceptron.config import TrainingOptions
+from stellarperceptron.distributed import Process
 from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.run_folder import RunFolder
-from stellarperceptron.training import Process, TrainingError, TrainingOptions, train
+from stellarperceptron.training import TrainingError, train
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SCRIPT = Path(__file__).with_name("train_tiny.py")

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from conftest import LABELS, make_model, make_spectra
 
+from stellarperceptron.config import TrainingOptions
+from stellarperceptron.distributed import process_group
 from stellarperceptron.nn_utils import cosine_annealing_warm_restarts
 from stellarperceptron.run_folder import RunFolder
-from stellarperceptron.training import TrainingOptions, process_group, train
+from stellarperceptron.training import train
 from stellarperceptron.training_data import TrainingGenerator, prepare_training_data
 
 STARS = 80

@@ -1,17 +1,20 @@
-"""Sizes of the network, checked before anything is built."""
+"""Sizes of the network and options of its training, checked before anything is built."""
 
 import difflib
 import itertools
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
 from stellarperceptron.layers import ACTIVATIONS
 
-__all__ = ["PUBLISHED_KEYS", "ModelConfig", "with_nearest"]
+__all__ = ["PRECISIONS", "PUBLISHED_KEYS", "ModelConfig", "TrainingOptions", "with_nearest"]
 
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Entries of `nn_config` in published checkpoints.
 PUBLISHED_KEYS = (
     "context_length",
@@ -173,3 +176,78 @@ def with_nearest(name: str, known: Iterable[str]) -> str:
     """Quote a name for a message, with the nearest that are known."""
     nearest = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     return f"'{name}'" + (f" (nearest known: {', '.join(nearest)})" if nearest else "")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the training stars.
+    batch_size
+        Stars of a batch in each process.
+    learning_rate, weight_decay
+        Of AdamW (published: 1e-4 and PyTorch's 0.01).
+    val_batchsize_factor
+        Validation batches are this many times larger.
+    labels_per_star, outputs_padding, narrow_share
+        See `TrainingGenerator`.
+    gradient_accumulation
+        Batches to an optimizer step.
+    max_gradient_norm
+        Longer gradients are shortened to this; 0: never.
+    precision
+        "float32", "bfloat16" or "float16" (with loss scaling) where matrices are multiplied.
+    compile
+        Compile the network with `torch.compile`.
+    checkpoint_every_n_epochs
+        0: at the end only.
+    keep_checkpoints
+        How many of these are kept; 0: all.
+    terminate_on_nan
+        Stop when a loss is NaN.
+    seed
+        Of all choices, and of dropout.
+    """
+
+    epochs: int = 1
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    val_batchsize_factor: int = 5
+    labels_per_star: str = "one"
+    outputs_padding: int = 0
+    narrow_share: float = 0.0
+    gradient_accumulation: int = 1
+    max_gradient_norm: float = 0.0
+    precision: str = "float32"
+    compile: bool = False
+    checkpoint_every_n_epochs: int = 1
+    keep_checkpoints: int = 3
+    terminate_on_nan: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("impossible training options: " + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        for name in ("epochs", "batch_size", "val_batchsize_factor", "gradient_accumulation"):
+            if not getattr(self, name) >= 1:
+                yield f"{name} = {getattr(self, name)} is below 1"
+        for name in ("checkpoint_every_n_epochs", "keep_checkpoints", "outputs_padding", "seed"):
+            if not getattr(self, name) >= 0:
+                yield f"{name} = {getattr(self, name)} is negative"
+        for name in ("weight_decay", "max_gradient_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                yield f"{name} = {getattr(self, name)} is not a number of at least 0"
+        if not 0 < self.learning_rate < math.inf:
+            yield f"learning_rate = {self.learning_rate} is not a positive number"
+        if not 0 <= self.narrow_share <= 1:
+            yield f"narrow_share = {self.narrow_share} is not in [0, 1]"
+        for name, known in (("precision", PRECISIONS), ("labels_per_star", ("one", "all"))):
+            if getattr(self, name) not in known:
+                yield f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}"

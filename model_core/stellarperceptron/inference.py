@@ -53,42 +53,55 @@ def apogee_pixel_names(wavelengths: np.ndarray) -> np.ndarray:
     return np.char.add("syn_apogee", pixels.astype(str))
 
 
-def group_pixels(
-    wavelengths: np.ndarray, pixels_per_token: int, tokens: np.ndarray | None = None
-) -> np.ndarray:
+def group_pixels(wavelengths: np.ndarray, tokens: np.ndarray, pixels_per_token: int) -> np.ndarray:
     """Group neighbouring pixels into tokens, never across a gap between detector chips.
+
+    Where pixels ascend in the vocabulary as they do in wavelength, each has its own place in its
+    own group, whichever others are there: a narrow range of a spectrum gives the groups of the
+    whole, the first and last of them in part. Other pixels are counted from the first.
 
     Parameters
     ----------
     wavelengths
         (n,) in any order [Angstrom].
+    tokens
+        (n,) from 1; they decide the order of pixels with the same wavelength.
     pixels_per_token
         P.
-    tokens
-        (n,) decide the order of pixels with the same wavelength.
 
     Returns
     -------
     ndarray
-        (T, P) indices into `wavelengths`, ascending in wavelength; -1 where the last token of a
-        chip has no pixel left.
+        (T, P) indices into `wavelengths`, ascending in wavelength; -1 where a group has no such
+        pixel.
     """
-    order = np.lexsort((wavelengths if tokens is None else tokens, wavelengths))
+    order = np.lexsort((tokens, wavelengths))
     if pixels_per_token == 1:
         return order[:, None]
+    tokens = np.asarray(tokens)[order]
     steps = np.diff(np.asarray(wavelengths)[order])
     # A step of several pixels is a gap; APOGEE's are 300 pixels wide, its steps alike within 10 %.
-    gaps = np.flatnonzero(steps > 3 * np.median(steps)) + 1 if len(steps) else []
-    groups = []
-    for chip in np.split(order, gaps):
-        missing = -len(chip) % pixels_per_token
-        groups.append(np.pad(chip, (0, missing), constant_values=-1).reshape(-1, pixels_per_token))
-    return np.concatenate(groups)
+    gap = steps > 3 * np.median(steps) if len(steps) else np.empty(0, dtype=bool)
+    if np.all(np.diff(tokens) > 0):
+        group, place = np.divmod(tokens - 1, pixels_per_token)
+    else:
+        chip = np.concatenate([[0], np.cumsum(gap)])
+        position = np.arange(len(order)) - np.searchsorted(chip, chip)  # in its chip
+        group, place = np.divmod(position, pixels_per_token)
+    starts = np.concatenate([[True], (np.diff(group) != 0) | gap])
+    groups = np.full((starts.sum(), pixels_per_token), -1)
+    groups[np.cumsum(starts) - 1, place] = order
+    return groups
 
 
 def mean_wavelengths(groups: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
     """(T,) mean wavelength of each group."""
     return np.nanmean(np.append(wavelengths, np.nan)[groups], axis=1)  # index -1: no pixel
+
+
+def first_pixels(groups: np.ndarray) -> np.ndarray:
+    """(T,) index of the first pixel of each group (T, P)."""
+    return groups[np.arange(len(groups)), (groups >= 0).argmax(axis=1)]
 
 
 def group_values(
@@ -122,7 +135,7 @@ def group_values(
     others = np.flatnonzero((wavelengths == 0) & (tokens != 0))
     groups = np.empty((0, pixels_per_token), dtype=int)
     if len(spectral):
-        local = group_pixels(wavelengths[spectral], pixels_per_token, tokens[spectral])
+        local = group_pixels(wavelengths[spectral], tokens[spectral], pixels_per_token)
         groups = np.where(local < 0, -1, spectral[local])
     length = len(groups) + len(others)
     pixels = np.full((len(values), length, pixels_per_token), np.nan, dtype=np.float32)
@@ -130,7 +143,7 @@ def group_values(
     inputs = np.full((len(values), length), np.nan, dtype=np.float32)
     inputs[:, len(groups) :] = values[:, others]
     return (
-        np.concatenate([tokens[groups[:, 0]], tokens[others]]),
+        np.concatenate([tokens[first_pixels(groups)], tokens[others]]),
         np.concatenate([mean_wavelengths(groups, wavelengths), np.zeros(len(others))]),
         inputs,
         pixels,
@@ -177,7 +190,7 @@ def deal_patches(
         Of the permutation (published: a fixed one, seed 0).
     """
     device = embedding_layer.embeddings.device
-    groups = group_pixels(wavelengths, embedding_layer.pixels_per_token, tokens)
+    groups = group_pixels(wavelengths, tokens, embedding_layer.pixels_per_token)
     deal = np.random.default_rng(seed).permutation(len(groups))
     patches = []
     for part in np.array_split(deal, math.ceil(len(groups) / context_length)):
@@ -185,7 +198,7 @@ def deal_patches(
         patches.append(
             Patch(
                 torch.as_tensor(groups[part], device=device),
-                torch.as_tensor(tokens[groups[part, 0]], device=device),
+                torch.as_tensor(tokens[first_pixels(groups[part])], device=device),
                 embedding_layer.encode_wavelength(mean),
             )
         )

@@ -16,7 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from stellarperceptron.checkpoint import read_config, read_embed_map
+from stellarperceptron.config import PRECISIONS, TrainingOptions
 from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.distributed import Process
 from stellarperceptron.inference import (
     apogee_pixel_names,
     deal_patches,
@@ -26,7 +28,7 @@ from stellarperceptron.inference import (
 from stellarperceptron.model_base import StellarPerceptronBase, one_of
 from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.spectra import pixel_range
-from stellarperceptron.training import PRECISIONS, Process, TrainingOptions, train
+from stellarperceptron.training import train
 from stellarperceptron.training_data import prepare_training_data, usable_stars
 
 __all__ = ["StellarPerceptron"]
@@ -513,11 +515,11 @@ class StellarPerceptron(StellarPerceptronBase):
         resume
             Go on from the newest checkpoint there.
         process
-            See `stellarperceptron.training.process_group`; None: alone, on this model's device.
+            See `stellarperceptron.distributed.process_group`; None: alone, on this model's device.
         progress
             Show a progress bar when the output is a terminal.
         **options
-            Entries of `stellarperceptron.training.TrainingOptions`: epochs, batch_size,
+            Entries of `stellarperceptron.config.TrainingOptions`: epochs, batch_size,
             learning_rate, labels_per_star, precision, seed, ...
 
         Returns

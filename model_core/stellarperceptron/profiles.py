@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from stellarperceptron.config import ModelConfig, with_nearest
+from stellarperceptron.config import ModelConfig, TrainingOptions, with_nearest
 from stellarperceptron.nn_utils import (
     cosine_annealing_warm_restarts,
     linear_warmup_cosine,
     warmup_cosine_annealing_warm_restarts,
 )
 from stellarperceptron.spectra import pixel_range
-from stellarperceptron.training import TrainingOptions
 
 __all__ = [
     "DataProfile",

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.distributed import Process
 from stellarperceptron.inference import apogee_pixel_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.observation import Augmentation
 from stellarperceptron.profiles import Profile, read_profile
 from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.spectra import pixel_range
-from stellarperceptron.training import Process, train
+from stellarperceptron.training import train
 from stellarperceptron.training_data import TrainingData, prepare_training_data, usable_stars
 
 __all__ = [

@@ -2,190 +2,31 @@
 
 import contextlib
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from stellarperceptron.config import PRECISIONS, TrainingOptions
+from stellarperceptron.distributed import Process, Termination
 from stellarperceptron.nn_utils import mean_squared_error, robust_mean_squared_error
 from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.training_data import Batch, TrainingData, TrainingGenerator, fewest_tokens
 
-__all__ = ["PRECISIONS", "Process", "TrainingError", "TrainingOptions", "process_group", "train"]
+__all__ = ["PEAK_FLOPS", "TrainingError", "train"]
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Dense bfloat16 peaks of the data sheets [FLOP/s].
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says since when and what is left."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """Which of the processes that train together we are.
-
-    Attributes
-    ----------
-    rank, world_size : int
-    device : torch.device
-    """
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def sum(self, *values: Tensor) -> list[Tensor]:
-        """Sum scalars over all processes, in double precision."""
-        total = torch.stack([value.double() for value in values])
-        if self.world_size > 1:
-            dist.all_reduce(total)
-        return list(total.unbind())
-
-    def first(self, value: Any) -> Any:
-        """What the first process has, a plain value, in all of them."""
-        values = [value]
-        if self.world_size > 1:
-            dist.broadcast_object_list(values, src=0)
-        return values[0]
-
-    def barrier(self) -> None:
-        """Wait for the others."""
-        if self.world_size > 1:
-            dist.barrier()
-
-
-@contextlib.contextmanager
-def process_group(device: str | torch.device = "auto") -> Iterator[Process]:
-    """Join the processes that `torchrun` or SLURM started; alone otherwise.
-
-    Parameters
-    ----------
-    device
-        "auto": the GPU of this process where there is one; "cpu"; ...
-    """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if str(device) == "auto":
-        gpu = int(os.environ.get("LOCAL_RANK", 0))
-        device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Process(rank, world_size, device)
-    finally:
-        if world_size > 1:
-            dist.destroy_process_group()
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train.
-
-    Parameters
-    ----------
-    epochs
-        Passes over the training stars.
-    batch_size
-        Stars of a batch in each process.
-    learning_rate, weight_decay
-        Of AdamW (published: 1e-4 and PyTorch's 0.01).
-    val_batchsize_factor
-        Validation batches are this many times larger.
-    labels_per_star, outputs_padding, narrow_share
-        See `TrainingGenerator`.
-    gradient_accumulation
-        Batches to an optimizer step.
-    max_gradient_norm
-        Longer gradients are shortened to this; 0: never.
-    precision
-        "float32", "bfloat16" or "float16" (with loss scaling) where matrices are multiplied.
-    compile
-        Compile the network with `torch.compile`.
-    checkpoint_every_n_epochs
-        0: at the end only.
-    keep_checkpoints
-        How many of these are kept; 0: all.
-    terminate_on_nan
-        Stop when a loss is NaN.
-    seed
-        Of all choices, and of dropout.
-    """
-
-    epochs: int = 1
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    val_batchsize_factor: int = 5
-    labels_per_star: str = "one"
-    outputs_padding: int = 0
-    narrow_share: float = 0.0
-    gradient_accumulation: int = 1
-    max_gradient_norm: float = 0.0
-    precision: str = "float32"
-    compile: bool = False
-    checkpoint_every_n_epochs: int = 1
-    keep_checkpoints: int = 3
-    terminate_on_nan: bool = True
-    seed: int = 0
-
-    def __post_init__(self):
-        problems = list(self._problems())
-        if problems:
-            raise ValueError("impossible training options: " + "; ".join(problems))
-
-    def _problems(self) -> Iterator[str]:
-        for name in ("epochs", "batch_size", "val_batchsize_factor", "gradient_accumulation"):
-            if not getattr(self, name) >= 1:
-                yield f"{name} = {getattr(self, name)} is below 1"
-        for name in ("checkpoint_every_n_epochs", "keep_checkpoints", "outputs_padding", "seed"):
-            if not getattr(self, name) >= 0:
-                yield f"{name} = {getattr(self, name)} is negative"
-        for name in ("weight_decay", "max_gradient_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                yield f"{name} = {getattr(self, name)} is not a number of at least 0"
-        if not 0 < self.learning_rate < math.inf:
-            yield f"learning_rate = {self.learning_rate} is not a positive number"
-        if not 0 <= self.narrow_share <= 1:
-            yield f"narrow_share = {self.narrow_share} is not in [0, 1]"
-        for name, known in (("precision", PRECISIONS), ("labels_per_star", ("one", "all"))):
-            if getattr(self, name) not in known:
-                yield f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}"
-
-
-class _Termination:
-    """Whether SIGTERM or SIGUSR1 (SLURM's notice of pre-emption) has come."""
-
-    def __init__(self):
-        self.received = False
-
-    def __enter__(self):
-        self._previous = {}
-        # Only the main thread may set handlers; elsewhere (some notebooks) there is no notice.
-        with contextlib.suppress(ValueError):
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, *_):
-        self.received = True
-
-    def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 def _dropout_seed(*numbers: int) -> int:
@@ -394,7 +235,7 @@ def train(
     options
         How to train.
     process
-        See `process_group`.
+        See `distributed.process_group`.
     scheduler
         Gives a learning-rate schedule, from the optimizer and the number of steps in an epoch. It
         is stepped every epoch, or every optimizer step when it has an attribute `every_step`
@@ -451,7 +292,7 @@ def train(
     )
     with (
         bar,
-        _Termination() as termination,
+        Termination() as termination,
         torch.random.fork_rng(devices=[process.device] if process.device.type == "cuda" else []),
     ):
         while trainer.epoch < options.epochs:

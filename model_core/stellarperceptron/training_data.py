@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stellarperceptron.inference import group_pixels, mean_wavelengths
+from stellarperceptron.inference import first_pixels, group_pixels, mean_wavelengths
 from stellarperceptron.model_core import StellarPerceptronCore
 
 __all__ = [
@@ -369,7 +369,7 @@ def prepare_training_data(
     else:
         if per_token > 1 and not np.all(wavelengths):
             raise ValueError(f"with {per_token} pixels a token, every input needs a wavelength")
-        groups = group_pixels(wavelengths, per_token)
+        groups = group_pixels(wavelengths, tokens, per_token)
         mean = torch.as_tensor(mean_wavelengths(groups, wavelengths), device=device)
         encoding = model.torch_model.embedding_layer.encode_wavelength(mean)
     place = torch.as_tensor(np.where(groups < 0, len(tokens), groups).ravel())
@@ -394,7 +394,7 @@ def prepare_training_data(
     errors = np.nan_to_num(model.standardize_error(errors, label_tokens), nan=0.0)
     return TrainingData(
         values=values,
-        tokens=torch.as_tensor(tokens[groups[:, 0]], device=device),
+        tokens=torch.as_tensor(tokens[first_pixels(groups)], device=device),
         encoding=encoding,
         labels=torch.as_tensor(z, dtype=torch.float32, device=device),
         label_errors=torch.as_tensor(errors, dtype=torch.float32, device=device),
