@@ -8,6 +8,7 @@ Several GPUs: the same behind `torchrun --nproc-per-node=4`.
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.distributed import process_group
 from stellarperceptron.stages import (
     describe_data,
     mark_complete,
@@ -16,7 +17,6 @@ from stellarperceptron.stages import (
     stage_arguments,
     train_stage,
 )
-from stellarperceptron.training import process_group
 
 
 def main() -> None:

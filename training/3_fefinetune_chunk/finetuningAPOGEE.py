@@ -14,6 +14,7 @@ import numpy as np
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.distributed import process_group
 from stellarperceptron.stages import (
     describe_data,
     five_folds,
@@ -22,7 +23,6 @@ from stellarperceptron.stages import (
     stage_arguments,
     train_stage,
 )
-from stellarperceptron.training import process_group
 from stellarperceptron.utils.data_utils import atomic_output
 
 # Stars for `selection = "published"`, which validates on metal-poor ones.
