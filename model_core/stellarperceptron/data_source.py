@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stellarperceptron.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH
 from stellarperceptron.survey_file import FORMAT_VERSION, KINDS, LABEL_NAMES, SPLITS
 
 __all__ = ["REMEDY", "DatasetError", "Source", "open_source"]

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from stellarperceptron.apogee_grid import pixel_range
 from stellarperceptron.data_source import REMEDY, DatasetError, Source, open_source
-from stellarperceptron.spectra import pixel_range
 from stellarperceptron.survey_file import KINDS, LABEL_NAMES, SPLITS, SurveyWriter
 
 __all__ = ["LABEL_NAMES", "DatasetError", "SpectraDataset", "Split", "SurveyWriter"]

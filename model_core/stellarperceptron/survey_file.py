@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stellarperceptron.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = ["FORMAT_VERSION", "KINDS", "LABEL_NAMES", "SPLITS", "SurveyWriter"]
