@@ -82,7 +82,7 @@ class _Trainer:
             trainable,
             lr=options.learning_rate,
             weight_decay=options.weight_decay,
-            fused=process.device.type == "cuda",
+            fused=process.device.type in ("cpu", "cuda"),  # one pass over the memory
         )
         self.steps_per_epoch = math.ceil(len(self.training) / options.gradient_accumulation)
         self.scheduler = scheduler(self.optimizer, self.steps_per_epoch) if scheduler else None
