@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH
-from stellarperceptron.survey_file import FORMAT_VERSION, KINDS, LABEL_NAMES, SPLITS
+from stellarperceptron.survey_file import ERRORS, FORMAT_VERSION, KINDS, LABEL_NAMES, SPLITS
 
 __all__ = ["REMEDY", "DatasetError", "Source", "open_source"]
 
@@ -205,7 +205,8 @@ def _check(path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_l
             f"{REMEDY}"
         )
     n_stars = arrays["labels"].shape[0] if arrays["labels"].ndim else 0
-    expected = {kind: (n_stars, n_pixels) for kind in kinds}
+    spectra = [name for name in (*KINDS, ERRORS) if name in arrays]
+    expected = {name: (n_stars, n_pixels) for name in spectra}
     expected |= {"labels": (n_stars, n_labels), "label_errors": (n_stars, n_labels)}
     expected |= {"true_labels": (n_stars, n_labels)} if "true_labels" in arrays else {}
     for name, shape in expected.items():
@@ -213,7 +214,7 @@ def _check(path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_l
         if array.shape != shape:
             raise DatasetError(
                 f"{path}: {where} has the shape {array.shape}, expected is {shape} (stars of the "
-                f"labels, {'pixels of the wavelengths' if name in KINDS else 'labels'})"
+                f"labels, {'pixels of the wavelengths' if name in spectra else 'labels'})"
             )
         if array.dtype.kind != "f":
             raise DatasetError(f"{path}: {where} holds {array.dtype}, not floating-point numbers")

@@ -17,7 +17,7 @@ import numpy as np
 
 from stellarperceptron.apogee_grid import pixel_range
 from stellarperceptron.data_source import REMEDY, DatasetError, Source, open_source
-from stellarperceptron.survey_file import KINDS, LABEL_NAMES, SPLITS, SurveyWriter
+from stellarperceptron.survey_file import ERRORS, KINDS, LABEL_NAMES, SPLITS, SurveyWriter
 
 __all__ = ["LABEL_NAMES", "DatasetError", "SpectraDataset", "Split", "SurveyWriter"]
 
@@ -33,6 +33,8 @@ class Split:
         Shape of its spectra.
     kinds : tuple of str
         Which of "synthetic" and "observed" there are.
+    has_errors : bool
+        Whether there are standard deviations of the observed spectra, "observed_errors".
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Split:
         self.name = name
         self.label_names = label_names
         self.kinds = tuple(kind for kind in KINDS if kind in arrays)
+        self.has_errors = ERRORS in arrays
         self._source = source
         self._arrays = arrays
         self.n_stars, self.n_pixels = map(int, arrays[self.kinds[0]].shape)
@@ -92,7 +95,7 @@ class Split:
         Parameters
         ----------
         kind
-            "synthetic" or "observed".
+            "synthetic" or "observed", or "observed_errors" where `has_errors`.
         rows
             Which stars: a slice, row numbers in any order, or a mask (N,) of booleans; all when
             left out.
@@ -113,7 +116,7 @@ class Split:
         IndexError
             For rows outside the split.
         """
-        if kind not in self.kinds:
+        if kind not in self.kinds and not (kind == ERRORS and self.has_errors):
             raise DatasetError(
                 f"{self._source} has no '{kind}' spectra in '{self.name}', only "
                 f"{' and '.join(self.kinds)}"

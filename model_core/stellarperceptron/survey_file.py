@@ -14,7 +14,7 @@ import numpy as np
 from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH
 from stellarperceptron.utils.data_utils import atomic_output
 
-__all__ = ["FORMAT_VERSION", "KINDS", "LABEL_NAMES", "SPLITS", "SurveyWriter"]
+__all__ = ["ERRORS", "FORMAT_VERSION", "KINDS", "LABEL_NAMES", "SPLITS", "SurveyWriter"]
 
 FORMAT_VERSION = 1
 """Version of the layout of a survey file."""
@@ -24,6 +24,8 @@ LABEL_NAMES = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
 
 SPLITS = ("train", "test")
 KINDS = ("synthetic", "observed")
+ERRORS = "observed_errors"
+"""Standard deviations of the observed spectra, which a survey file may hold."""
 
 _ROWS_PER_CHUNK = 16  # half a megabyte of APOGEE spectra: a batch of random rows stays cheap
 _RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memory [bytes]
@@ -54,6 +56,8 @@ class SurveyWriter:
         Which spectra there are: "synthetic", "observed".
     true_labels
         Whether the labels are stored that mock spectra are made with.
+    errors
+        Whether the standard deviations of the observed spectra are stored (`ERRORS`).
 
     Attributes
     ----------
@@ -85,6 +89,7 @@ class SurveyWriter:
         label_names: Sequence[str] = LABEL_NAMES,
         kinds: Sequence[str] = KINDS,
         true_labels: bool = False,
+        errors: bool = False,
     ):
         if set(counts) != set(SPLITS) or min(counts.values()) < 1:
             raise ValueError(f"counts is {dict(counts)}: give one star or more to train and test")
@@ -98,6 +103,7 @@ class SurveyWriter:
         self._label_names = tuple(label_names)
         n_labels = len(self._label_names)
         self._columns = {kind: len(self._wavelength) for kind in KINDS if kind in kinds}
+        self._columns |= {ERRORS: len(self._wavelength)} if errors else {}
         self._columns |= {"labels": n_labels, "label_errors": n_labels}
         self._columns |= {"true_labels": n_labels} if true_labels else {}
         # Kept open: closing a data set would write its last chunks, and again after each append.
@@ -176,7 +182,8 @@ class SurveyWriter:
             Names of n stars, at most 32 bytes in UTF-8 each.
         **arrays : (n, P) or (n, L)
             Every array of the file: the kinds of spectra, `labels`, `label_errors` and, if the
-            file has them, `true_labels`. NaN is a bad pixel or a missing label.
+            file has them, `observed_errors` and `true_labels`. NaN is a bad pixel or a missing
+            label.
 
         Raises
         ------

@@ -1,0 +1,283 @@
+"""Data release 17 of APOGEE: its catalogue, where its files lie, the paper's cuts and split.
+
+Sources: data models at https://data.sdss.org/datamodel/files/APOGEE_ASPCAP (allStar, aspcapStar);
+bit masks at https://www.sdss4.org/dr17/irspec/apogee-bitmasks; cuts of Koblischke & Bovy (2024,
+arXiv:2411.04750), section 2.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from astropy.io import fits
+from astropy.io.fits import VerifyError
+
+from stellarperceptron.survey_file import LABEL_NAMES
+
+__all__ = [
+    "ARCHIVE",
+    "CATALOGUE",
+    "MAX_VSCATTER",
+    "MIN_SNR",
+    "PUBLISHED_STARS",
+    "SAS_VARIABLE",
+    "SPLIT_SEED",
+    "STAR_BAD",
+    "TEST_SHARE",
+    "Catalogue",
+    "Cut",
+    "aspcap_path",
+    "catalogue_cuts",
+    "cut_table",
+    "highest_snr",
+    "published_split",
+    "read_catalogue",
+]
+
+ARCHIVE = "https://data.sdss.org/sas"
+"""Public address of the survey's archive (Science Archive Server)."""
+
+SAS_VARIABLE = "SDSS_LOCAL_SAS_MIRROR"
+"""Environment variable that names a local copy of the archive, by convention of the field."""
+
+FOLDER = "dr17/apogee/spectro/aspcap/dr17/synspec_rev1"
+"""Results of ASPCAP with Synspec's spectra, first revision; the same below archive and mirror."""
+
+CATALOGUE = f"{FOLDER}/allStar-dr17-synspec_rev1.fits"
+"""The catalogue: 733,901 rows, one a star and field."""
+
+# --- cuts -----------------------------------------------------------------------------------------
+
+STAR_BAD = 1 << 23
+"""ASPCAPFLAG bit 23: the star's parameters or its spectrum are bad (APOGEE_ASPCAPFLAG)."""
+
+MIN_SNR = 200.0
+"""The signal-to-noise ratio a pixel (SNR) must be higher."""
+
+MAX_VSCATTER = 1.0
+"""The scatter of the visits' radial velocities (VSCATTER) must be lower [km/s]: no binaries."""
+
+MISSING_LABEL = -999.0
+"""Labels and errors at or below are the survey's mark (-9999) for none."""
+
+SPLIT_SEED = 42
+TEST_SHARE = 0.2
+
+PUBLISHED_STARS: Mapping[str, int] = MappingProxyType(
+    {"catalogue": 733_901, "selected": 128_485, "train": 102_747, "test": 25_681}
+)
+"""Stars of the paper's data set: rows of the catalogue, after the cuts, and with labels."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9+_.-]*[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A line of the table of cuts: what is asked for, how many rows fail it, how many are left."""
+
+    name: str
+    removed: int
+    left: int
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Columns of the catalogue that select stars and label them.
+
+    Attributes
+    ----------
+    row : (N,) int64
+        Row in the catalogue's file.
+    apogee_id, telescope, field : (N,) bytes
+        Name of the star and where its file lies.
+    aspcapflag, starflag : (N,) int64
+        Bit masks.
+    snr : (N,) float64
+        Signal-to-noise ratio a pixel.
+    vscatter : (N,) float64
+        Scatter of the radial velocities [km/s].
+    labels, label_errors : (N, 5) float32
+        TEFF [K], LOGG [log10 cm/s2], O_FE, MG_FE, FE_H [dex]; NaN where missing.
+    """
+
+    row: np.ndarray
+    apogee_id: np.ndarray
+    telescope: np.ndarray
+    field: np.ndarray
+    aspcapflag: np.ndarray
+    starflag: np.ndarray
+    snr: np.ndarray
+    vscatter: np.ndarray
+    labels: np.ndarray
+    label_errors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Catalogue":
+        return Catalogue(**{name: array[rows] for name, array in vars(self).items()})
+
+
+def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catalogue:
+    """Read the columns of an allStar file that are needed, in one pass.
+
+    The file is 4 GB, most of it other columns: it is read in pieces, so that the memory stays at
+    a few hundred megabytes and nothing is read twice.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        For a file that is damaged, truncated, or lacks a column; the message names it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: there is no such file; fetch it with dataset/download_dr17.py"
+        )
+    label_columns = (*LABEL_NAMES, *(f"{name}_ERR" for name in LABEL_NAMES))
+    names = ("APOGEE_ID", "TELESCOPE", "FIELD", "ASPCAPFLAG", "STARFLAG", "SNR", "VSCATTER")
+    try:
+        with fits.open(path, memmap=True) as hdus:
+            table = hdus[1]
+            columns, start = table.columns, table.fileinfo()["datLoc"]
+            n_rows, row_bytes = table.header["NAXIS2"], table.header["NAXIS1"]
+            # ASPCAPFLAG and APOGEE_ID are found whatever their case.
+            available = {column.name.upper(): column for column in columns}
+            dtype = columns.dtype.newbyteorder(">")
+    except (OSError, TypeError, ValueError, LookupError, AttributeError, VerifyError) as error:
+        raise ValueError(
+            f"{path} is no FITS table or is damaged ({error}): fetch it anew"
+        ) from error
+    missing = [name for name in (*names, *label_columns) if name not in available]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: is it an allStar file?")
+    if dtype.itemsize != row_bytes:
+        raise ValueError(f"{path}: its rows have {row_bytes} bytes, its columns {dtype.itemsize}")
+    if path.stat().st_size < start + n_rows * row_bytes:
+        raise ValueError(f"{path} is truncated: fetch it anew with dataset/download_dr17.py")
+
+    def values(block: np.ndarray, name: str) -> np.ndarray:
+        column = available[name]
+        raw = block[column.name]
+        if raw.dtype.kind == "S":
+            return np.char.strip(raw)
+        if raw.ndim != 1:
+            raise ValueError(f"{path}: its column {name} holds {raw.shape[1:]} numbers a row")
+        scale, zero = (
+            default if v in (None, "") else v
+            for v, default in ((column.bscale, 1), (column.bzero, 0))
+        )
+        if raw.dtype.kind in "iu" and scale == 1:  # unsigned integers are stored with an offset
+            return (raw.astype(np.int64).view(np.uint64) + np.uint64(int(zero))).view(np.int64)
+        return raw.astype(np.float64) * scale + zero
+
+    pieces: list[list[np.ndarray]] = []
+    with open(path, "rb") as file:
+        file.seek(start)
+        for first in range(0, n_rows, rows_at_once):
+            block = np.fromfile(file, dtype, min(rows_at_once, n_rows - first))
+            numbers = np.stack([values(block, name) for name in label_columns], axis=1)
+            numbers = np.where(numbers > MISSING_LABEL, numbers, np.nan).astype(np.float32)
+            pieces.append([*(values(block, name) for name in names), numbers])
+    if not pieces:
+        raise ValueError(f"{path} has no rows")
+    *columns, numbers = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    n_labels = len(LABEL_NAMES)
+    return Catalogue(np.arange(n_rows), *columns, numbers[:, :n_labels], numbers[:, n_labels:])
+
+
+def catalogue_cuts(catalogue: Catalogue) -> tuple[Catalogue, list[Cut]]:
+    """Apply the cuts that need no spectrum, one after the other.
+
+    A value that is NaN fails its cut.
+
+    Returns
+    -------
+    Catalogue
+        The rows left, in the order of the catalogue; a star may be there with several.
+    list of Cut
+        How many rows each cut removes.
+    """
+    conditions = {
+        "ASPCAPFLAG without STAR_BAD (bit 23)": catalogue.aspcapflag & STAR_BAD == 0,
+        "STARFLAG = 0": catalogue.starflag == 0,
+        f"SNR > {MIN_SNR:g}": catalogue.snr > MIN_SNR,
+        f"VSCATTER < {MAX_VSCATTER:g} km/s": catalogue.vscatter < MAX_VSCATTER,
+    }
+    left = np.ones(len(catalogue), dtype=bool)
+    cuts = []
+    for name, condition in conditions.items():
+        before = int(left.sum())
+        left &= condition
+        after = int(left.sum())
+        cuts.append(Cut(name, before - after, after))
+    return catalogue[left], cuts
+
+
+def highest_snr(apogee_id: np.ndarray, snr: np.ndarray) -> np.ndarray:
+    """Mark the row (N,) of each star that has its highest signal-to-noise ratio.
+
+    Of equal ones the first is taken.
+    """
+    order = np.lexsort((np.arange(len(snr)), -snr, apogee_id))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = apogee_id[order][1:] != apogee_id[order][:-1]
+    chosen = np.zeros(len(order), dtype=bool)
+    chosen[order[first]] = True
+    return chosen
+
+
+def published_split(n_stars: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split stars as scikit-learn does: `train_test_split(test_size=0.2, random_state=42)`.
+
+    scikit-learn permutes the rows with NumPy's frozen generator; the first ceil(0.2 N) of them
+    are the test stars. The published arrays have their stars in this order.
+
+    Returns
+    -------
+    train, test : (n,) int64
+        Row numbers in the order of the permutation.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two stars.
+    """
+    if n_stars < 2:
+        raise ValueError(f"{n_stars} stars cannot be split: two or more are needed")
+    # The legacy generator's stream never changes (NumPy's NEP 19), which is what is wanted here.
+    order = np.random.RandomState(SPLIT_SEED).permutation(n_stars)
+    n_test = int(np.ceil(TEST_SHARE * n_stars))
+    return order[n_test:], order[:n_test]
+
+
+def cut_table(start: int, cuts: Sequence[Cut]) -> str:
+    """Table of cuts as text, a line each."""
+    lines = [f"{'':44s}{'removed':>10s}{'left':>10s}", f"{'rows of the catalogue':54s}{start:10,d}"]
+    lines += [f"{cut.name:44s}{cut.removed:10,d}{cut.left:10,d}" for cut in cuts]
+    return "\n".join(lines)
+
+
+def aspcap_path(telescope: bytes | str, field: bytes | str, apogee_id: bytes | str) -> str:
+    """Where a star's aspcapStar file lies below the archive's address or a mirror's folder.
+
+    Raises
+    ------
+    ValueError
+        For a name that is empty or could lead elsewhere; names come from a downloaded file.
+    """
+    names = [
+        part.decode("ascii", "replace") if isinstance(part, bytes) else part
+        for part in (telescope, field, apogee_id)
+    ]
+    for kind, name in zip(("TELESCOPE", "FIELD", "APOGEE_ID"), names, strict=True):
+        if not _SAFE_NAME.fullmatch(name):
+            raise ValueError(f"{kind} '{name}' is no name of a file or folder")
+    telescope, field, apogee_id = names
+    return f"{FOLDER}/{telescope}/{field}/aspcapStar-dr17-{apogee_id}.fits"
