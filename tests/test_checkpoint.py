@@ -47,6 +47,16 @@ def test_round_trip_is_exact(tmp_path, spectra, wavelengths, pixels_per_token):
     )
 
 
+def test_half_precision_keeps_the_weights_to_its_rounding(model, saved, tmp_path):
+    model.save(tmp_path / "half", dtype=torch.float16)
+    loaded = StellarPerceptron.load(tmp_path / "half", device="cpu")
+    for name, value in loaded.torch_model.state_dict().items():
+        expected = model.torch_model.state_dict()[name]
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected, rtol=2**-11, atol=1e-7)
+    assert (tmp_path / "half/weights.pt").stat().st_size < (saved / "weights.pt").stat().st_size
+
+
 def test_files_are_the_published_ones(saved):
     assert sorted(p.name for p in saved.iterdir()) == ["config.json", "embed_map.npz", "weights.pt"]
     config = json.loads((saved / "config.json").read_text())

@@ -218,6 +218,7 @@ def write_checkpoint(
     epoch: int = 0,
     overwrite: bool = False,
     training_state: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write a checkpoint folder, whole or not at all.
 
@@ -241,6 +242,8 @@ def write_checkpoint(
     training_state
         Tensors and plain values with which an interrupted training goes on, kept in
         `training_state.pt`; the published code does not look at it.
+    dtype
+        Of the weights in the file.
 
     Raises
     ------
@@ -255,7 +258,7 @@ def write_checkpoint(
             raise FileExistsError(f"{folder} exists: choose another folder or give overwrite=True")
     if optimizer is None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    state = {_without_prefixes(name): tensor for name, tensor in model.state_dict().items()}
+    state = {_without_prefixes(name): value.to(dtype) for name, value in model.state_dict().items()}
     # The order of the published files: padding, row 0, comes last.
     keys = np.append(np.arange(1, len(embed_map)), 0)
     with atomic_output(folder) as temporary:

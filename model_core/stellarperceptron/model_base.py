@@ -134,6 +134,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         *,
         overwrite: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Save a checkpoint folder that the published code can load, too.
 
@@ -145,6 +146,8 @@ class StellarPerceptronBase(StellarPerceptronCore):
             Replace an existing checkpoint; a save that fails leaves it as it was.
         optimizer
             Its state is saved with the weights.
+        dtype
+            Of the weights in the file: torch.float16 halves it, to be shipped or sent.
 
         Raises
         ------
@@ -159,6 +162,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
             optimizer=optimizer,
             epoch=self.epoch,
             overwrite=overwrite,
+            dtype=dtype,
         )
 
     @classmethod
