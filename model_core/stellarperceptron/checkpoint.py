@@ -263,7 +263,13 @@ def write_checkpoint(
     keys = np.append(np.arange(1, len(embed_map)), 0)
     with atomic_output(folder) as temporary:
         temporary.mkdir()
-        (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        # A line a section: thousands of names on lines of their own would double the file.
+        sections = (
+            f"{json.dumps(name)}: {json.dumps(section, separators=(',', ':'))}"
+            for name, section in config.items()
+        )
+        text = "{\n" + ",\n".join(sections) + "\n}\n"
+        (temporary / "config.json").write_text(text, encoding="utf-8")
         np.savez_compressed(temporary / "embed_map.npz", keys=keys, values=embed_map[keys])
         torch.save(
             {
