@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from stellarperceptron.archive_parts import (
     Plan,
-    Selection,
     merge_parts,
     read_parts,
     write_rejected,
@@ -38,11 +37,9 @@ from stellarperceptron.dr17 import (
     PUBLISHED_STARS,
     SAS_VARIABLE,
     SPLIT_SEED,
-    Cut,
-    catalogue_cuts,
-    cut_table,
     read_catalogue,
 )
+from stellarperceptron.selection import Cut, Selection, catalogue_cuts, cut_table
 from stellarperceptron.spectra import VALID_FLUX
 from stellarperceptron.utils.data_utils import atomic_output
 

@@ -8,7 +8,7 @@ them into a survey file. The parts do not depend on how many processes there are
 import csv
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,30 +19,24 @@ import h5py
 import numpy as np
 
 from stellarperceptron.aspcap_files import ASPCAP_KINDS, clean_flux, read_aspcap
-from stellarperceptron.dr17 import Catalogue, Cut, aspcap_path, highest_snr, published_split
+from stellarperceptron.dr17 import Catalogue, aspcap_path
+from stellarperceptron.selection import ALL_ZERO, MISSING, Selection, select
 from stellarperceptron.spectra import APOGEE_WAVELENGTH, VALID_FLUX
 from stellarperceptron.survey_file import ERRORS, KINDS, SurveyWriter
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = [
-    "MISSING",
     "PART_STARS",
     "Plan",
-    "Selection",
     "Star",
     "merge_parts",
     "read_parts",
     "read_star",
-    "select",
     "write_rejected",
 ]
 
 PART_STARS = 1024
 """Stars of a part: 61 MB with two spectra each, a second of reading from a local disk."""
-
-MISSING = "the file is missing"
-ALL_ZERO = "the spectrum is all zero"
-NO_LABEL = "the star has no label"
 
 _MERGE_STARS = 4096  # stars in memory while parts are merged: 250 MB, 370 MB with errors
 
@@ -284,82 +278,6 @@ def _write_part(
             values = np.array([text.encode("utf-8") for text in texts])
             file.create_dataset(name, data=values, fletcher32=True)
         file.attrs["fingerprint"] = plan.fingerprint
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Which candidates become the stars of a survey, and why others do not.
-
-    Attributes
-    ----------
-    train, test : (n,) int64
-        Candidates in the order of the published split.
-    cuts : list of Cut
-        The cuts that need the spectra.
-    selected : int
-        Stars that were split.
-    reasons : dict
-        For candidates without a place in the survey, other than weaker spectra of a star: why.
-    no_spectrum : (N,) bool
-        Candidates whose spectrum is all zero, missing or damaged.
-    """
-
-    train: np.ndarray
-    test: np.ndarray
-    cuts: list[Cut]
-    selected: int
-    reasons: Mapping[int, str]
-    no_spectrum: np.ndarray
-
-
-def select(stars: Catalogue, reasons: Sequence[str], absent: frozenset[str] = frozenset()):
-    """Apply the cuts that need the spectra, and split what is left as published.
-
-    A spectrum of zeros is cut before the split, as in the paper, and so is a file that the archive
-    itself does not have. A file that is missing or damaged here keeps its place in the split and
-    is left out afterwards: a file less on this disk must not send other stars from the training to
-    the test stars. Stars without any label are left out afterwards, as in the paper.
-
-    Parameters
-    ----------
-    stars
-        The N candidates.
-    reasons
-        Of each candidate why it has no spectrum; empty where it has one.
-    absent
-        Paths of files that the archive does not have.
-
-    Returns
-    -------
-    Selection
-
-    Raises
-    ------
-    ValueError
-        When no stars are left to train or to test.
-    """
-    no_spectrum = np.array([bool(reason) for reason in reasons])
-    zero = np.array([reason == ALL_ZERO for reason in reasons])
-    for i, reason in enumerate(reasons):
-        if reason == MISSING:
-            zero[i] = aspcap_path(stars.telescope[i], stars.field[i], stars.apogee_id[i]) in absent
-    left = np.flatnonzero(~zero)
-    cuts = [Cut("spectrum not all zero", int(zero.sum()), len(left))]
-    best = left[highest_snr(stars.apogee_id[left], stars.snr[left])]
-    cuts.append(Cut("highest SNR of its APOGEE_ID", len(left) - len(best), len(best)))
-    unlabelled = np.isnan(stars.labels).all(axis=1)
-    chosen_reasons = {i: reason for i, reason in enumerate(reasons) if reason}
-    chosen_reasons |= {int(i): NO_LABEL for i in best[unlabelled[best] & ~no_spectrum[best]]}
-    if len(best) < 2:
-        raise ValueError(f"{len(best)} stars are left after the cuts: two or more are needed")
-    parts = [best[rows] for rows in published_split(len(best))]
-    parts = [part[~(unlabelled | no_spectrum)[part]] for part in parts]
-    if not all(map(len, parts)):
-        raise ValueError(
-            f"{len(parts[0])} training and {len(parts[1])} test stars have a spectrum and a label: "
-            "neither may be none"
-        )
-    return Selection(*parts, cuts, len(best), chosen_reasons, no_spectrum)
 
 
 def merge_parts(

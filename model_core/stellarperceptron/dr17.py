@@ -7,7 +7,7 @@ arXiv:2411.04750), section 2.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -29,12 +29,7 @@ __all__ = [
     "STAR_BAD",
     "TEST_SHARE",
     "Catalogue",
-    "Cut",
     "aspcap_path",
-    "catalogue_cuts",
-    "cut_table",
-    "highest_snr",
-    "published_split",
     "read_catalogue",
 ]
 
@@ -73,15 +68,6 @@ PUBLISHED_STARS: Mapping[str, int] = MappingProxyType(
 """Stars of the paper's data set: rows of the catalogue, after the cuts, and with labels."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9+_.-]*[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A line of the table of cuts: what is asked for, how many rows fail it, how many are left."""
-
-    name: str
-    removed: int
-    left: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,78 +176,6 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
     *columns, numbers = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     n_labels = len(LABEL_NAMES)
     return Catalogue(np.arange(n_rows), *columns, numbers[:, :n_labels], numbers[:, n_labels:])
-
-
-def catalogue_cuts(catalogue: Catalogue) -> tuple[Catalogue, list[Cut]]:
-    """Apply the cuts that need no spectrum, one after the other.
-
-    A value that is NaN fails its cut.
-
-    Returns
-    -------
-    Catalogue
-        The rows left, in the order of the catalogue; a star may be there with several.
-    list of Cut
-        How many rows each cut removes.
-    """
-    conditions = {
-        "ASPCAPFLAG without STAR_BAD (bit 23)": catalogue.aspcapflag & STAR_BAD == 0,
-        "STARFLAG = 0": catalogue.starflag == 0,
-        f"SNR > {MIN_SNR:g}": catalogue.snr > MIN_SNR,
-        f"VSCATTER < {MAX_VSCATTER:g} km/s": catalogue.vscatter < MAX_VSCATTER,
-    }
-    left = np.ones(len(catalogue), dtype=bool)
-    cuts = []
-    for name, condition in conditions.items():
-        before = int(left.sum())
-        left &= condition
-        after = int(left.sum())
-        cuts.append(Cut(name, before - after, after))
-    return catalogue[left], cuts
-
-
-def highest_snr(apogee_id: np.ndarray, snr: np.ndarray) -> np.ndarray:
-    """Mark the row (N,) of each star that has its highest signal-to-noise ratio.
-
-    Of equal ones the first is taken.
-    """
-    order = np.lexsort((np.arange(len(snr)), -snr, apogee_id))
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = apogee_id[order][1:] != apogee_id[order][:-1]
-    chosen = np.zeros(len(order), dtype=bool)
-    chosen[order[first]] = True
-    return chosen
-
-
-def published_split(n_stars: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split stars as scikit-learn does: `train_test_split(test_size=0.2, random_state=42)`.
-
-    scikit-learn permutes the rows with NumPy's frozen generator; the first ceil(0.2 N) of them
-    are the test stars. The published arrays have their stars in this order.
-
-    Returns
-    -------
-    train, test : (n,) int64
-        Row numbers in the order of the permutation.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two stars.
-    """
-    if n_stars < 2:
-        raise ValueError(f"{n_stars} stars cannot be split: two or more are needed")
-    # The legacy generator's stream never changes (NumPy's NEP 19), which is what is wanted here.
-    order = np.random.RandomState(SPLIT_SEED).permutation(n_stars)
-    n_test = int(np.ceil(TEST_SHARE * n_stars))
-    return order[n_test:], order[:n_test]
-
-
-def cut_table(start: int, cuts: Sequence[Cut]) -> str:
-    """Table of cuts as text, a line each."""
-    lines = [f"{'':44s}{'removed':>10s}{'left':>10s}", f"{'rows of the catalogue':54s}{start:10,d}"]
-    lines += [f"{cut.name:44s}{cut.removed:10,d}{cut.left:10,d}" for cut in cuts]
-    return "\n".join(lines)
 
 
 def aspcap_path(telescope: bytes | str, field: bytes | str, apogee_id: bytes | str) -> str:

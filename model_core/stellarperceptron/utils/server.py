@@ -1,0 +1,299 @@
+"""Requests to a server: polite, through one connection a thread, repeated when that may help.
+
+All threads together start at most so many requests a second, and all wait when the server asks for
+it (Retry-After).
+"""
+
+import email.utils
+import errno
+import http.client
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from urllib.parse import quote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+__all__ = ["AbsentError", "DownloadError", "Manners", "Server", "StoppedError", "TryAgainError"]
+
+_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
+_REDIRECTS = {301, 302, 303, 307, 308}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+_LONGEST_WAIT = 600.0  # for a server that says when to come back [s]
+
+
+class AbsentError(Exception):
+    """The archive does not have a file (404 or 410)."""
+
+
+class DownloadError(Exception):
+    """A file was given up; the message says why."""
+
+
+class StoppedError(Exception):
+    """`Server.stop` was called."""
+
+
+class TryAgainError(Exception):
+    """What went wrong may go right the next time."""
+
+    def __init__(self, reason: str, wait: float | None = None):
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How a server is treated.
+
+    Attributes
+    ----------
+    rate
+        Requests that are started in a second, by all threads together.
+    timeout
+        A connection that is silent for so long is given up [s].
+    attempts
+        Tries in a row that may fail without a byte of progress.
+    wait
+        Before the second try [s]; doubled for each further one, up to `longest_wait`, and half of
+        it at random, so that threads do not come back all at once.
+    longest_wait
+        Between two tries [s], unless the server asks for more.
+    """
+
+    rate: float = 20.0
+    timeout: float = 60.0
+    attempts: int = 6
+    wait: float = 1.0
+    longest_wait: float = 60.0
+
+
+class Server:
+    """A server, or a folder of one, that any number of threads ask.
+
+    Parameters
+    ----------
+    base_url
+        Address below which everything lies, http or https.
+    manners
+        How the server is treated.
+
+    Attributes
+    ----------
+    requests : int
+        Requests so far.
+
+    Raises
+    ------
+    ValueError
+        For what is no such address.
+    """
+
+    def __init__(self, base_url: str, manners: Manners | None = None):
+        if urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).hostname:
+            raise ValueError(f"'{base_url}' is no address that begins with https:// or http://")
+        self.base_url = base_url.rstrip("/") + "/"
+        self.manners = manners or Manners()
+        self.requests = 0
+        self._lock = threading.Lock()
+        self._next_start = 0.0
+        self._stopped = threading.Event()
+        self._local = threading.local()
+
+    def stop(self) -> None:
+        """End all threads' work soon."""
+        self._stopped.set()
+
+    def go_on(self) -> None:
+        """Raise `StoppedError` after `stop`."""
+        if self._stopped.is_set():
+            raise StoppedError
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless everything is stopped."""
+        if self._stopped.wait(max(seconds, 0.0)):
+            raise StoppedError
+
+    def _take_turn(self) -> None:
+        """Wait until the next request may be started."""
+        with self._lock:
+            start = max(self._next_start, time.monotonic())
+            self._next_start = start + 1.0 / self.manners.rate
+            self.requests += 1
+        self._pause(start - time.monotonic())
+
+    def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
+        """Connection of a thread to a host, through a proxy where the environment names one."""
+        connections = self._local.__dict__.setdefault("connections", {})
+        if (scheme, host) not in connections:
+            secure = scheme == "https"
+            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+            proxy = urlsplit(getproxies().get(scheme, ""))
+            if proxy.hostname and not proxy_bypass(host):
+                connection = kind(proxy.hostname, proxy.port, timeout=self.manners.timeout)
+                connection.set_tunnel(host)
+            else:
+                connection = kind(host, timeout=self.manners.timeout)
+            connections[scheme, host] = connection
+        return connections[scheme, host]
+
+    def _send(self, method: str, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        """Send a request, follow redirections, and give what the server answers."""
+        headers = {
+            "User-Agent": f"stellarperceptron/{version('stellarperceptron')}",
+            "Accept-Encoding": "identity",
+            **headers,
+        }
+        for _ in range(6):
+            parts = urlsplit(url)
+            target = parts.path + (f"?{parts.query}" if parts.query else "")
+            self._take_turn()
+            connection = self._connection(parts.scheme, parts.netloc)
+            reused = connection.sock is not None
+            try:
+                connection.request(method, target, headers=headers)
+                response = connection.getresponse()
+            except (http.client.RemoteDisconnected, ConnectionError):
+                connection.close()
+                if not reused:
+                    raise
+                # The server closed a connection that was idle: that is no failure.
+                connection.request(method, target, headers=headers)
+                response = connection.getresponse()
+            if response.status not in _REDIRECTS or not response.headers.get("Location"):
+                return response
+            response.read()
+            moved = urljoin(url, response.headers["Location"])
+            if urlsplit(moved).scheme not in ("https", parts.scheme):
+                raise DownloadError(f"the server redirects to {moved}, which is not secure")
+            url = moved
+        raise DownloadError("the server redirects in circles")
+
+    @contextmanager
+    def open(
+        self, path: str, *, method: str = "GET", **headers: str
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Answer to a request for a path below the address: 200, 206 or 416.
+
+        Raises
+        ------
+        AbsentError
+            When the server does not have it.
+        TryAgainError
+            For what `persist` repeats.
+        DownloadError
+            For what would not go right the next time.
+        OSError
+            When the disk cannot be written to within the block.
+        """
+        url = urljoin(self.base_url, quote(path, safe="/+"))
+        clean = False
+        try:
+            response = self._send(method, url, headers)
+            if response.status in (404, 410):
+                response.read()
+                clean = True
+                raise AbsentError(f"the archive does not have it ({response.status})")
+            if response.status in _TEMPORARY:
+                raise TryAgainError(
+                    f"the server answers {response.status} {response.reason}",
+                    _retry_after(response.headers.get("Retry-After")),
+                )
+            if response.status not in (200, 206, 416):
+                raise DownloadError(f"the server answers {response.status} {response.reason}")
+            yield response
+            clean = response.isclosed()
+        except TimeoutError as error:
+            seconds = self.manners.timeout
+            raise TryAgainError(f"the server was silent for {seconds:g} s") from error
+        except http.client.HTTPException as error:
+            raise TryAgainError(f"the answer is cut off ({type(error).__name__})") from error
+        except OSError as error:
+            if error.errno in _DISK or error.filename is not None:
+                raise
+            raise TryAgainError(f"the connection failed ({error})") from error
+        finally:
+            if not clean:  # an answer that was not read to its end blocks the next one
+                for connection in self._local.__dict__.get("connections", {}).values():
+                    connection.close()
+
+    def persist(self, attempt: Callable[[], int | bytes], progress: Callable[[], int]):
+        """Repeat an attempt, with growing pauses, until it succeeds or nothing moves any more.
+
+        Parameters
+        ----------
+        attempt
+            Raises `TryAgainError` when it should be repeated.
+        progress
+            What has been reached; where it grows, failures are counted anew.
+
+        Raises
+        ------
+        DownloadError
+            After so many failures in a row as the manners allow.
+        """
+        failures, before = 0, progress()
+        while True:
+            self.go_on()
+            try:
+                return attempt()
+            except TryAgainError as error:
+                now = progress()
+                failures = 0 if now > before else failures + 1
+                before = now
+                if failures >= self.manners.attempts:
+                    tries = f"{failures} tries" if failures > 1 else "one try"
+                    raise DownloadError(f"{error}; given up after {tries}") from error
+                if error.wait is not None:
+                    with self._lock:
+                        later = time.monotonic() + min(error.wait, _LONGEST_WAIT)
+                        self._next_start = max(self._next_start, later)
+                wait = self.manners.wait * 2.0 ** max(failures - 1, 0)
+                self._pause(min(wait, self.manners.longest_wait) * random.uniform(0.5, 1.0))
+
+    def size(self, path: str) -> int:
+        """Length of a file, which is not fetched [bytes].
+
+        Raises
+        ------
+        AbsentError, DownloadError
+        """
+
+        def attempt() -> int:
+            with self.open(path, method="HEAD") as response:
+                length = response.headers.get("Content-Length", "")
+                response.read()
+                return int(length) if length.isdecimal() else 0
+
+        return self.persist(attempt, lambda: 0)
+
+    def text(self, path: str) -> str:
+        """Text of a short file.
+
+        Raises
+        ------
+        AbsentError, DownloadError
+        """
+
+        def attempt() -> bytes:
+            with self.open(path) as response:
+                return response.read()
+
+        return self.persist(attempt, lambda: 0).decode("utf-8", "replace")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds that a server asks to wait: a number or a date; None when it does not."""
+    if value is None:
+        return None
+    try:
+        return max(float(value), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None
