@@ -19,7 +19,14 @@ from stellarperceptron.apogee_grid import pixel_range
 from stellarperceptron.data_source import REMEDY, DatasetError, Source, open_source
 from stellarperceptron.survey_file import ERRORS, KINDS, LABEL_NAMES, SPLITS, SurveyWriter
 
-__all__ = ["LABEL_NAMES", "DatasetError", "SpectraDataset", "Split", "SurveyWriter"]
+__all__ = [
+    "LABEL_NAMES",
+    "DatasetError",
+    "SpectraDataset",
+    "Split",
+    "SurveyWriter",
+    "draw_iron_rich",
+]
 
 
 class Split:
@@ -197,18 +204,33 @@ class Split:
         DatasetError
             When there are fewer such stars.
         """
-        candidates = np.flatnonzero(self._label("FE_H") > min_fe_h)
-        if len(candidates) < n_stars:
-            raise DatasetError(
-                f"{self._source}: '{self.name}' has {len(candidates)} stars with [Fe/H] > "
-                f"{min_fe_h:g}, {n_stars} are needed"
-            )
-        return np.sort(_frozen_random(seed).choice(candidates, n_stars, replace=False))
+        try:
+            return draw_iron_rich(self._label("FE_H"), n_stars, min_fe_h, seed)
+        except ValueError as error:
+            raise DatasetError(f"{self._source}: '{self.name}' has {error}") from error
 
     def _label(self, name: str) -> np.ndarray:
         if name not in self.label_names:
             raise DatasetError(f"{self._source} has no label {name}: {', '.join(self.label_names)}")
         return self.labels[:, self.label_names.index(name)]
+
+
+def draw_iron_rich(
+    fe_h: np.ndarray, n_stars: int = 100, min_fe_h: float = -1.0, seed: int = 77
+) -> np.ndarray:
+    """Row numbers (n_stars,) of stars with [Fe/H] > -1; see `Split.iron_rich_hundred`.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer such stars.
+    """
+    candidates = np.flatnonzero(fe_h > min_fe_h)
+    if len(candidates) < n_stars:
+        raise ValueError(
+            f"{len(candidates)} stars with [Fe/H] > {min_fe_h:g}, {n_stars} are needed"
+        )
+    return np.sort(_frozen_random(seed).choice(candidates, n_stars, replace=False))
 
 
 def _frozen_random(seed: int) -> np.random.RandomState:

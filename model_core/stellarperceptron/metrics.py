@@ -103,8 +103,21 @@ def subsets(actual: pd.DataFrame) -> dict[str, np.ndarray]:
     return result
 
 
+def _intervals(residual: np.ndarray) -> dict[str, float]:
+    """`<metric>_low` and `<metric>_high` of all metrics; NaN without stars."""
+    result = {}
+    for name, metric in METRICS.items():
+        low, high = bootstrap_interval(residual, metric) if len(residual) else (np.nan, np.nan)
+        result |= {f"{name}_low": low, f"{name}_high": high}
+    return result
+
+
 def summarize(
-    predicted: pd.DataFrame, actual: pd.DataFrame, labels: Sequence[str] | None = None
+    predicted: pd.DataFrame,
+    actual: pd.DataFrame,
+    labels: Sequence[str] | None = None,
+    *,
+    intervals: bool = False,
 ) -> pd.DataFrame:
     """Metrics of all labels and subsets.
 
@@ -116,6 +129,8 @@ def summarize(
         Columns `<label>`, rows alike.
     labels
         Which labels; None: all that both have.
+    intervals
+        Add `bias_low`, `bias_high` and so on: central 68 % of bootstrap samples of the stars.
 
     Returns
     -------
@@ -136,10 +151,10 @@ def summarize(
     for subset, mask in subsets(actual).items():
         for label in labels:
             error = predicted.get(f"{label}_error")
-            values = label_metrics(
-                predicted[label].to_numpy()[mask],
-                actual[label].to_numpy()[mask],
-                None if error is None else error.to_numpy()[mask],
-            )
+            found, true = predicted[label].to_numpy()[mask], actual[label].to_numpy()[mask]
+            values = label_metrics(found, true, None if error is None else error.to_numpy()[mask])
+            if intervals:
+                residual = found - true
+                values |= _intervals(residual[np.isfinite(residual)])
             rows.append({"subset": subset, "label": label, **values})
     return pd.DataFrame(rows)

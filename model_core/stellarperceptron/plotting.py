@@ -12,7 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.colors import Normalize
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
@@ -26,6 +27,7 @@ __all__ = [
     "LABEL_UNITS",
     "axis_label",
     "chip_axes",
+    "error_bar",
     "metrics_text",
     "plot_predicted_against_actual",
     "save_figure",
@@ -138,6 +140,7 @@ def plot_predicted_against_actual(
     norm: Normalize | None = None,
     color: str = COLORS["blue"],
     text: str | None = None,
+    corner: str = "upper left",
 ) -> PathCollection:
     """Predicted against actual values of a label, with the one-to-one line and the metrics.
 
@@ -159,7 +162,9 @@ def plot_predicted_against_actual(
     color
         Of points without errors.
     text
-        In the upper left corner; None: bias, mad_std and RMSE of all stars.
+        To be written in a corner; None: bias, mad_std and RMSE of all stars.
+    corner
+        "upper left" or "lower right".
 
     Returns
     -------
@@ -180,7 +185,7 @@ def plot_predicted_against_actual(
     low, high = limits
     inside = (predicted >= low) & (predicted <= high) & (actual >= low) & (actual <= high)
     # Points as small as many stars need, as large as few can have.
-    size = float(np.clip(3e4 / max(len(actual), 1), 1.5, 14))
+    size = float(np.clip(1.5e4 / max(len(actual), 1), 1.5, 12))
     style = {"linewidths": 0, "rasterized": True}
     style |= {"color": color} if error is None else {"norm": norm}
 
@@ -194,19 +199,46 @@ def plot_predicted_against_actual(
     scatter(~inside, s=max(10.0, size), marker="^", clip_on=False, zorder=4)
     axes.set(xlim=limits, ylim=limits, box_aspect=1)
     for axis in (axes.xaxis, axes.yaxis):  # the same ticks on both
-        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel(axis_label(label, "actual"))
     axes.set_ylabel(axis_label(label, "predicted"))
+    upper = corner == "upper left"
     axes.text(
-        *(0.04, 0.96, text),
+        *((0.04, 0.96, text) if upper else (0.96, 0.04, text)),
         transform=axes.transAxes,
-        va="top",
+        va="top" if upper else "bottom",
+        ha="left" if upper else "right",
         fontsize="small",
         linespacing=1.35,
         bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 2},
         zorder=5,
     )
     return points
+
+
+def error_bar(
+    figure: Figure | SubFigure, points: PathCollection, label: str, axes, **options
+) -> Colorbar:
+    """Colour bar of predicted errors, with plain numbers on a logarithmic scale.
+
+    Parameters
+    ----------
+    figure, axes, **options
+        As of `Figure.colorbar`.
+    points
+        As `plot_predicted_against_actual` gives them.
+    label
+        Name of the label.
+    """
+    bar = figure.colorbar(points, ax=axes, **options)
+    bar.set_label(axis_label(label, "predicted error of"))
+    if isinstance(points.norm, LogNorm):
+        low, high = points.norm.vmin, points.norm.vmax
+        steps = np.outer(10.0 ** np.arange(-6, 6), [1, 2, 3, 5]).ravel()
+        ticks = steps[(steps >= low) & (steps <= high)]
+        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        bar.minorticks_off()
+    return bar
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:

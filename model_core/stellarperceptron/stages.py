@@ -19,6 +19,7 @@ from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.spectra import pixel_range
 from stellarperceptron.training import train
 from stellarperceptron.training_data import TrainingData, prepare_training_data, usable_stars
+from stellarperceptron.utils.arguments import HelpFormatter
 
 __all__ = [
     "describe_data",
@@ -34,13 +35,6 @@ __all__ = [
 ]
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written; defaults of what need not be given."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
 def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> argparse.Namespace:
     """Parse the arguments of a stage; adds `profile_settings`, the profile they name.
 
@@ -53,7 +47,7 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
     needs_checkpoint
         Whether the stage goes on from the one before.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     beside = Path(script).resolve().parent
     profiles = sorted(path.stem for path in beside.glob("*.toml"))
     parser.add_argument("--profile", default="laptop", help=f"one of {', '.join(profiles)}")

@@ -1,0 +1,188 @@
+"""Tables of predictions: a row for each star, what was predicted and what the catalogue says.
+
+CSV files as in the published repository: for each label `<LABEL>_pred`, `<LABEL>_err` (predicted
+standard deviation), `<LABEL>_actual` and, beyond it, `<LABEL>_actual_err` (the catalogue's
+standard deviation) and `ID`. A cell is empty where a label is missing. A JSON file beside each says
+how the predictions were made.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stellarperceptron.dataset import Split
+from stellarperceptron.metrics import summarize
+from stellarperceptron.utils.data_utils import atomic_output
+
+__all__ = [
+    "about_predictions",
+    "actual_labels",
+    "metrics_of_predictions",
+    "predicted_labels",
+    "predictions_table",
+    "read_predictions",
+    "require_same_stars",
+    "require_stars_of",
+    "write_predictions",
+]
+
+
+def predictions_table(predicted: pd.DataFrame, split: Split) -> pd.DataFrame:
+    """Predictions beside the catalogue's labels of the same stars.
+
+    Parameters
+    ----------
+    predicted
+        (N, 2 L) columns `<LABEL>` and `<LABEL>_error`, as `predict` gives them.
+    split
+        The stars, with labels (N, L) and names; their LOGG and FE_H, by which stars are told
+        apart, are kept even if they are not predicted.
+
+    Raises
+    ------
+    ValueError
+        The numbers of stars differ.
+    """
+    if len(predicted) != len(split):
+        raise ValueError(f"{len(predicted)} predictions do not belong to {len(split)} stars")
+    table = {"ID": split.ids}
+    for column, label in enumerate(split.label_names):
+        if label in predicted:
+            table[f"{label}_pred"] = predicted[label].to_numpy()
+            table[f"{label}_err"] = predicted[f"{label}_error"].to_numpy()
+        if label in predicted or label in ("LOGG", "FE_H"):
+            table[f"{label}_actual"] = split.labels[:, column]
+            table[f"{label}_actual_err"] = split.label_errors[:, column]
+    return pd.DataFrame(table)
+
+
+def write_predictions(table: pd.DataFrame, path: Path, about: Mapping[str, Any]) -> None:
+    """Write a table as CSV (7 digits), and beside it `<name>.json` with how it was made."""
+    with atomic_output(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    with atomic_output(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
+
+
+def about_predictions(path: Path) -> dict[str, Any]:
+    """How predictions were made; empty where that was not written down."""
+    file = path.with_suffix(".json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def predicted_labels(table: pd.DataFrame) -> list[str]:
+    """Names of the labels that a table predicts."""
+    return [column[:-5] for column in table if column.endswith("_pred")]
+
+
+def actual_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """The catalogue's labels in a table: columns `<LABEL>`."""
+    names = {column: column[:-7] for column in table if column.endswith("_actual")}
+    return table[list(names)].rename(columns=names)
+
+
+def read_predictions(path: Path, command: str) -> pd.DataFrame:
+    """Read a table of predictions, one of this repository's or one of the published.
+
+    Parameters
+    ----------
+    path
+        CSV file.
+    command
+        What makes the file, for the message.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none; says which command makes it.
+    ValueError
+        The file is no such table; names the file and what it lacks.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no predictions in {path}; they are made by: {command}")
+    try:
+        table = pd.read_csv(path, dtype={"ID": str})
+    except (ValueError, pd.errors.ParserError) as error:  # empty, no text, ragged
+        raise ValueError(f"{path} is no table of predictions ({error})") from error
+    labels = predicted_labels(table)
+    needed = [f"{label}_{what}" for label in labels for what in ("err", "actual")]
+    missing = [column for column in needed if column not in table]
+    if not labels or missing:
+        raise ValueError(
+            f"{path} is no table of predictions: it lacks "
+            f"{', '.join(missing) or 'columns <LABEL>_pred'}; tables are made by: {command}"
+        )
+    for column in table.columns.drop("ID", errors="ignore"):
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            numbers = pd.to_numeric(table[column], errors="coerce")
+            row = int(np.flatnonzero(numbers.isna() & table[column].notna())[0])
+            raise ValueError(f"{path}, row {row + 2}: {table[column][row]!r} is no {column}")
+    return table
+
+
+def _first_difference(one: pd.DataFrame, other: pd.DataFrame) -> str | None:
+    """What shows that two tables are of other stars, or None."""
+    if len(one) != len(other):
+        return f"{len(one)} against {len(other)} stars"
+    for column in [c for c in one if c in other and (c == "ID" or c.endswith("_actual"))]:
+        if column == "ID":
+            same = (one[column] == other[column]).to_numpy()
+        else:  # the published tables were rounded in several ways
+            same = np.isclose(one[column], other[column], rtol=1e-5, atol=1e-5, equal_nan=True)
+        if not same.all():
+            row = int(np.flatnonzero(~same)[0])
+            return f"row {row + 2}: {column} {one[column][row]} against {other[column][row]}"
+    return None
+
+
+def require_same_stars(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Refuse tables of different stars: other names, or other labels in the catalogue.
+
+    Parameters
+    ----------
+    tables
+        By file name, for the message.
+
+    Raises
+    ------
+    ValueError
+        Two differ; names them and the first row that does.
+    """
+    (first, one), *others = tables.items()
+    for name, other in others:
+        difference = _first_difference(one, other)
+        if difference:
+            raise ValueError(
+                f"{first} and {name} are not predictions of the same stars: {difference}"
+            )
+
+
+def require_stars_of(table: pd.DataFrame, name: str, split: Split, data: Path) -> None:
+    """Refuse predictions whose stars are not those of a survey.
+
+    Raises
+    ------
+    ValueError
+        Names the file, the survey and the first row that differs.
+    """
+    columns = {f"{label}_actual": split.labels[:, i] for i, label in enumerate(split.label_names)}
+    difference = _first_difference(table, pd.DataFrame({"ID": split.ids, **columns}))
+    if difference:
+        raise ValueError(
+            f"{name} holds predictions of other stars than the {split.name} stars of {data} "
+            f"({difference}): make them anew, or give the survey that they were made from"
+        )
+
+
+def metrics_of_predictions(
+    table: pd.DataFrame, labels: Sequence[str] | None = None, *, intervals: bool = False
+) -> pd.DataFrame:
+    """Metrics of a table by subset and label; see `stellarperceptron.metrics.summarize`."""
+    names = {f"{label}_pred": label for label in predicted_labels(table)}
+    names |= {f"{label}_err": f"{label}_error" for label in names.values()}
+    predicted = table[list(names)].rename(columns=names)
+    return summarize(predicted, actual_labels(table), labels, intervals=intervals)

@@ -1,0 +1,155 @@
+r"""Figure 3: [Fe/H] of all test stars from the narrow chunk around two iron lines, 16,106-16,220 A.
+
+Four panels: a network trained from scratch on 100 stars with [Fe/H] > -1, and SpectraFM pre-trained
+on synthetic spectra, fine-tuned on the first half of the observed band, and then fine-tuned on the
+same 100 stars. RMSE of all stars and of those with [Fe/H] < -1 (shaded); above, the [Fe/H] of the
+stars that each was trained on. Colours are predicted errors. Published predictions are read, too:
+
+    python Figure3.py --scratch NN_pred_true_may28_4_987_138.csv \
+        --pretrained 1_basemodel_synthetic_epoch325_fehpredictions.csv \
+        --finetuned 2_realfinetune_firsthalf_epoch90_fehpredictions.csv \
+        --hundred 3_fefinetune_chunk_epoch120_fehpredictions.csv \
+        --training-labels labels_train.npy --output Figure3.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from stellarperceptron.dataset import SpectraDataset, draw_iron_rich
+from stellarperceptron.metrics import label_metrics
+from stellarperceptron.plotting import (
+    COLORS,
+    error_bar,
+    plot_predicted_against_actual,
+    save_figure,
+    use_style,
+)
+from stellarperceptron.predictions import read_predictions, require_same_stars
+from stellarperceptron.survey_file import LABEL_NAMES
+from stellarperceptron.utils.arguments import HelpFormatter
+
+COMMAND = "results/fe/EvaluateFeFT.py, or make reproduce"
+# Options, titles, and which stars were last trained on.
+PANELS = {
+    "scratch": ("network from scratch, 100 stars", "hundred"),
+    "pretrained": ("pre-trained on synthetic spectra", "all"),
+    "finetuned": ("fine-tuned on the first half", "all"),
+    "hundred": ("fine-tuned on 100 stars", "hundred"),
+}
+METAL_POOR = -1.0
+
+
+def read_training_stars(path: Path) -> dict[str, np.ndarray]:
+    """[Fe/H] of all training stars with a label and of the hundred drawn from them.
+
+    Parameters
+    ----------
+    path
+        Survey, or `labels_train.npy` (N, 5) as published.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is no such file, or it is neither.
+    """
+    column = LABEL_NAMES.index("FE_H")
+    if path.suffix == ".npy":
+        labels = np.load(path, allow_pickle=False)
+        if labels.ndim != 2 or labels.shape[1] != len(LABEL_NAMES):
+            raise ValueError(f"{path} has the shape {labels.shape}, not (stars, 5) of labels")
+        iron = labels[:, column]
+    else:
+        with SpectraDataset.open(path) as dataset:
+            iron = dataset.train.labels[:, column]
+    try:
+        hundred = iron[draw_iron_rich(iron)]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return {"all": iron[np.isfinite(iron)], "hundred": hundred}
+
+
+def draw_panel(
+    axes: Axes, above: Axes, table: pd.DataFrame, trained_on: np.ndarray, bins, limits, norm
+):
+    """Draw predicted against actual values and, above, the stars that were trained on."""
+    predicted, actual, error = (table[f"FE_H_{k}"].to_numpy() for k in ("pred", "actual", "err"))
+    poor = actual < METAL_POOR
+    every, few = (label_metrics(predicted[k], actual[k])["rmse"] for k in (slice(None), poor))
+    text = f"RMSE {every:.3f} dex\nRMSE {few:.3f} dex at [Fe/H] < −1"
+    axes.axvspan(limits[0], METAL_POOR, color="0.94", lw=0, zorder=0)
+    options = {"limits": limits, "norm": norm, "text": text, "corner": "lower right"}
+    points = plot_predicted_against_actual(axes, predicted, actual, error, label="FE_H", **options)
+    above.hist(trained_on, bins=bins, color=COLORS["sky"], edgecolor="white", lw=0.3)
+    above.axvspan(limits[0], METAL_POOR, color="0.94", lw=0, zorder=0)
+    above.set(yscale="log", ylim=(0.7, None), xlim=limits)
+    above.tick_params(axis="x", labelbottom=False)
+    above.annotate(
+        f"{len(trained_on):,} training stars",
+        (0.04, 0.92),
+        xycoords="axes fraction",
+        va="top",
+        fontsize="small",
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 2},
+    )
+    return points
+
+
+def draw(tables: dict[str, pd.DataFrame], trained_on: dict[str, np.ndarray]) -> Figure:
+    """Draw the four panels from predictions of the same stars."""
+    use_style()
+    figure = Figure(figsize=(14.5, 4.85), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04)
+    grid = figure.subplots(2, len(PANELS), gridspec_kw={"height_ratios": [1, 3.4]}, sharex="col")
+    actual = tables["scratch"]["FE_H_actual"]
+    low, high = np.nanquantile(actual, [0.0005, 0.9995])
+    limits = float(low) - 0.15, float(high) + 0.15
+    bins = np.arange(np.floor(10 * limits[0]) / 10, limits[1] + 0.1, 0.1)
+    errors = np.concatenate([table["FE_H_err"] for table in tables.values()])
+    norm = LogNorm(*np.quantile(errors, [0.01, 0.99]))
+    for column, (key, (title, stars)) in enumerate(PANELS.items()):
+        above, axes = grid[:, column]
+        points = draw_panel(axes, above, tables[key], trained_on[stars], bins, limits, norm)
+        above.set_title(title, fontweight="bold")
+        if column:
+            axes.set_ylabel("")
+        else:
+            above.set_ylabel("stars")
+    error_bar(figure, points, "FE_H", grid[1, :], location="right", aspect=25, pad=0.01)
+    return figure
+
+
+def main() -> None:
+    """Arguments, predictions, training stars, figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    for key, (title, _) in PANELS.items():
+        parser.add_argument(
+            f"--{key}", type=Path, required=True, help=f"predictions (CSV): {title}"
+        )
+    parser.add_argument(
+        "--training-labels",
+        type=Path,
+        required=True,
+        help="survey file or folder, or labels_train.npy as published",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="picture to write (PNG)")
+    arguments = parser.parse_args()
+    try:
+        paths = {key: getattr(arguments, key) for key in PANELS}
+        tables = {key: read_predictions(path, COMMAND) for key, path in paths.items()}
+        require_same_stars({str(paths[key]): table for key, table in tables.items()})
+        trained_on = read_training_stars(arguments.training_labels)
+        save_figure(draw(tables, trained_on), arguments.output)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+    print(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

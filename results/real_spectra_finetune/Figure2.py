@@ -1,0 +1,81 @@
+r"""Figure 2: predicted against actual labels of all test stars, from observed spectra.
+
+Above after stage 1 (pre-trained on synthetic spectra), below after stage 2 (fine-tuned on observed
+ones); coloured by predicted error, on one scale for each label; bias (median), mad_std and RMSE in
+each panel. Triangles on the edge are stars beyond it.
+
+    python Figure2.py --pretrained runs/laptop/evaluation/1_basemodel_synthetic_on_observed.csv \
+        --finetuned runs/laptop/evaluation/2_realfinetune_firsthalf_on_observed.csv \
+        --output runs/laptop/figures/Figure2.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from stellarperceptron.plotting import (
+    error_bar,
+    plot_predicted_against_actual,
+    save_figure,
+    use_style,
+)
+from stellarperceptron.predictions import predicted_labels, read_predictions, require_same_stars
+from stellarperceptron.utils.arguments import HelpFormatter
+
+TITLES = ("pre-trained on synthetic spectra", "fine-tuned on observed spectra")
+COMMAND = "results/real_spectra_finetune/evaluate_{}*.py, or make reproduce"
+
+
+def draw(tables: list[pd.DataFrame]) -> Figure:
+    """Draw predictions of the same stars, a row for each table and a column for each label."""
+    labels = predicted_labels(tables[0])
+    use_style()
+    figure = Figure(figsize=(3.0 * len(labels), 6.9), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    panels = figure.subplots(len(tables), len(labels), squeeze=False)
+    for column, label in enumerate(labels):
+        errors = np.concatenate([table[f"{label}_err"] for table in tables])
+        norm = LogNorm(*np.nanquantile(errors, [0.01, 0.99]))
+        for row, table in enumerate(tables):
+            axes = panels[row, column]
+            values = (table[f"{label}_{what}"].to_numpy() for what in ("pred", "actual", "err"))
+            points = plot_predicted_against_actual(axes, *values, label=label, norm=norm)
+            if row < len(tables) - 1:
+                axes.set_xlabel("")
+            if column == 0:
+                axes.set_title(TITLES[row], loc="left", fontweight="bold")
+        bar = {"location": "bottom", "shrink": 0.9, "aspect": 25, "pad": 0.02}
+        error_bar(figure, points, label, panels[:, column], **bar)
+    return figure
+
+
+def main() -> None:
+    """Arguments, predictions, figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--pretrained", type=Path, required=True, help="predictions of stage 1 (CSV)"
+    )
+    parser.add_argument(
+        "--finetuned", type=Path, required=True, help="predictions of stage 2 (CSV)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="picture to write (PNG)")
+    arguments = parser.parse_args()
+    try:
+        tables = {
+            str(path): read_predictions(path, COMMAND.format(stage))
+            for stage, path in ((1, arguments.pretrained), (2, arguments.finetuned))
+        }
+        require_same_stars(tables)
+        save_figure(draw(list(tables.values())), arguments.output)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+    print(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

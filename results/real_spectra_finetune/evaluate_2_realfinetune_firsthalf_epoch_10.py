@@ -1,0 +1,50 @@
+r"""Predict labels of all test stars with the model of stage 2, fine-tuned on observed spectra.
+
+From the first half of the observed band. The table OUTPUT/2_realfinetune_firsthalf_on_observed.csv
+holds <LABEL>_pred, <LABEL>_err, <LABEL>_actual and <LABEL>_actual_err in K (TEFF) and dex.
+
+    python evaluate_2_realfinetune_firsthalf_epoch_10.py --data runs/laptop/survey.h5 \
+        --checkpoint runs/laptop/2_realfinetune_firsthalf --output runs/laptop/evaluation
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.evaluation import evaluate, evaluation_parser, print_metrics
+from stellarperceptron.stages import resolve_checkpoint
+
+
+def main() -> None:
+    """Arguments, data, model, predictions."""
+    parser = evaluation_parser(__doc__, pixels="first_half")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="output of stage 2, or a checkpoint"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    try:
+        checkpoint = resolve_checkpoint(arguments.checkpoint)
+        with SpectraDataset.open(arguments.data) as dataset:
+            model = StellarPerceptron.load(checkpoint, device=arguments.device)
+            path = arguments.output / "2_realfinetune_firsthalf_on_observed.csv"
+            table = evaluate(
+                model,
+                checkpoint,
+                dataset,
+                "observed",
+                arguments.pixels,
+                dataset.label_names,
+                path,
+                precision=arguments.precision,
+            )
+            print_metrics(path, table)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+
+
+if __name__ == "__main__":
+    main()
