@@ -13,20 +13,13 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
-from stellarperceptron.checkpoint import (
-    load_tensors,
-    load_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from stellarperceptron.checkpoint import load_tensors
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = ["RunFolder"]
@@ -76,12 +69,14 @@ class RunFolder:
                 temporary.write_text(json.dumps(configuration, indent=1), encoding="utf-8")
         if rank == 0:
             (self.path / "training_system_info.log").write_text(_system(), encoding="utf-8")
-        self._events = self._open_tensorboard() if rank == 0 else None
+        self._events = None
+        self._written = self._drawn = self._echoed = -math.inf
 
     def _clear(self) -> None:
         """Remove checkpoints, metrics and configuration of an earlier training."""
         for folder in [*self._epochs(), self.path / "best", self.path / "interrupted"]:
             shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         for name in ("configuration.json", "training_metrics.csv", "complete"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -96,41 +91,66 @@ class RunFolder:
                 "or remove this one"
             )
 
-    def _open_tensorboard(self):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(str(self.path / "tensorboard"))
-
-    def log(self, line: str) -> None:
-        """Append a line to `training.log`."""
+    def log(self, line: str, echo: bool = True) -> None:
+        """Append a line to `training.log`, and print it where lines are echoed."""
         if self.rank == 0:
-            if self.echo:
+            if self.echo and echo:
                 tqdm.write(line, file=sys.stderr)
             with open(self.path / "training.log", "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
-    def write_metrics(self, history: list[dict[str, float]]) -> None:
-        """Write `training_metrics.csv` and `loss.png`, and a line to the log."""
+    def write_metrics(
+        self, history: list[dict[str, float]], *, table: bool = False, figure: bool = False
+    ) -> None:
+        """Keep the metrics of the epochs up to the last one.
+
+        Epochs may be much shorter than writing takes: the table `training_metrics.csv` is written
+        every second and the figure `loss.png` every 20 seconds at most, unless they must be.
+
+        Parameters
+        ----------
+        history
+            Metrics of all epochs.
+        table, figure
+            Write it now.
+        """
         if self.rank != 0:
             return
-        with (
-            atomic_output(self.path / "training_metrics.csv") as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, fieldnames=list(history[-1]))
-            writer.writeheader()
-            writer.writerows(history)
-        last = history[-1]
-        self.log(
-            "  ".join(f"{key} {value:.5g}" for key, value in last.items() if math.isfinite(value))
-        )
-        if self._events is not None:
-            for key, value in last.items():
-                self._events.add_scalar(key, value, last["epoch"])
-            self._events.flush()
-        _plot(history, self.path / "loss.png")
+        now, last = time.monotonic(), history[-1]
+        if table or now - self._written > 1:
+            self._written = now
+            with (
+                atomic_output(self.path / "training_metrics.csv") as temporary,
+                open(temporary, "w", newline="", encoding="utf-8") as file,
+            ):
+                writer = csv.DictWriter(file, fieldnames=list(last))
+                writer.writeheader()
+                writer.writerows(history)
+        if figure or now - self._drawn > 20:
+            self._drawn = now
+            _plot(history, self.path / "loss.png")
+
+    def log_epoch(self, metrics: dict[str, float]) -> None:
+        """A line of the log and TensorBoard's points for an epoch that has just ended."""
+        if self.rank != 0:
+            return
+        now = time.monotonic()
+        echo = now - self._echoed > 5
+        self._echoed = now if echo else self._echoed
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        self.log("  ".join(f"{key} {value:.5g}" for key, value in finite.items()), echo)
+        epoch = int(metrics["epoch"])
+        if self._events is None:
+            self._events = _open_tensorboard(self.path / "tensorboard", epoch) or False
+        if self._events:
+            for key, value in finite.items():
+                self._events.add_scalar(key, value, epoch)
+
+    def close(self) -> None:
+        """Write what TensorBoard's writer still holds."""
+        if self._events:
+            self._events.close()
+        self._events = None
 
     def read_metrics(self, before_epoch: int) -> list[dict[str, float]]:
         """Metrics of the epochs that a resumed training does not repeat."""
@@ -140,26 +160,6 @@ class RunFolder:
         with open(file, newline="", encoding="utf-8") as lines:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(lines)]
         return [row for row in rows if row["epoch"] <= before_epoch]
-
-    def save(
-        self,
-        name: str,
-        model: Any,
-        optimizer: torch.optim.Optimizer,
-        state: dict[str, Any],
-    ) -> None:
-        """Save a checkpoint with the training's state, whole or not at all."""
-        if self.rank == 0:
-            write_checkpoint(
-                self.path / name,
-                model.torch_model,
-                model.get_config(),
-                model.embed_map,
-                optimizer=optimizer,
-                epoch=state["epoch"],
-                overwrite=True,
-                training_state=state,
-            )
 
     def prune(self, keep: int) -> None:
         """Remove all `epoch_<n>` but the last `keep` (0 keeps all), and `interrupted`."""
@@ -183,16 +183,14 @@ class RunFolder:
             return None
         return max(states, key=lambda pair: (pair[0]["epoch"], pair[0]["batch"]))[1]
 
-    def restore(
-        self,
-        checkpoint: Path,
-        network: nn.Module,
-        restore: Callable[[dict[str, Any], dict[str, Any]], None],
-    ) -> None:
-        """Put a checkpoint's weights into the network and its state into the training."""
-        content = read_checkpoint(checkpoint)
-        load_weights(network, content.weights, f"weights of {checkpoint}")
-        restore(load_tensors(checkpoint / "training_state.pt"), content.optimizer_state)
+
+def _open_tensorboard(path: Path, epoch: int) -> Any:
+    """TensorBoard's writer, to which later epochs of an interrupted training are unknown."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(path), purge_step=epoch)
 
 
 def _flat(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
