@@ -95,7 +95,9 @@ def _hdus(data: bytes | mmap.mmap) -> Iterator[HDU]:
             elements *= _integer(header, 4 + n_axes, b"GCOUNT")
         size = abs(bits) // 8 * elements
         start = end + _CARD + -(end + _CARD) % _BLOCK
-        if elements < 0 or start + size > length:
+        if elements < 0:
+            raise ValueError(f"has a negative length in HDU {number}")
+        if start + size > length:
             raise ValueError(
                 f"is truncated: HDU {number} ends at byte {start + size}, the file at {length}"
             )

@@ -184,12 +184,14 @@ class Archive(Server):
             # A weak tag does not promise equal bytes.
             same = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
             tag.write_text(same or response.headers.get("Last-Modified", ""))
-            with open(part, "ab" if have else "wb") as file:
-                while chunk := response.read(_CHUNK):
+            # What has come is written at once, so that a silence or a kill loses nothing.
+            with open(part, "ab" if have else "wb", buffering=0) as file:
+                while chunk := response.read1(_CHUNK):
                     file.write(chunk)
                     have += len(chunk)
                     progress(len(chunk))
                     self.go_on()
+            response.read()  # nothing is left; the connection is free for the next request
         if total is not None and have != total:
             raise TryAgainError(f"the answer is cut off at {have} of {total} bytes")
 

@@ -7,6 +7,7 @@ arXiv:2411.04750), section 2.
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from astropy.io import fits
 from astropy.io.fits import VerifyError
+from astropy.utils.exceptions import AstropyUserWarning
 
 from stellarperceptron.survey_file import LABEL_NAMES
 
@@ -129,7 +131,8 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
     label_columns = (*LABEL_NAMES, *(f"{name}_ERR" for name in LABEL_NAMES))
     names = ("APOGEE_ID", "TELESCOPE", "FIELD", "ASPCAPFLAG", "STARFLAG", "SNR", "VSCATTER")
     try:
-        with fits.open(path, memmap=True) as hdus:
+        with warnings.catch_warnings(), fits.open(path, memmap=True) as hdus:
+            warnings.simplefilter("ignore", AstropyUserWarning)  # of truncation: an error below
             table = hdus[1]
             columns, start = table.columns, table.fileinfo()["datLoc"]
             n_rows, row_bytes = table.header["NAXIS2"], table.header["NAXIS1"]
