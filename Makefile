@@ -1,8 +1,10 @@
 # make test                     run the tests
 # make lint                     check lint and format
-# make reproduce PROFILE=smoke  mock survey and all training stages into runs/smoke
+# make reproduce PROFILE=smoke  survey, training, evaluation, figures, attention, real stars and
+#                               report into runs/smoke; goes on where it was interrupted
 #                               profiles: smoke, laptop, laptop_pixel, paper, gpu
-#                DATA=survey.h5 another survey than the mock one
+#                DATA=survey.h5 another survey than the mock one (with a RUN=folder of its own)
+# make publish-figures          copy the figures of a run beside the scripts that draw them
 # Each installs what it needs into .venv, once. Nothing but Python 3.11 or newer is needed.
 
 PROFILE ?= laptop
@@ -20,9 +22,8 @@ STARS_paper := 102747 25681
 STARS_gpu := $(STARS_paper)
 STARS := $(STARS_$(PROFILE))
 PROFILES := smoke, laptop, laptop_pixel, paper or gpu
-SURVEY := runs/$(PROFILE)/survey.h5
 
-.PHONY: install test lint reproduce clean
+.PHONY: install test lint reproduce publish-figures clean
 
 install: $(INSTALLED)
 
@@ -39,42 +40,106 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-# What is complete is not run again: each stage leaves a file `complete` in its folder at its end.
-RUN := runs/$(PROFILE)
+# What is complete is not run again: each stage leaves a file `complete` in its folder at its end,
+# every other step its output.
+RUN ?= runs/$(PROFILE)
+SURVEY := $(RUN)/survey.h5
+DATA ?= $(SURVEY)
 STAGE_1 := $(RUN)/1_basemodel_synthetic
 STAGE_2 := $(RUN)/2_realfinetune_firsthalf
 STAGE_3 := $(RUN)/3_fefinetune_chunk
 BASELINE := $(RUN)/basic_NN
-DATA ?= $(SURVEY)
+ON_OBSERVED_1 := $(RUN)/evaluation/1_basemodel_synthetic_on_observed.csv
+ON_OBSERVED_2 := $(RUN)/evaluation/2_realfinetune_firsthalf_on_observed.csv
+CHUNK_3 := $(RUN)/evaluation/3_fefinetune_chunk_fehpredictions.csv
+OF_CHUNK = $(RUN)/evaluation/$(1)_fehpredictions.csv
+REPORT := $(RUN)/report.html
+
 CHECK = @test -f $@ || { echo "$(@D) was interrupted: run make again"; exit 1; }
 ARGUMENTS = --profile $(PROFILE) --data $(DATA) --output $(@D)
+# Shows the command, and keeps the seconds that it takes for the report.
+STEP = $(patsubst %/complete,%,$(patsubst $(RUN)/%,%,$@))
+TIMED = @mkdir -p $(RUN); begin=$$(date +%s); \
+  trap '{ set +x; echo "$(STEP),$$(($$(date +%s) - begin))" >>$(RUN)/timings.csv; } 2>&-' EXIT; \
+  set -x;
 
 reproduce: $(INSTALLED)
 	@test -n "$(STARS)" || { echo "unknown PROFILE=$(PROFILE): $(PROFILES)"; exit 1; }
-	@$(MAKE) --no-print-directory $(STAGE_3)/complete $(BASELINE)/complete
-	@echo "$(RUN) is complete"
+	@test "$(DATA)" = "$(SURVEY)" || test -e "$(DATA)" || { echo "there is no DATA=$(DATA)"; exit 1; }
+	@mkdir -p $(RUN); test -f $(RUN)/data.txt || echo "$(DATA)" >$(RUN)/data.txt
+	@test "$$(cat $(RUN)/data.txt)" = "$(DATA)" || { echo "$(RUN) is of the survey" \
+	  "$$(cat $(RUN)/data.txt), not of $(DATA): name another folder, make ... RUN=folder"; exit 1; }
+	@if $(MAKE) --no-print-directory --question $(REPORT) 2>/dev/null; \
+	then echo "nothing to do: $(RUN) is complete, its report is $(REPORT)"; \
+	else $(MAKE) --no-print-directory $(REPORT) && echo "$(RUN) is complete: $(REPORT)"; fi
 
 $(SURVEY):
-	$(BIN)/python dataset/create_mock_survey.py --stars $(word 1,$(STARS)) \
+	$(TIMED) $(BIN)/python dataset/create_mock_survey.py --stars $(word 1,$(STARS)) \
 	  --test-stars $(word 2,$(STARS)) --seed 1 --output $@
 
 $(STAGE_1)/complete: | $(DATA)
-	$(BIN)/python training/1_basemodel_synthetic/trainingAPOGEEGPU.py $(ARGUMENTS)
+	$(TIMED) $(BIN)/python training/1_basemodel_synthetic/trainingAPOGEEGPU.py $(ARGUMENTS)
 	$(CHECK)
 
 $(STAGE_2)/complete: $(STAGE_1)/complete
-	$(BIN)/python training/2_realfinetune_firsthalf/finetuningAPOGEE.py $(ARGUMENTS) \
+	$(TIMED) $(BIN)/python training/2_realfinetune_firsthalf/finetuningAPOGEE.py $(ARGUMENTS) \
 	  --checkpoint $(STAGE_1)
 	$(CHECK)
 
 $(STAGE_3)/complete: $(STAGE_2)/complete
-	$(BIN)/python training/3_fefinetune_chunk/finetuningAPOGEE.py $(ARGUMENTS) \
+	$(TIMED) $(BIN)/python training/3_fefinetune_chunk/finetuningAPOGEE.py $(ARGUMENTS) \
 	  --checkpoint $(STAGE_2)
 	$(CHECK)
 
 $(BASELINE)/complete: | $(DATA)
-	$(BIN)/python training/basic_NN/TrainingNN.py $(ARGUMENTS)
+	$(TIMED) $(BIN)/python training/basic_NN/TrainingNN.py $(ARGUMENTS)
 	$(CHECK)
+
+FINETUNE := results/real_spectra_finetune
+FIGURE_2 := --pretrained $(ON_OBSERVED_1) --finetuned $(ON_OBSERVED_2)
+EVALUATE = --data $(DATA) --output $(RUN)/evaluation
+ATTENTION = --data $(DATA) --checkpoint $(STAGE_2) --output $(RUN)/attention
+
+$(ON_OBSERVED_1): $(STAGE_1)/complete
+	$(TIMED) $(BIN)/python $(FINETUNE)/evaluate_1_basemodel_synthetic_epoch325.py $(EVALUATE) \
+	  --checkpoint $(STAGE_1)
+
+$(ON_OBSERVED_2): $(STAGE_2)/complete
+	$(TIMED) $(BIN)/python $(FINETUNE)/evaluate_2_realfinetune_firsthalf_epoch_10.py $(EVALUATE) \
+	  --checkpoint $(STAGE_2)
+
+$(CHUNK_3): $(STAGE_1)/complete $(STAGE_2)/complete $(STAGE_3)/complete $(BASELINE)/complete
+	$(TIMED) $(BIN)/python results/fe/EvaluateFeFT.py $(EVALUATE) \
+	  $(BASELINE) $(STAGE_1) $(STAGE_2) $(STAGE_3)
+
+$(RUN)/tables/Table1.md: $(ON_OBSERVED_1) $(ON_OBSERVED_2)
+	$(TIMED) $(BIN)/python $(FINETUNE)/Table1.py $(FIGURE_2) --output $(@D)
+
+$(RUN)/figures/Figure2.png: $(ON_OBSERVED_1) $(ON_OBSERVED_2)
+	$(TIMED) $(BIN)/python $(FINETUNE)/Figure2.py $(FIGURE_2) --output $@
+
+$(RUN)/figures/Figure3.png: $(CHUNK_3)
+	$(TIMED) $(BIN)/python results/fe/Figure3.py --scratch $(call OF_CHUNK,$(notdir $(BASELINE))) \
+	  --pretrained $(call OF_CHUNK,$(notdir $(STAGE_1))) \
+	  --finetuned $(call OF_CHUNK,$(notdir $(STAGE_2))) --hundred $(CHUNK_3) \
+	  --training-labels $(DATA) --output $@
+
+$(RUN)/attention/attention_shares.csv: $(STAGE_2)/complete
+	$(TIMED) $(BIN)/python results/attention/extract_attention.py $(ATTENTION)
+
+$(RUN)/attention/Figure4.png: $(RUN)/attention/attention_shares.csv
+	$(TIMED) $(BIN)/python results/attention/Figure4.py $(ATTENTION)
+
+$(RUN)/real_stars/predictions.csv: $(STAGE_2)/complete
+	$(TIMED) $(BIN)/python results/real_stars/predict_real_stars.py --checkpoint $(STAGE_2) \
+	  --output $(@D)
+
+$(REPORT): $(RUN)/tables/Table1.md $(RUN)/figures/Figure2.png $(RUN)/figures/Figure3.png \
+  $(RUN)/attention/Figure4.png $(RUN)/real_stars/predictions.csv
+	$(BIN)/python results/report.py $(RUN) --profile $(PROFILE) --data $(DATA)
+
+publish-figures: $(INSTALLED)
+	$(BIN)/python results/publish_figures.py $(RUN) --profile $(PROFILE) --data $(DATA)
 
 clean:
 	rm -rf .venv build

@@ -16,6 +16,7 @@ from stellarperceptron.predictions import (
 from stellarperceptron.published_results import PAPER_CATALOGUE_ERROR, PAPER_FE_H, PAPER_TABLE_1
 
 __all__ = [
+    "METAL_POOR",
     "MODELS",
     "format_value",
     "giants_table",
@@ -24,7 +25,6 @@ __all__ = [
     "iron_text",
     "label_heading",
     "labels_text",
-    "markdown_table",
 ]
 
 MODELS = {
@@ -42,7 +42,7 @@ _HEADINGS = {
     "MG_FE": "[Mg/Fe] [dex]",
     "FE_H": "[Fe/H] [dex]",
 }
-_POOR = "[Fe/H] < -1"
+METAL_POOR = "[Fe/H] < -1"
 
 
 def label_heading(label: str) -> str:
@@ -61,13 +61,6 @@ def format_value(value: float, label: str = "FE_H", sign: str = "") -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:{sign}.{1 if label == 'TEFF' else 3}f}"
-
-
-def markdown_table(frame: pd.DataFrame) -> str:
-    """A table of texts as Markdown, its first column to the left, the others to the right."""
-    rows = [frame.columns, [":--"] + ["--:"] * (frame.shape[1] - 1), *frame.to_numpy()]
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 # --- Table 1 -----------------------------------------------------------------------------------
@@ -162,7 +155,7 @@ def iron_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for row in metrics.to_dict("records"):
             paper = PAPER_FE_H[model]
             keys = {"all": {key: key for key in ("rmse", "mad_std", "pull_std")}}
-            keys[_POOR] = {"rmse": "metal_poor_rmse"}
+            keys[METAL_POOR] = {"rmse": "metal_poor_rmse"}
             known = {f"paper_{k}": paper[v] for k, v in keys.get(row["subset"], {}).items()}
             rows.append({"model": model, **row, **known})
     return pd.DataFrame(rows)
@@ -173,18 +166,18 @@ def iron_text(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for model in dict.fromkeys(table["model"]):
         part = table[table["model"] == model].set_index("subset")
-        everyone, poor = part.loc["all"], part.loc[_POOR]
+        everyone, poor = part.loc["all"], part.loc[METAL_POOR]
         rows.append(
             {
                 "": MODELS[model],
                 "RMSE": _with_interval(everyone, "rmse"),
-                "paper": format_value(everyone["paper_rmse"]),
-                "RMSE at [Fe/H] < −1": _with_interval(poor, "rmse"),
-                "paper ": format_value(poor["paper_rmse"]),
+                "RMSE, paper": format_value(everyone["paper_rmse"]),
+                "at [Fe/H] < −1": _with_interval(poor, "rmse"),
+                "at [Fe/H] < −1, paper": format_value(poor["paper_rmse"]),
                 "mad_std": _with_interval(everyone, "mad_std"),
-                "paper  ": format_value(everyone["paper_mad_std"]),
+                "mad_std, paper": format_value(everyone["paper_mad_std"]),
                 "std of pulls": f"{everyone['pull_std']:.2f}",
-                "paper   ": f"{everyone['paper_pull_std']:.2f}",
+                "std of pulls, paper": f"{everyone['paper_pull_std']:.2f}",
             }
         )
     return pd.DataFrame(rows)

@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 from stellarperceptron.predictions import read_predictions
-from stellarperceptron.tables import giants_table, giants_text, markdown_table
+from stellarperceptron.tables import giants_table, giants_text
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.document import markdown_table
 
 CAPTION = "Giants (1.0 < log g < 3.5), predicted minus catalogue labels: mad_std / RMSE.\n\n"
 COMMAND = "results/real_spectra_finetune/evaluate_{}*.py, or make reproduce"

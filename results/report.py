@@ -1,0 +1,263 @@
+r"""Report of a run: figures, tables, timings and settings, with the paper's numbers beside.
+
+Reads what the other scripts left in the run's folder and writes RUN/report.md and RUN/report.html,
+one page that needs no other file. What is missing is said, with the command that makes it.
+
+    python report.py runs/laptop --profile laptop --data runs/laptop/survey.h5
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from stellarperceptron.dataset import SpectraDataset
+from stellarperceptron.predictions import (
+    about_predictions,
+    read_predictions,
+    require_stars_of,
+)
+from stellarperceptron.run_summary import (
+    attention_text,
+    claims_table,
+    configurations,
+    describe_survey,
+    machine_table,
+    real_stars_text,
+    stage_folders,
+    stages_table,
+    timings_table,
+)
+from stellarperceptron.tables import (
+    MODELS,
+    giants_table,
+    giants_text,
+    iron_table,
+    iron_text,
+    labels_text,
+)
+from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.document import Document
+
+OBSERVED = {
+    "pretrained": "1_basemodel_synthetic_on_observed",
+    "finetuned": "2_realfinetune_firsthalf_on_observed",
+}
+SYNTHETIC = {"pretrained": "1_basemodel_synthetic_on_synthetic"}
+CHUNK = {
+    "scratch": "basic_NN_fehpredictions",
+    "pretrained": "1_basemodel_synthetic_fehpredictions",
+    "finetuned": "2_realfinetune_firsthalf_fehpredictions",
+    "hundred": "3_fefinetune_chunk_fehpredictions",
+}
+PAPER = (
+    "The paper is Koblischke & Bovy (2024), arXiv:2411.04750. Its numbers are of real stars of "
+    "APOGEE DR17: beside those of a mock survey they show the same story, not the same sky."
+)
+REAL_STARS = "results/real_stars/predict_real_stars.py"
+ATTENTION = "results/attention/extract_attention.py"
+
+
+class Run:
+    """A run's folder and survey, and the document about them."""
+
+    def __init__(self, folder: Path, dataset: SpectraDataset, document: Document):
+        self.folder, self.dataset, self.document = folder, dataset, document
+
+    def predictions(self, names: dict[str, str]) -> dict[str, pd.DataFrame]:
+        """Tables of predictions that are there, all of the survey's test stars."""
+        tables = {}
+        for key, name in names.items():
+            path = self.folder / "evaluation" / f"{name}.csv"
+            if path.is_file():
+                tables[key] = read_predictions(path, "make reproduce")
+                require_stars_of(tables[key], str(path), self.dataset.test, self.dataset.path)
+        return tables
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A table of another script, if it is there."""
+        path = self.folder / name
+        return pd.read_csv(path) if path.is_file() else None
+
+    def figure(self, name: str, caption: str, command: str) -> None:
+        """Add a picture of another script, or say what makes it."""
+        path = self.folder / name
+        if path.is_file():
+            self.document.figure(path, caption)
+        else:
+            self.missing(name, command)
+
+    def missing(self, what: str, command: str) -> None:
+        """Say that something is missing."""
+        self.document.text(f"**Missing:** {what}, which `{command}` or `make reproduce` makes.")
+
+
+def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
+    """Figure 2, Table 1, all labels."""
+    command, document = "results/real_spectra_finetune/Figure2.py", run.document
+    document.heading("Labels from observed spectra")
+    run.figure(
+        "figures/Figure2.png",
+        "Figure 2. Predicted against actual labels of all test stars, from the first half of the "
+        "observed band: above after pre-training on synthetic spectra, below after fine-tuning on "
+        "observed ones. Colour: predicted error.",
+        command,
+    )
+    if set(observed) == set(OBSERVED):
+        document.heading("Table 1", 3)
+        document.table(
+            giants_text(giants_table(observed)),
+            "Giants (1.0 < log g < 3.5), predicted minus catalogue labels: mad_std / RMSE.",
+        )
+    else:
+        run.missing("predictions from observed spectra", f"{Path(command).parent}/evaluate_*.py")
+    tables = [(f"{MODELS[key]}, observed spectra", table) for key, table in observed.items()]
+    tables += [
+        (f"{MODELS[key]}, synthetic spectra", table)
+        for key, table in run.predictions(SYNTHETIC).items()
+    ]
+    document.heading("All test stars, and calibration", 3)
+    document.text(
+        "Predicted minus catalogue labels, with 68 % bootstrap intervals. Pulls are residuals over "
+        "predicted errors; in brackets stands what honest errors give."
+    )
+    for title, table in tables:
+        document.table(labels_text(table), f"{title[0].upper()}{title[1:]}.")
+
+
+def write_chunk(run: Run, chunk: dict[str, pd.DataFrame]) -> None:
+    """Figure 3 and its numbers."""
+    run.document.heading("[Fe/H] from a narrow chunk and 100 stars")
+    run.figure(
+        "figures/Figure3.png",
+        "Figure 3. [Fe/H] of all test stars from 16,106 to 16,220 Å; above each panel the stars "
+        "trained on. Shaded: [Fe/H] < −1, where none of the 100 stars lies.",
+        "results/fe/Figure3.py",
+    )
+    if set(chunk) == set(CHUNK):
+        text = iron_text(iron_table(chunk))
+        run.document.table(text, "[dex], with 68 % bootstrap intervals.")
+    else:
+        run.missing("predictions from the chunk", "results/fe/EvaluateFeFT.py")
+
+
+def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
+    """Figure 4 and the shares of attention."""
+    run.document.heading("Where the model looks")
+    run.figure(
+        "attention/Figure4.png",
+        "Figure 4. Attention of the decoder for each label, hanging down under the mean spectra of "
+        "giants and dwarfs, with the lines that the paper names.",
+        "results/attention/Figure4.py",
+    )
+    if shares is None:
+        run.missing("attention/attention_shares.csv", ATTENTION)
+        return
+    run.document.table(
+        attention_text(shares),
+        "Attention in the last decoder block on the 5 % of tokens whose flux responds most to the "
+        "label (derivatives of the emulator), against what an even spread would give them, and the "
+        "rank correlation of attention and response over all tokens.",
+    )
+
+
+def write_real_stars(run: Run, stars: pd.DataFrame | None) -> None:
+    """Predictions for real stars, with their spectra."""
+    run.document.heading("Real stars")
+    if stars is None:
+        run.missing("real_stars/predictions.csv", REAL_STARS)
+        return
+    if not len(stars):
+        run.document.text("**Missing:** no spectrum of a real star could be had or used.")
+        return
+    run.document.text(
+        "From real APOGEE files, which no training has seen: labels by the model after stage 2, and "
+        "what the survey's radial-velocity pipeline wrote into the headers."
+    )
+    run.document.table(real_stars_text(stars))
+    failures = run.table("real_stars/failures.csv")
+    if failures is not None:
+        run.document.table(failures, "Files that could not be used.")
+    for path in sorted((run.folder / "real_stars").glob("*.png")):
+        run.document.figure(path, f"{path.stem}: observed, and emulated at the predicted labels.")
+
+
+def write_training(run: Run) -> None:
+    """Stages, loss curves, timings, machine, settings."""
+    document = run.document
+    document.heading("Training")
+    stages = stage_folders(run.folder)
+    if stages:
+        document.table(stages_table(run.folder))
+    for stage, folder in stages.items():
+        if (folder / "loss.png").is_file():
+            document.figure(folder / "loss.png", f"Loss and learning rate of {stage}.")
+    document.heading("How this was made")
+    timings = timings_table(run.folder)
+    if timings is not None:
+        document.table(timings, "Steps of `make reproduce`, start-up included.")
+    document.table(machine_table())
+    evaluations = []
+    for path in sorted((run.folder / "evaluation").glob("*.json")):
+        about = about_predictions(path)
+        first, last = about["pixels"]
+        evaluations.append(
+            {
+                "": path.stem,
+                "pixels": f"{first}:{last}",
+                "checkpoint": Path(about["checkpoint"]).name,
+                "epoch": "–" if about["epoch"] is None else about["epoch"],
+                "time [s]": about["seconds"],
+                "stars/s": f"{about['stars_per_s']:.0f}",
+            }
+        )
+    if evaluations:
+        document.table(pd.DataFrame(evaluations), "Predictions.")
+    provenance = json.dumps(run.dataset.provenance, indent=1)
+    document.details("Provenance of the survey", provenance)
+    for name, text in configurations(run.folder).items():
+        document.details(f"Configuration: {name}", text)
+
+
+def main() -> None:
+    """Arguments, predictions, sections, files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--profile", required=True, help="its name, for the title")
+    parser.add_argument("--data", type=Path, required=True, help="the survey of the run")
+    arguments = parser.parse_args()
+    if not arguments.run.is_dir():
+        parser.error(f"there is no run in {arguments.run}: make reproduce makes one")
+    document = Document(f"SpectraFM, profile {arguments.profile}")
+    try:
+        with SpectraDataset.open(arguments.data) as dataset:
+            run = Run(arguments.run, dataset, document)
+            observed, chunk = run.predictions(OBSERVED), run.predictions(CHUNK)
+            shares = run.table("attention/attention_shares.csv")
+            stars = run.table("real_stars/predictions.csv")
+            document.text(f"{datetime.date.today():%d %B %Y}. {describe_survey(dataset)}")
+            document.text(PAPER)
+            document.heading("What the paper claims, and what this run shows")
+            document.table(claims_table(observed, chunk, shares, stars))
+            write_observed(run, observed)
+            write_chunk(run, chunk)
+            write_attention(run, shares)
+            write_real_stars(run, stars)
+            write_training(run)
+        for path, text in (
+            (arguments.run / "report.md", document.markdown(arguments.run)),
+            (arguments.run / "report.html", document.html()),
+        ):
+            with atomic_output(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            print(path)
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+
+
+if __name__ == "__main__":
+    main()
