@@ -184,34 +184,6 @@ def test_paper_profile_is_the_published_one():
     assert three.training.epochs == 120
 
 
-def test_published_baseline_has_its_parameters():
-    network = BaselineNetwork(512)
-    assert sum(p.numel() for p in network.parameters()) == 4_987_138
-
-
-def test_baseline_round_trip(tmp_path):
-    network = BaselineNetwork(20, "TEFF", seed=4)
-    random = np.random.default_rng(0)
-    flux = random.normal(0.95, 0.05, size=(30, 20))
-    network.fit(flux, 4000 + 1000 * flux[:, 0], np.full(30, 10.0), epochs=2)
-    flux[3, 5] = np.nan
-    network.save(tmp_path / "nn")
-    loaded = BaselineNetwork.load(tmp_path / "nn")
-    np.testing.assert_array_equal(loaded.predict(flux), network.predict(flux))
-    assert np.isfinite(loaded.predict(flux)).all(axis=None)
-
-
-def test_baseline_learns():
-    random = np.random.default_rng(1)
-    flux = random.normal(0.95, 0.05, size=(200, 20))
-    labels = flux[:, :5].sum(axis=1)
-    network = BaselineNetwork(20)
-    history = network.fit(
-        flux[:150], labels[:150], np.zeros(150), epochs=20, validation=(flux[150:], labels[150:])
-    )
-    assert history[-1] < 0.5 * np.std(labels)
-
-
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -7,68 +7,86 @@ otherwise. The network lies in OUTPUT/selected.
     python TrainingNN.py --data survey.h5 --output runs/laptop/basic_NN
 """
 
+import dataclasses
 import json
+import sys
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from stellarperceptron.baseline import BaselineNetwork
 from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.stages import five_folds, label_columns, stage_arguments
+from stellarperceptron.distributed import process_group
+from stellarperceptron.run_folder import RunFolder
+from stellarperceptron.stages import (
+    describe_data,
+    five_folds,
+    label_columns,
+    mark_complete,
+    stage_arguments,
+)
 from stellarperceptron.utils.data_utils import atomic_output
 
 
 def main() -> None:
-    """Arguments, data, folds, network, run."""
+    """Arguments, data, folds, network, run, selection."""
     arguments = stage_arguments(__file__, __doc__, needs_checkpoint=False)
-    profile = arguments.profile_settings
-    settings, (label,) = profile.training, profile.data.labels
-    with SpectraDataset.open(arguments.data) as dataset:
-        (column,) = label_columns(dataset, profile)
-        hundred = dataset.train.iron_rich_hundred()
-        flux = dataset.train.read(profile.data.kind, hundred, profile.data.pixels)
-        labels = dataset.train.labels[hundred, column]
-        errors = dataset.train.label_errors[hundred, column]
-        test = None
-        if profile.selection.name == "published":
-            known = np.isfinite(dataset.test.labels[:, column])
-            test = (
-                dataset.test.read(profile.data.kind, known, profile.data.pixels),
-                dataset.test.labels[known, column],
+    profile, output = arguments.profile_settings, arguments.output
+    with (
+        process_group(arguments.device) as process,
+        SpectraDataset.open(arguments.data) as dataset,
+    ):
+        if process.world_size > 1:
+            raise ValueError("a hundred stars keep one process busy: start the baseline in one")
+        (label,), (column,) = profile.data.labels, label_columns(dataset, profile)
+
+        def read(split, rows):
+            flux = split.read(profile.data.kind, rows, profile.data.pixels)
+            return flux, split.labels[rows, column], split.label_errors[rows, column]
+
+        hundred = read(dataset.train, dataset.train.iron_rich_hundred())
+        inputs = {"stage": "baseline", "data": describe_data(dataset)}
+
+        def train(rows, validation, folder, epochs=profile.training.epochs):
+            options = dataclasses.replace(profile.training, epochs=epochs)
+            settings = dataclasses.replace(profile, training=options)
+            pixels = hundred[0].shape[1]
+            network = BaselineNetwork(pixels, label, seed=options.seed).to(process.device)
+            history = network.fit(
+                *(values[rows] for values in hundred),
+                validation=validation,
+                scheduler=lambda optimizer, steps: profile.schedule.make(optimizer, steps, epochs),
+                folder=RunFolder(
+                    folder,
+                    {"inputs": inputs, "profile": settings.to_dict()},
+                    fresh=arguments.no_resume,
+                    echo=not sys.stderr.isatty(),
+                ),
+                resume=not arguments.no_resume,
+                **vars(options),
             )
+            return network, history["val_rmse"].to_numpy()
 
-    def train(rows, epochs, validation=None):
-        network = BaselineNetwork(flux.shape[1], label, seed=settings.seed)
-        history = network.fit(
-            flux[rows],
-            labels[rows],
-            errors[rows],
-            epochs=epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            validation=validation,
-        )
-        return network, history
-
-    epochs, everyone = settings.epochs, np.arange(len(hundred))
-    histories = []
-    if profile.selection.name == "folds":
-        for some, others in tqdm(five_folds(len(hundred), settings.seed), "folds", disable=None):
-            histories.append(train(some, epochs, (flux[others], labels[others]))[1])
-    elif profile.selection.name == "published":
-        histories.append(train(everyone, epochs, test)[1])
-    if histories:
-        # Folds are of equal size: the mean of their squares is the error over all hundred.
-        rmse = np.sqrt(np.mean(np.square(histories), axis=0))
-        epochs = int(np.argmin(rmse)) + 1
-    network, _ = train(everyone, epochs)
-    network.save(arguments.output / "selected")
-    with atomic_output(arguments.output / "selection.json") as temporary:
-        content = {"selection": profile.selection.name, "epochs": epochs}
-        if histories:
-            content["validation_rmse"] = [round(float(value), 5) for value in rmse]
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    (arguments.output / "complete").touch()
+        everyone, epochs, errors = np.arange(len(hundred[0])), profile.training.epochs, []
+        if profile.selection.name == "folds":
+            for i, (some, others) in enumerate(five_folds(len(everyone), profile.training.seed)):
+                validation = tuple(values[others] for values in hundred)
+                errors.append(train(some, validation, output / f"fold_{i + 1}")[1])
+        elif profile.selection.name == "published":
+            known = np.isfinite(dataset.test.labels[:, column])
+            validation = read(dataset.test, known)
+            errors.append(train(everyone, validation, output / "validated_on_test_stars")[1])
+        if errors:
+            # Folds are of equal size: the mean of their squares is that of all hundred.
+            rmse = np.sqrt(np.mean(np.square(errors), axis=0))
+            epochs = int(np.argmin(rmse)) + 1
+        network, _ = train(everyone, None, output / "all_hundred", epochs)
+        network.save(output / "selected")
+        content = {"selection": profile.selection.name, "epochs": network.epoch}
+        if errors:
+            content["validation_rmse"] = rmse.round(5).tolist()
+        with atomic_output(output / "selection.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        mark_complete(output, process)
 
 
 if __name__ == "__main__":
