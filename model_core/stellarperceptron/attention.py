@@ -304,7 +304,7 @@ class Concentration:
     ratio
         The one over the other.
     rank_correlation
-        Spearman's, of attention and response over all tokens.
+        Spearman's, of attention and response over all tokens; NaN where either is even.
     ratio_of_response, ratio_of_square
         The ratio that attention would have if it followed the response, or its square (the
         information about the label): what could be expected of attention that is well placed.
@@ -343,10 +343,17 @@ def concentration(attention: np.ndarray, response: np.ndarray, top: float = 0.05
         chance=chance,
         share=share(attention),
         ratio=share(attention) / chance,
-        rank_correlation=float(np.corrcoef(_ranks(attention), _ranks(response))[0, 1]),
+        rank_correlation=_rank_correlation(attention, response),
         ratio_of_response=share(response) / chance,
         ratio_of_square=share(response**2) / chance,
     )
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation; NaN when all values of one are alike."""
+    one, other = (ranks - ranks.mean() for ranks in (_ranks(one), _ranks(other)))
+    scale = math.sqrt((one @ one) * (other @ other))
+    return float(one @ other) / scale if scale else math.nan
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

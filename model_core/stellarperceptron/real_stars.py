@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from stellarperceptron.spectra import (
 __all__ = [
     "LINES",
     "Comparison",
-    "EmulatorSpectra",
+    "compare_with_emulator",
     "evolutionary_class",
     "find_files",
     "read_normalized",
@@ -146,45 +146,39 @@ class Comparison:
     rms: float
 
 
-class EmulatorSpectra:
-    """The emulator's spectra at given labels, to be drawn over observed ones.
+@lru_cache(maxsize=2)
+def _spectra_bank(name: str) -> SpectraBank:
+    return SpectraBank(Emulator.load(name))
+
+
+def compare_with_emulator(
+    labels: Mapping[str, float], observed: np.ndarray, emulator: str = "nature"
+) -> Comparison:
+    """Emulate a star with the given labels, to be drawn over its observed spectrum.
+
+    Labels outside the emulator's range are moved to its edge. No network predicts how broad the
+    lines are: of the survey's macroturbulences and rotations the one that fits best is taken.
 
     Parameters
     ----------
-    name
-        Emulator, see `Emulator.load`.
+    labels
+        At least TEFF, LOGG and FE_H; what is missing takes its usual value.
+    observed
+        (7514,) normalized flux, NaN for bad pixels.
+    emulator
+        Its name, see `Emulator.load`.
     """
-
-    def __init__(self, name: str = "nature"):
-        self.name = name
-
-    @cached_property
-    def _bank(self) -> SpectraBank:
-        return SpectraBank(Emulator.load(self.name))
-
-    def compare(self, labels: Mapping[str, float], observed: np.ndarray) -> Comparison:
-        """Emulate a star with the given labels.
-
-        Labels outside the emulator's range are moved to its edge. No network predicts how broad
-        the lines are: of the survey's macroturbulences and rotations the best is taken.
-
-        Parameters
-        ----------
-        labels
-            At least TEFF, LOGG and FE_H; what is missing takes its usual value.
-        observed
-            (7514,) normalized flux, NaN for bad pixels.
-        """
-        coefficients = self._bank.emulator.coefficients(standard_labels(labels), "clip")
-        names = [f"macroturbulence {v:g} km/s" for v in MACROTURBULENCE]
-        names += [f"rotation {v:g} km/s" for v in ROTATION]
-        bad, fibre = np.isnan(observed), len(LSF_GROUPS) // 2
-        best = None
-        for index, broadening in enumerate(names):
-            flux = self._bank(coefficients, np.array([fibre]), np.array([index]))[0].numpy()
-            # Through the very pixels that the observed polynomial went through.
-            flux = flux / pseudo_continuum(np.where(bad, np.nan, flux), clip_high=math.inf)
-            rms = float(np.sqrt(np.nanmean((observed - flux) ** 2)))
-            if best is None or rms < best.rms:
-                best = Comparison(flux, broadening, rms)
-        return best
+    bank = _spectra_bank(emulator)
+    coefficients = bank.emulator.coefficients(standard_labels(labels), "clip")
+    names = [f"macroturbulence {v:g} km/s" for v in MACROTURBULENCE]
+    names += [f"rotation {v:g} km/s" for v in ROTATION]
+    bad, fibre = np.isnan(observed), len(LSF_GROUPS) // 2
+    best = None
+    for index, broadening in enumerate(names):
+        flux = bank(coefficients, np.array([fibre]), np.array([index]))[0].numpy()
+        # Through the very pixels that the observed polynomial went through.
+        flux = flux / pseudo_continuum(np.where(bad, np.nan, flux), clip_high=math.inf)
+        rms = float(np.sqrt(np.nanmean((observed - flux) ** 2)))
+        if best is None or rms < best.rms:
+            best = Comparison(flux, broadening, rms)
+    return best

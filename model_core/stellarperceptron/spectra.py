@@ -5,7 +5,9 @@ Wavelengths are vacuum wavelengths in Angstrom everywhere.
 
 import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntFlag
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from astropy.io import fits
 from astropy.io.fits import VerifyError
+from astropy.utils.exceptions import AstropyUserWarning
 
 from stellarperceptron.apogee_grid import (
     APOGEE_WAVELENGTH,
@@ -48,6 +51,12 @@ __all__ = [
     "resample",
     "write_wavelength",
 ]
+
+READ_ERRORS = (
+    *(OSError, TypeError, ValueError, LookupError, AttributeError),
+    *(VerifyError, AstropyUserWarning),
+)
+"""What reading a damaged file ends in."""
 
 SPEED_OF_LIGHT = 299_792.458
 """Speed of light [km/s], exact (SI)."""
@@ -313,11 +322,11 @@ def read_spectrum(
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with _truncation_is_an_error(), fits.open(path, memmap=False) as hdus:
             arrays = [None if hdu.data is None else np.asarray(hdu.data) for hdu in hdus[1:5]]
             common = _read_header(hdus[0].header)
-            row_snr = _row_snr(hdus[0].header, row, arrays[0])
-    except (OSError, TypeError, ValueError, LookupError, AttributeError, VerifyError) as error:
+            row_snr = _row_snr(hdus[0].header, row, arrays[0] if arrays else None)
+    except READ_ERRORS as error:
         raise ValueError(
             f"{path} is no FITS file or is damaged ({error}): fetch it anew"
         ) from error
@@ -353,6 +362,14 @@ def read_spectrum(
         f"{path} holds arrays of shapes {shapes}: neither apStar or aspcapStar (8575 pixels in "
         "HDUs 1 to 3) nor apVisit (three chips in HDUs 1 to 4)"
     )
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """Let astropy refuse files that are shorter than their headers say."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
+        yield
 
 
 def _number(header: fits.Header, *names: str) -> float | None:

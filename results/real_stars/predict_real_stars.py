@@ -32,7 +32,7 @@ from stellarperceptron.plotting import COLORS, LABEL_SYMBOLS, save_figure, use_s
 from stellarperceptron.real_stars import (
     LINES,
     Comparison,
-    EmulatorSpectra,
+    compare_with_emulator,
     evolutionary_class,
     find_files,
     read_normalized,
@@ -129,9 +129,9 @@ def predict(
 ) -> pd.DataFrame:
     """Mean prediction of several deals: columns `<label>` and `<label>_error`."""
     labels = [name for name in LABEL_NAMES if name in model.vocabs]
-    flux = np.array(spectra, dtype=np.float32).reshape(len(spectra), -1)[:, part]
-    if not len(flux):
+    if not spectra:
         return pd.DataFrame(columns=[*labels, *(f"{label}_error" for label in labels)])
+    flux = np.array(spectra, dtype=np.float32)[:, part]
     wavelength = APOGEE_WAVELENGTH[part]
     tables = [
         model.predict(flux, wavelength, labels, seed=seed, progress=False) for seed in range(deals)
@@ -143,11 +143,11 @@ def finish(
     stars: list[tuple[Path, Spectrum, np.ndarray]], predicted: pd.DataFrame, output: Path
 ) -> pd.DataFrame:
     """Draw every star and write the table."""
-    emulator, rows, names = EmulatorSpectra("nature"), [], set()
+    rows, names = [], set()
     for i, (path, spectrum, flux) in enumerate(tqdm(stars, desc="draw", unit="star", disable=None)):
         star = predicted.iloc[i].to_dict()
         labels = {name: star[name] for name in LABEL_NAMES if name in star}
-        comparison = emulator.compare(labels, flux)
+        comparison = compare_with_emulator(labels, flux)
         rows.append(
             {
                 "star": spectrum.star_id or path.stem,

@@ -1,0 +1,278 @@
+"""Attention of the decoder, the responses of the flux, and how the one lies on the other."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_model, make_spectra
+from small_survey import N_PIXELS, write_survey
+
+from stellarperceptron.attention import (
+    MEASURES,
+    _block_attention,
+    concentration,
+    decoder_attention,
+    label_response,
+    star_groups,
+    token_groups,
+    token_response,
+)
+from stellarperceptron.dataset import LABEL_NAMES
+from stellarperceptron.emulator import Emulator
+from stellarperceptron.spectra import APOGEE_WAVELENGTH, normalize
+
+FOLDER = Path(__file__).parents[1] / "results" / "attention"
+NAMES = [f"syn_apogee{i}" for i in range(40)]
+WAVELENGTH = APOGEE_WAVELENGTH[:40].copy()
+LABELS = ["TEFF", "FE_H"]
+
+
+def attention_of(model, spectra, **options):
+    batches = list(decoder_attention(model, spectra, WAVELENGTH, LABELS, **options))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in MEASURES}
+
+
+@pytest.mark.parametrize("pixels_per_token", [1, 4])
+def test_last_block_is_what_the_model_gives_in_one_context(pixels_per_token):
+    model = make_model(context_length=40, pixels_per_token=pixels_per_token)
+    spectra = make_spectra(5, 40, bad=0.3)
+    spectra[:, 8:12] = np.nan  # a token that is missing whole
+    model.perceive(spectra, NAMES, WAVELENGTH)
+    _, expected = model.request(LABELS, return_attention_scores=True)  # (N, T, Q)
+    result = attention_of(model, spectra, permutations=1, batch_size=2)["last_block"]
+    present = np.isfinite(result[:, :1]).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(
+        np.nan_to_num(result), expected.transpose(0, 2, 1) * present, rtol=2e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("pixels_per_token", [1, 4])
+def test_attention_is_in_units_of_an_even_spread(measure, pixels_per_token):
+    """Over several patches and permutations, its mean over a star's tokens is one."""
+    model = make_model(context_length=5, pixels_per_token=pixels_per_token)
+    result = attention_of(model, make_spectra(6, 40), permutations=3)[measure]
+    np.testing.assert_allclose(np.nanmean(result, axis=2), 1, rtol=1e-5)
+    assert np.nanstd(result, axis=2).min() > 0.02
+
+
+def test_missing_tokens_have_no_attention(model):
+    spectra = make_spectra(3, 40)
+    result = attention_of(model, spectra)["last_block"]
+    missing = np.broadcast_to(np.isnan(spectra)[:, None], result.shape)
+    np.testing.assert_array_equal(np.isnan(result), missing)
+
+
+def test_batches_change_nothing(model):
+    spectra = make_spectra(7, 40)
+    one, many = attention_of(model, spectra, batch_size=7), attention_of(model, spectra)
+    for name in MEASURES:
+        np.testing.assert_allclose(one[name], many[name], rtol=1e-4)
+
+
+def test_last_block_differs_from_the_mean_of_all(model):
+    result = attention_of(model, make_spectra(3, 40, bad=0))
+    assert np.abs(result["last_block"] - result["all_blocks"]).max() > 0.05
+
+
+def test_permutations_must_be_some(model):
+    with pytest.raises(ValueError, match="permutations = 0"):
+        attention_of(model, make_spectra(3, 40), permutations=0)
+
+
+def test_weights_of_a_block_are_its_own(model):
+    block = model.torch_model.torch_decoder.decoder_transformer_block_1
+    query, context = torch.randn(2, 3, 16), torch.randn(2, 9, 16)
+    attend = torch.rand(2, 9) < 0.8
+    with torch.inference_mode():
+        _, expected = block(query, context, attend, need_weights=True)
+        weights, _ = _block_attention(block, query, context, attend)
+    torch.testing.assert_close(weights, expected[..., :-1])
+
+
+def test_contribution_is_what_a_token_adds_to_the_attention(model):
+    """Of a single token: the output less the output when its value is nothing."""
+    attention = model.torch_model.torch_decoder.decoder_transformer_block_2.attention
+    block = model.torch_model.torch_decoder.decoder_transformer_block_2
+    query, context = torch.randn(4, 3, 16), torch.randn(4, 1, 16)
+    with torch.no_grad():
+        _, contribution = _block_attention(block, query, context, None)
+        whole, _ = attention(query, context, context)
+        attention.in_proj_weight[32:] = 0
+        attention.in_proj_bias[32:] = 0
+        without, _ = attention(query, context, context)
+    torch.testing.assert_close(contribution[..., 0], (whole - without).norm(dim=-1))
+
+
+def test_tokens_know_their_pixels():
+    groups = token_groups(make_model(pixels_per_token=16), WAVELENGTH)
+    assert groups.pixels.shape == (3, 16)
+    np.testing.assert_array_equal(groups.of_pixel, np.arange(40) // 16)
+
+
+# --- responses ------------------------------------------------------------------------------------
+
+
+def test_response_is_the_slope_of_the_normalized_flux():
+    emulator, star = Emulator.load("nature"), {"TEFF": 4600.0, "LOGG": 2.3, "FE_H": -0.2}
+    result = label_response(emulator, {name: [value] for name, value in star.items()}, ["TEFF"])
+
+    def flux(teff):
+        spectrum = emulator.flux({**star, "TEFF": teff}, APOGEE_WAVELENGTH, 22_500.0)[0].numpy()
+        return normalize(spectrum, valid_flux=None, clip_high=np.inf)
+
+    slope = (flux(4601.0) - flux(4599.0)) / 2
+    np.testing.assert_allclose(result[0], np.abs(slope), atol=1e-4 * np.abs(slope).max())
+
+
+def test_magnesium_responds_in_its_lines():
+    """The strong triplet of the H band lies at 15,745 to 15,770 A (vacuum)."""
+    star = {"TEFF": [4600.0, 4700.0], "LOGG": [2.3, 2.5], "FE_H": [-0.2, 0.0]}
+    response = label_response(Emulator.load("nature"), star, ["MG_FE"])[0]
+    for line in (15745.0, 15753.3, 15770.1):
+        near = np.abs(APOGEE_WAVELENGTH - line) < 1.5
+        assert response[near].max() > 10 * np.median(response)
+
+
+def test_unknown_label_is_refused():
+    with pytest.raises(ValueError, match="AGE"):
+        label_response(Emulator.load("nature"), {"TEFF": [5000.0]}, ["AGE"])
+
+
+def test_response_of_tokens_is_the_rms_of_their_pixels():
+    pixels = np.array([[0, 1], [2, -1]])
+    np.testing.assert_allclose(
+        token_response(np.array([[3.0, 4.0, 2.0]]), pixels), [[12.5**0.5, 2]]
+    )
+
+
+# --- the one on the other -------------------------------------------------------------------------
+
+RESPONSE = np.linspace(1, 0, 100) ** 3
+
+
+def test_even_attention_is_chance():
+    result = concentration(np.ones(100), RESPONSE, 0.05)
+    assert (result.chance, result.ratio) == pytest.approx((0.05, 1))
+    assert np.isnan(result.rank_correlation)
+
+
+def test_attention_on_what_responds_has_all_of_the_share():
+    result = concentration((np.arange(100) < 5).astype(float), RESPONSE, 0.05)
+    assert (result.share, result.ratio) == pytest.approx((1, 20))
+
+
+def test_attention_that_follows_the_response_has_its_ratio():
+    result = concentration(RESPONSE, RESPONSE, 0.1)
+    assert result.ratio == pytest.approx(result.ratio_of_response)
+    assert result.ratio_of_square > result.ratio_of_response > 1
+    assert result.rank_correlation == pytest.approx(1)
+
+
+def test_attention_that_shuns_the_response_ranks_the_other_way():
+    result = concentration(-RESPONSE + 2, RESPONSE, 0.1)
+    assert result.ratio < 1
+    assert result.rank_correlation == pytest.approx(-1)
+
+
+def test_tokens_that_no_star_has_are_left_out():
+    attention = np.ones(100)
+    attention[::2] = np.nan
+    assert concentration(attention, RESPONSE, 0.1).chance == pytest.approx(5 / 50)
+
+
+@pytest.mark.parametrize("top", [0, 1, -0.1])
+def test_wrong_shares_are_refused(top):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        concentration(RESPONSE, RESPONSE, top)
+
+
+def test_shapes_must_match():
+    with pytest.raises(ValueError, match="attention"):
+        concentration(RESPONSE[1:], RESPONSE)
+
+
+def test_stars_of_unknown_gravity_are_neither_giants_nor_dwarfs():
+    groups = star_groups(np.array([2.0, 4.5, 3.7, np.nan]))
+    assert groups["giants"].tolist() == [True, False, False, False]
+    assert groups["dwarfs"].tolist() == [False, True, False, False]
+    assert groups["all"].all()
+
+
+# --- scripts --------------------------------------------------------------------------------------
+
+
+def run_script(name, *arguments):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        script.main()
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """Arguments of both scripts, after the first has run on a small survey."""
+    folder = tmp_path_factory.mktemp("attention")
+    survey = write_survey(folder / "survey.h5")
+    model = make_model(N_PIXELS, LABEL_NAMES, context_length=6, pixels_per_token=4)
+    model.save(folder / "model")
+    arguments = ["--checkpoint", folder / "model", "--data", survey, "--output", folder / "out"]
+    run_script("extract_attention", *arguments, "--permutations", 2, "--threads", 1)
+    return dict(zip(arguments[::2], arguments[1::2], strict=True))
+
+
+def as_list(arguments, **changed):
+    arguments = arguments | {f"--{name}": value for name, value in changed.items()}
+    return [part for pair in arguments.items() for part in pair]
+
+
+def test_means_are_those_of_the_stored_stars(extracted):
+    with h5py.File(extracted["--output"] / "attention.h5") as file:
+        assert list(file.attrs["labels"]) == list(LABEL_NAMES)
+        stars, mean = file["attention"][:].astype(float), file["all/last_block"][:]
+        assert stars.shape == (12, 5, 13)  # 50 pixels are 13 tokens of 4
+        np.testing.assert_allclose(np.nanmean(stars, axis=0), mean, rtol=2e-3)
+        assert file["all/spectrum"].shape == (N_PIXELS,)
+        with h5py.File(extracted["--data"]) as survey:
+            giants = star_groups(survey["test/labels"][:, 1])["giants"]
+        assert int(file["giants/stars"][()]) == giants.sum() > 0
+    assert (extracted["--output"] / "complete").exists()
+
+
+def test_table_compares_with_chance(extracted):
+    table = pd.read_csv(extracted["--output"] / "attention_shares.csv")
+    assert set(table.measure) == set(MEASURES)
+    assert set(table.label) == set(LABEL_NAMES)
+    np.testing.assert_allclose(table.ratio, table.share / table.chance, rtol=1e-3)
+    assert ((table.share > 0) & (table.share < 1)).all()
+
+
+def test_figure_is_drawn(extracted):
+    run_script("Figure4", *as_list(extracted))
+    assert (extracted["--output"] / "Figure4.png").read_bytes().startswith(b"\x89PNG")
+    assert (extracted["--output"] / "complete").exists()
+
+
+def test_figure_of_another_checkpoint_is_refused(extracted, tmp_path):
+    other = tmp_path / "other"
+    make_model(N_PIXELS, LABEL_NAMES, seed=2, pixels_per_token=4).save(other)
+    with pytest.raises(SystemExit, match=r"does not belong to .*other"):
+        run_script("Figure4", *as_list(extracted, checkpoint=other))
+
+
+def test_figure_without_attention_names_the_command(extracted, tmp_path):
+    with pytest.raises(SystemExit, match=r"run results/attention/extract_attention\.py"):
+        run_script("Figure4", *as_list(extracted, output=tmp_path))
+
+
+def test_missing_checkpoint_is_said(extracted, tmp_path):
+    with pytest.raises(SystemExit, match="there is no checkpoint"):
+        run_script("extract_attention", *as_list(extracted, checkpoint=tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
