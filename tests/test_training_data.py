@@ -198,6 +198,14 @@ def test_narrow_stars_have_neighbouring_tokens(bad):
     assert not batch.inputs.isnan().any()
 
 
+def test_narrow_stretches_wider_than_the_context():
+    data = make_data(stars=300, bad=0)
+    options = {"narrow_share": 1.0, "narrow_tokens": 20}
+    (batch,) = TrainingGenerator(data, np.arange(300), 300, 10, **options).batches(0)
+    width = batch.positions.amax(dim=1) - batch.positions.amin(dim=1) + 1
+    assert width.max() == 20 and width.min() >= 10
+
+
 def test_padding_takes_the_last_tokens():
     generator = TrainingGenerator(make_data(bad=0), np.arange(30), 5, 12, outputs_padding=6)
     taken = set()
@@ -280,7 +288,9 @@ def test_unset_standardization_comes_from_the_training_data():
 
 
 @pytest.mark.parametrize(
-    "options", [{"labels_per_star": "two"}, {"outputs_padding": 13}, {"narrow_share": 1.5}]
+    "options",
+    [{"labels_per_star": "two"}, {"outputs_padding": 13}, {"narrow_share": 1.5}]
+    + [{"narrow_tokens": 11}],
 )
 def test_impossible_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -192,7 +192,7 @@ class TrainingOptions:
         Of AdamW (published: 1e-4 and PyTorch's 0.01).
     val_batchsize_factor
         Validation batches are this many times larger.
-    labels_per_star, outputs_padding, narrow_share
+    labels_per_star, outputs_padding, narrow_share, narrow_tokens
         See `TrainingGenerator`.
     gradient_accumulation
         Batches to an optimizer step.
@@ -220,6 +220,7 @@ class TrainingOptions:
     labels_per_star: str = "one"
     outputs_padding: int = 0
     narrow_share: float = 0.0
+    narrow_tokens: int = 0
     gradient_accumulation: int = 1
     max_gradient_norm: float = 0.0
     precision: str = "float32"
@@ -238,7 +239,8 @@ class TrainingOptions:
         for name in ("epochs", "batch_size", "val_batchsize_factor", "gradient_accumulation"):
             if not getattr(self, name) >= 1:
                 yield f"{name} = {getattr(self, name)} is below 1"
-        for name in ("checkpoint_every_n_epochs", "keep_checkpoints", "outputs_padding", "seed"):
+        whole = ("outputs_padding", "narrow_tokens", "seed")
+        for name in ("checkpoint_every_n_epochs", "keep_checkpoints", *whole):
             if not getattr(self, name) >= 0:
                 yield f"{name} = {getattr(self, name)} is negative"
         for name in ("weight_decay", "max_gradient_norm"):

@@ -47,6 +47,7 @@ class _PerceptronTask:
             model.config.context_length,
             outputs_padding=options.outputs_padding,
             narrow_share=options.narrow_share,
+            narrow_tokens=options.narrow_tokens,
             **shared,
         )
         self.validation = TrainingGenerator(

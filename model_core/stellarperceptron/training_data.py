@@ -137,8 +137,10 @@ class TrainingGenerator:
     outputs_padding
         p > 0: the last 0 to p - 1 tokens become padding, at random batch by batch.
     narrow_share
-        Share of the stars, drawn anew each epoch, whose tokens are neighbours: a stretch of the
-        spectrum just wide enough for the context, anywhere, as in a narrow observed range.
+        Share of the stars, drawn anew each epoch, whose tokens come from a stretch of the spectrum,
+        anywhere, as in a narrow observed range.
+    narrow_tokens
+        Tokens in this stretch, at least the context length; 0: just as many.
     seed
         Of everything that is random.
     rank, world_size
@@ -159,6 +161,7 @@ class TrainingGenerator:
         labels_per_star: str = "one",
         outputs_padding: int = 0,
         narrow_share: float = 0.0,
+        narrow_tokens: int = 0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -170,6 +173,10 @@ class TrainingGenerator:
             raise ValueError(f"outputs_padding = {outputs_padding} is not in 0..{context_length}")
         if not 0 <= narrow_share <= 1:
             raise ValueError(f"narrow_share = {narrow_share} is not in [0, 1]")
+        if narrow_tokens and narrow_tokens < context_length:
+            raise ValueError(
+                f"narrow_tokens = {narrow_tokens} is below the context length {context_length}"
+            )
         self.data = data
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
         self.batch_size = batch_size
@@ -177,6 +184,7 @@ class TrainingGenerator:
         self.labels_per_star = labels_per_star
         self.outputs_padding = outputs_padding
         self.narrow_share = narrow_share
+        self.narrow_tokens = min(narrow_tokens or context_length, len(data.tokens))
         self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
         self.epoch = 0
         device = data.values.device
@@ -271,9 +279,9 @@ class TrainingGenerator:
         tokens = len(self.data.tokens)
         whether, where = self._keys(_NARROW, stars, self._pixel_hash[:2].view(1, -1)).unbind(1)
         narrow = whether < self.narrow_share * _LARGEST
-        first = where % (tokens - self.context_length + 1)
+        first = where % (tokens - self.narrow_tokens + 1)
         distance = torch.arange(tokens, device=stars.device) - first[:, None]
-        inside = (distance >= 0) & (distance < self.context_length)
+        inside = (distance >= 0) & (distance < self.narrow_tokens)
         return narrow[:, None] & ~inside
 
     def _choose_labels(self, stars: Tensor) -> tuple[Tensor, Tensor, Tensor]:
