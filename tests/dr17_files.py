@@ -97,7 +97,7 @@ FILE_FATES = ("missing", "zero", "NaN", "truncated", "no FITS", "empty", "wrong 
 CUT_FATES = ("STAR_BAD", "STARFLAG", "SNR", "VSCATTER")
 
 
-def write_archive(root, n_rows=2000, seed=0):
+def write_archive(root, n_rows=2000, seed=0, keep_spectra=True):
     """Write catalogue and files of `n_rows` rows below `root`; what can go wrong does."""
     rng = np.random.default_rng(seed)
     n_each = max(n_rows // 100, 2)
@@ -164,6 +164,6 @@ def write_archive(root, n_rows=2000, seed=0):
         file = root / archive.paths[i]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
-        if fate[i] in ("good", "duplicate", "no label"):
+        if keep_spectra and fate[i] in ("good", "duplicate", "no label"):
             archive.spectra[i] = spectra
     return archive

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickletools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,16 @@ _PUBLISHED = {
     "label_errors": "label_errs",
 }
 _PUBLISHED_WAVELENGTH = "apogee_wavelength_sol.csv"
+
+# Instructions of a pickle (see Python's `pickletools`): a text, and what fills a list with them.
+_TEXT_INSTRUCTIONS = {
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_LIST_INSTRUCTIONS = {
+    *("MARK", "APPEND", "APPENDS", "FRAME"),
+    *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"),
+}
 
 
 class DatasetError(ValueError):
@@ -140,11 +151,10 @@ def _open_folder(path: Path) -> Source:
         ids = path / f"ids_{split}.npy"
         if ids.exists():
             try:
-                splits[split]["ids"] = np.load(ids, mmap_mode="r", allow_pickle=False)
-            except ValueError:
+                splits[split]["ids"] = _read_names(ids)
+            except (ValueError, EOFError) as error:
                 warnings.warn(
-                    f"{ids} holds pickled objects, which are never read: rows are numbered instead",
-                    stacklevel=4,
+                    f"{ids} holds no texts ({error}): rows are numbered instead", stacklevel=4
                 )
     wavelength = APOGEE_WAVELENGTH
     csv = path / _PUBLISHED_WAVELENGTH
@@ -155,6 +165,41 @@ def _open_folder(path: Path) -> Source:
             raise DatasetError(f"{csv} is damaged ({error})") from error
     provenance = {"generator": "published arrays", "arguments": {"folder": path.name}}
     return Source(path, wavelength, LABEL_NAMES, provenance, splits)
+
+
+def _read_names(path: Path) -> np.ndarray:
+    """Names of stars (N,), from an array of texts or of Python's objects, if those are texts.
+
+    Objects lie in an array as a pickle, which could run any code. It is not run: its instructions
+    are listed, and the texts of the one list in it are taken.
+    """
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"version {version} of the format")
+        shape, _, dtype = read_header(file)
+        if dtype.kind != "O":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        instructions = iter(pickletools.genops(file))
+        for instruction, _, _ in instructions:
+            if instruction.name == "EMPTY_LIST":
+                break
+        names: list[str] = []
+        for instruction, argument, _ in instructions:
+            if isinstance(argument, str | bytes) and instruction.name in _TEXT_INSTRUCTIONS:
+                text = argument.decode("utf-8") if isinstance(argument, bytes) else argument
+                names.append(text)
+            elif instruction.name.startswith("TUPLE"):  # the end of the list
+                break
+            elif instruction.name not in _LIST_INSTRUCTIONS:
+                raise ValueError(f"pickled objects other than texts: {instruction.name}")
+    if shape != (len(names),):
+        raise ValueError(f"{len(names)} pickled texts in an array of the shape {shape}")
+    return np.array(names, dtype=str)
 
 
 def _map_npy(path: Path) -> np.ndarray:

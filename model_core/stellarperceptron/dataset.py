@@ -298,8 +298,8 @@ class SpectraDataset:
             The file, or the folder with `synspec_train.npy`, `aspcap_spectra_train.npy`,
             `labels_train.npy`, `label_errs_train.npy`, the same with `_test`, and
             `apogee_wavelength_sol.csv`. Of the two kinds of spectra one may be absent. Names of
-            stars are read from `ids_train.npy` if that is an array of text; pickled names are
-            never read, and rows are numbered instead.
+            stars are read from `ids_train.npy` if it holds texts, also as Python's objects, whose
+            pickle is searched and never run; otherwise rows are numbered.
         label_names
             The labels that the data must have, in this order; None accepts any.
 

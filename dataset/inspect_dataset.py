@@ -1,0 +1,229 @@
+"""
+Look at a survey file or a folder of published arrays: sizes, bad pixels, labels, a page of plots.
+
+Works on everything that the training opens. Spectra stream through, some at a time.
+
+    python dataset/inspect_dataset.py runs/dr17.h5
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from stellarperceptron.dataset import SpectraDataset, Split
+from stellarperceptron.plotting import COLORS, axis_label, save_figure, use_style
+from stellarperceptron.spectra import CHIP_PIXELS
+
+BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
+EXAMPLES = 3  # stars whose spectra are drawn
+
+
+def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="survey file (HDF5) or folder of arrays")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="page of plots, .png (default: beside the data, with their name)",
+    )
+    parser.add_argument(
+        "--stars",
+        type=int,
+        default=20_000,
+        help="spectra of so many stars of each split are read, evenly spread (default %(default)s)",
+    )
+    options = parser.parse_args(command_line)
+    if options.stars < 1:
+        parser.error(f"--stars {options.stars} is not at least 1")
+    options.output = options.output or options.data.with_suffix(".png")
+    if options.output.suffix != ".png":
+        parser.error(f"--output {options.output} must end in .png")
+    return options
+
+
+def blocks(split: Split, kind: str, rows: np.ndarray, bar: tqdm) -> Iterator[np.ndarray]:
+    """Spectra (n, P) of some stars, block after block."""
+    for first in range(0, len(rows), BLOCK):
+        some = rows[first : first + BLOCK]
+        yield split.read(kind, some)
+        bar.update(len(some))
+
+
+def spectra_summary(split: Split, kind: str, rows: np.ndarray, bar: tqdm) -> dict:
+    """Share of bad pixels a pixel (P,) and a star (n,); mean and scatter of the flux (P,)."""
+    count = np.zeros(split.n_pixels)
+    total, squares = np.zeros(split.n_pixels), np.zeros(split.n_pixels)
+    bad = []
+    for flux in blocks(split, kind, rows, bar):
+        good = np.isfinite(flux)
+        values = np.where(good, flux, 0).astype(np.float64)
+        count += good.sum(axis=0)
+        total += values.sum(axis=0)
+        squares += (values**2).sum(axis=0)
+        bad.append(1 - good.mean(axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / count
+        scatter = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return {
+        "bad_pixel": 1 - count / len(rows),
+        "bad_star": np.concatenate(bad),
+        "mean": mean,
+        "scatter": scatter,
+    }
+
+
+def label_table(split: Split) -> str:
+    """Table of the labels: missing, percentiles, median error."""
+    lines = [
+        f"{split.name:8s}{'missing':>9s}{'lowest':>10s}{'16 %':>10s}{'median':>10s}{'84 %':>10s}"
+        f"{'highest':>10s}{'error':>10s}"
+    ]
+    for column, name in enumerate(split.label_names):
+        values, errors = split.labels[:, column], split.label_errors[:, column]
+        values, errors = values[np.isfinite(values)], errors[np.isfinite(errors)]
+        numbers = np.percentile(values, [0, 16, 50, 84, 100]) if len(values) else [np.nan] * 5
+        error = np.median(errors) if len(errors) else np.nan
+        missing = split.n_stars - len(values)
+        lines.append(
+            f"{name:8s}{missing:9,d}" + "".join(f"{number:10.4g}" for number in (*numbers, error))
+        )
+    return "\n".join(lines)
+
+
+def findings(data: SpectraDataset, summaries: dict) -> list[str]:
+    """What should not be so: stars twice or in both splits, without spectrum or label."""
+    found = []
+    train, test = (set(split.ids.tolist()) for split in (data.train, data.test))
+    for split, names in ((data.train, train), (data.test, test)):
+        if len(names) < len(split):
+            found.append(f"{len(split) - len(names)} names of '{split.name}' are there twice")
+        unlabelled = np.isnan(split.labels).all(axis=1).sum()
+        if unlabelled:
+            found.append(f"{unlabelled} stars of '{split.name}' have no label")
+    both = train & test
+    numbered = data.test.ids.tolist() == [str(row) for row in range(len(data.test))]
+    if both and not numbered:
+        found.append(f"{len(both)} stars are in both splits, such as {min(both)}")
+    for (split, kind), summary in summaries.items():
+        empty = int((summary["bad_star"] == 1).sum())
+        if empty:
+            found.append(f"{empty} stars of '{split}' have no pixel in their {kind} spectrum")
+    return found
+
+
+def draw(data: SpectraDataset, summaries: dict, rows: np.ndarray) -> Figure:
+    """Page of plots: labels, their errors, bad pixels, mean spectra, a few stars."""
+    train, names = data.train, data.label_names
+    figure = Figure(figsize=(11, 14), layout="constrained")
+    figure.suptitle(f"{data.path.name}: {len(data.train):,d} + {len(data.test):,d} stars")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1, 2, EXAMPLES * 0.8])
+    axes = top.subplots(1, 3)
+    pairs = [("TEFF", "LOGG", "FE_H"), ("FE_H", "MG_FE", "TEFF"), ("FE_H", "O_FE", "TEFF")]
+    for axis, (x, y, colour) in zip(axes, pairs, strict=True):
+        if not {x, y, colour} <= set(names):
+            axis.set_axis_off()
+            continue
+        values = [train.labels[rows, names.index(name)] for name in (x, y, colour)]
+        points = axis.scatter(*values[:2], c=values[2], s=2, linewidths=0, rasterized=True)
+        axis.set(xlabel=axis_label(x), ylabel=axis_label(y))
+        if x == "TEFF":
+            axis.invert_xaxis()
+            axis.invert_yaxis()
+        top.colorbar(points, ax=axis, label=axis_label(colour))
+
+    axes = middle.subplots(3, 1, sharex=True)
+    colours = dict(zip(train.kinds, (COLORS["blue"], COLORS["vermilion"]), strict=False))
+    for kind, colour in colours.items():
+        summary = summaries["train", kind]
+        for first, last in chips(data):
+            x = data.wavelength[first:last]
+            style = {"color": colour, "lw": 0.5, "label": None if first else kind}
+            axes[0].plot(x, summary["mean"][first:last], **style)
+            axes[1].plot(x, summary["scatter"][first:last], **style)
+            axes[2].plot(x, 100 * summary["bad_pixel"][first:last], **style)
+    for axis, label in zip(axes, ("mean flux", "scatter", "bad pixels [%]"), strict=True):
+        axis.set_ylabel(label)
+    axes[0].legend(loc="lower right", ncols=2)
+    axes[-1].set_xlabel("wavelength [Å, vacuum]")
+
+    axes = np.atleast_1d(bottom.subplots(EXAMPLES, 1, sharex=True))
+    for axis, row in zip(axes, rows[:: -(-len(rows) // EXAMPLES)], strict=False):
+        for kind, colour in colours.items():
+            flux = train.read(kind, [int(row)])[0]
+            for first, last in chips(data):
+                x = data.wavelength[first:last]
+                axis.plot(x, flux[first:last], color=colour, lw=0.4, alpha=0.8)
+        labels = ", ".join(
+            f"{name} {value:.4g}" for name, value in zip(names, train.labels[row], strict=True)
+        )
+        axis.set_title(f"{train.ids[row]}: {labels}", fontsize="small", loc="left")
+        axis.set_ylabel("flux / continuum")
+    axes[-1].set_xlabel("wavelength [Å, vacuum]")
+    return figure
+
+
+def chips(data: SpectraDataset) -> list[tuple[int, int]]:
+    """First and last pixel of each detector; of all pixels for another instrument."""
+    if len(data.wavelength) != CHIP_PIXELS["red"].stop:
+        return [(0, len(data.wavelength))]
+    return [(chip.start, chip.stop) for chip in CHIP_PIXELS.values()]
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Print what there is, then draw it."""
+    matplotlib.use("agg")
+    use_style()
+    with SpectraDataset.open(options.data, label_names=None) as data:
+        print(f"{options.data}: {data.train.n_pixels:,d} pixels, ", end="")
+        print(f"{data.wavelength[0]:.1f} to {data.wavelength[-1]:.1f} Angstrom")
+        for name, value in data.provenance.items():
+            if name != "cuts":
+                print(f"{name}: {value}")
+        for name, removed, left in data.provenance.get("cuts", []):
+            print(f"cut {name:40s}{removed:10,d} removed{left:10,d} left")
+        parts = [
+            (split, kind, np.unique(np.linspace(0, len(split) - 1, options.stars).astype(int)))
+            for split in (data.train, data.test)
+            for kind in (*split.kinds, *(["observed_errors"] if split.has_errors else []))
+        ]
+        summaries = {}
+        total = sum(len(rows) for *_, rows in parts)
+        with tqdm(total=total, unit=" spectra", disable=None) as bar:
+            for split, kind, rows in parts:
+                summaries[split.name, kind] = spectra_summary(split, kind, rows, bar)
+        for split, kind, rows in parts:
+            summary = summaries[split.name, kind]
+            print(
+                f"{split.name} {kind}: {len(split):,d} stars, bad pixels "
+                f"{100 * summary['bad_star'].mean():.2f} % (of a star at most "
+                f"{100 * summary['bad_star'].max():.1f} %), mean {np.nanmean(summary['mean']):.4f}"
+                + (f", from {len(rows):,d} stars" if len(rows) < len(split) else "")
+            )
+        for split in (data.train, data.test):
+            print(label_table(split))
+        for line in findings(data, summaries):
+            print(f"WARNING: {line}")
+        save_figure(draw(data, summaries, parts[0][-1]), options.output)
+    print(f"plots: {options.output}")
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """Look, or say what is wrong."""
+    options = arguments(command_line)
+    try:
+        inspect(options)
+    except (OSError, ValueError) as error:
+        sys.exit(f"inspect_dataset.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
