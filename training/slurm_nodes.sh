@@ -16,12 +16,11 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# One task a GPU, so that SLURM's notice reaches each of them; the variables are those of torchrun.
+# One task a GPU, so that SLURM's notice reaches each of them; they meet at the first node.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-# shellcheck disable=SC2016 # expanded by each task
-srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
-  exec .venv/bin/python "$@"' task "$@" && code=0 || code=$?
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # not handed on by itself since SLURM 22.05
+srun .venv/bin/python "$@" && code=0 || code=$?
 # A script that is done leaves a file `complete`. One that was told to stop has ended with 0, or, told
 # before it could listen, with 138 (SIGUSR1).
 output=$(printf '%s\n' "$@" | sed 's/^--output=/--output\n/' | grep -A1 -x -- --output | tail -n 1)

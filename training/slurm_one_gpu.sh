@@ -18,6 +18,7 @@
 set -euo pipefail
 
 # The job itself waits for srun: without `--signal=B:` SLURM tells the script, not this shell.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # not handed on by itself since SLURM 22.05
 srun .venv/bin/python "$@" && code=0 || code=$?
 # A script that is done leaves a file `complete`. One that was told to stop has ended with 0, or, told
 # before it could listen, with 138 (SIGUSR1).

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,36 +48,17 @@ class Process:
             dist.barrier()
 
 
-@contextlib.contextmanager
-def process_group(device: str | torch.device = "auto") -> Iterator[Process]:
-    """Join the processes that `torchrun` or SLURM started; alone otherwise.
+class Termination:
+    """Whether SIGTERM or SIGUSR1 (SLURM's notice of pre-emption) has come.
 
     Parameters
     ----------
-    device
-        "auto": the GPU of this process where there is one; "cpu"; ...
+    at_once
+        End the process on the first one, with code 0, by `SystemExit`, which leaves files whole.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if str(device) == "auto":
-        gpu = int(os.environ.get("LOCAL_RANK", 0))
-        device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Process(rank, world_size, device)
-    finally:
-        if world_size > 1:
-            dist.destroy_process_group()
 
-
-class Termination:
-    """Whether SIGTERM or SIGUSR1 (SLURM's notice of pre-emption) has come."""
-
-    def __init__(self):
-        self.received = False
+    def __init__(self, at_once: bool = False):
+        self.at_once, self.received = at_once, False
 
     def __enter__(self):
         self._previous = {}
@@ -88,8 +69,81 @@ class Termination:
         return self
 
     def _receive(self, *_):
-        self.received = True
+        first, self.received = not self.received, True
+        if self.at_once and first:  # another one must not cut the cleaning up short
+            raise SystemExit(0)
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _launched(environment: Mapping[str, str]) -> tuple[int, int, int, str]:
+    """Rank, processes, place on this machine, and where they meet, from a launcher."""
+    if "RANK" in environment:  # torchrun
+        rank, world_size = int(environment["RANK"]), int(environment.get("WORLD_SIZE", 1))
+        local_rank, launcher, port = int(environment.get("LOCAL_RANK", 0)), "RANK", None
+    elif "SLURM_STEP_NUM_TASKS" in environment:  # srun; a batch script itself has none of them
+        rank, world_size = (
+            int(environment[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS")
+        )
+        local_rank, launcher = int(environment["SLURM_LOCALID"]), "SLURM_PROCID"
+        # As in slurm_nodes.sh: jobs that share a machine have different ports.
+        port = str(20000 + int(environment["SLURM_JOB_ID"]) % 20000)
+    else:
+        return 0, 1, 0, ""
+    if world_size == 1:
+        return 0, 1, local_rank, ""
+    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT", port)
+    if address is None and environment.get("SLURM_STEP_NUM_NODES") == "1":
+        address = "127.0.0.1"
+    missing = [k for k, v in {"MASTER_ADDR": address, "MASTER_PORT": port}.items() if v is None]
+    if missing:
+        raise ValueError(
+            f"{launcher} says that this is process {rank} of {world_size}, but "
+            f"{' and '.join(missing)} of the first one are not set: start with torchrun, or with "
+            "srun as training/slurm_nodes.sh does"
+        )
+    # torchrun keeps a meeting place of its own, which PyTorch finds by the environment.
+    meeting = "env://" if launcher == "RANK" else f"tcp://{address}:{port}"
+    return rank, world_size, local_rank, meeting
+
+
+@contextlib.contextmanager
+def process_group(device: str | torch.device = "auto") -> Iterator[Process]:
+    """Join the processes that `torchrun` or `srun` started; alone otherwise.
+
+    Meanwhile SIGTERM and SIGUSR1 end this process with code 0, as long as nothing else, such as
+    the training loop, listens to them.
+
+    Parameters
+    ----------
+    device
+        "auto": the GPU of this process where there is one; "cpu"; ...
+
+    Raises
+    ------
+    ValueError
+        There are several processes, but not the address of the first one.
+    """
+    rank, world_size, local_rank, meeting = _launched(os.environ)
+    if str(device) == "auto":
+        # srun may show each of its tasks nothing but the task's own GPU, as number 0.
+        gpus = torch.cuda.device_count()
+        device = f"cuda:{local_rank % gpus}" if gpus else "cpu"
+    device = torch.device(device)
+    with Termination(at_once=True):
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if world_size > 1:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                init_method=meeting,
+                rank=rank,
+                world_size=world_size,
+            )
+        try:
+            yield Process(rank, world_size, device)
+        finally:
+            if world_size > 1:
+                dist.destroy_process_group()
