@@ -20,6 +20,7 @@ from stellarperceptron.nn_utils import (
     warmup_cosine_annealing_warm_restarts,
 )
 from stellarperceptron.spectra import pixel_range
+from stellarperceptron.streaming import MEMORIES
 
 __all__ = [
     "DataProfile",
@@ -50,6 +51,9 @@ class DataProfile:
         spectrum.
     half_precision
         Keep the spectra in half precision: half the memory, rounded below 1e-4 of the flux.
+    memory
+        Where they are kept: "device"; "host", from where they are streamed; "auto": the device if
+        they take at most half of its free memory.
     """
 
     kind: str = "synthetic"
@@ -58,6 +62,7 @@ class DataProfile:
     validation_split: float = 0.1
     augment: bool = False
     half_precision: bool = True
+    memory: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class Profile:
     def _problems(self) -> Iterable[str]:
         choices = {
             "data.kind": ("synthetic", "observed"),
+            "data.memory": MEMORIES,
             "schedule.name": SCHEDULES,
             "selection.name": ("folds", "fixed", "published"),
         }

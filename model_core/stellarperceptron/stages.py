@@ -193,6 +193,7 @@ def read_data(
         data.labels,
         device=model.device,
         dtype=torch.float16 if data.half_precision else torch.float32,
+        memory=data.memory,
         augment=augment,
     )
 

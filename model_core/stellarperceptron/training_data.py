@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stellarperceptron.inference import first_pixels, group_pixels, mean_wavelengths
 from stellarperceptron.model_core import StellarPerceptronCore
+from stellarperceptron.streaming import batches_of_values, memory_for
 
 __all__ = [
     "Batch",
@@ -79,7 +80,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All stars, standardized, on one device; N stars, T tokens of P pixels, Q labels.
+    """All stars, standardized; N stars, T tokens of P pixels, Q labels.
+
+    Everything lies on one device, but for the values where its memory is too small for them.
 
     Attributes
     ----------
@@ -110,6 +113,11 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return self.labels.device
 
     def encode(self, batch: Batch, encode_wavelength: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Wavelength encoding (B, L, D) of a batch; None without wavelengths."""
@@ -187,7 +195,7 @@ class TrainingGenerator:
         self.narrow_tokens = min(narrow_tokens or context_length, len(data.tokens))
         self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
         self.epoch = 0
-        device = data.values.device
+        device = data.device
         # Neighbouring numbers, scrambled once, give streams that have nothing in common.
         self._pixel_hash = _mix(torch.arange(len(data.tokens), dtype=torch.int32, device=device))
         self._label_hash = _mix(torch.arange(data.labels.shape[1], device=device).int() - 1000)
@@ -220,11 +228,29 @@ class TrainingGenerator:
         """
         self.epoch = 0 if self.fixed else epoch
         order = self._order().to(self.data.values.device)
+        augment = self.data.augment is not None and not self.fixed
         together = self.batch_size * self.world_size
-        for number in range(start, len(self)):
+
+        def rows(number: int) -> Tensor:
             part = order[number * together : (number + 1) * together]
-            stars = part.tensor_split(self.world_size)[self.rank]
-            yield self._batch(stars, number)
+            # Random changes are drawn for the stars of all processes, so that they do not depend
+            # on the number of these.
+            return part if augment else self._own(part)
+
+        parts = map(rows, range(start, len(self)))
+        values_of_batches = batches_of_values(self.data.values, parts, self.data.device)
+        for number, (stars, values) in enumerate(values_of_batches, start):
+            values = values.float()  # (B, T, P)
+            if augment:
+                generator = torch.Generator(device=values.device)
+                generator.manual_seed(abs(_seed_of(self.seed, epoch, _AUGMENTATION, number)))
+                values = self._own(self.data.augment(values, generator))
+                stars = self._own(stars)
+            yield self._batch(stars, values, number)
+
+    def _own(self, part: Tensor) -> Tensor:
+        """What this process has of the rows of a batch."""
+        return part.tensor_split(self.world_size)[self.rank]
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches(self.epoch)
@@ -235,14 +261,8 @@ class TrainingGenerator:
         star_hash = _mix(_mix(stars.int() ^ seed) + seed)
         return _mix(star_hash[:, None] ^ things) & _LARGEST
 
-    def _batch(self, stars: Tensor, number: int) -> Batch:
+    def _batch(self, stars: Tensor, values: Tensor, number: int) -> Batch:
         data = self.data
-        values = data.values[stars].float()  # (B, T, P)
-        if data.augment is not None and not self.fixed:
-            generator = torch.Generator(device=values.device)
-            first = int(number * self.world_size + self.rank)
-            generator.manual_seed(abs(_seed_of(self.seed, self.epoch, _AUGMENTATION, first)))
-            values = data.augment(values, generator)
         positions, missing = self._choose_pixels(stars, values)
         values = values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
         tokens = data.tokens[positions].masked_fill(missing, 0)
@@ -324,6 +344,7 @@ def prepare_training_data(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    memory: str = "auto",
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     block: int = 4096,
 ) -> TrainingData:
@@ -349,8 +370,10 @@ def prepare_training_data(
     label_names
         (Q,).
     device, dtype
-        Where and in which precision standardized values are kept: float16 halves the memory, and
-        its rounding is below 1e-4 of the flux.
+        Where batches are made, and in which precision standardized values are kept: float16
+        halves the memory, and its rounding is below 1e-4 of the flux.
+    memory
+        Whose they are kept in; see `streaming.memory_for`.
     augment
         Makes a changed copy of fluxes (B, P), given a generator on `device`.
     block
@@ -381,7 +404,10 @@ def prepare_training_data(
         mean = torch.as_tensor(mean_wavelengths(groups, wavelengths), device=device)
         encoding = model.torch_model.embedding_layer.encode_wavelength(mean)
     place = torch.as_tensor(np.where(groups < 0, len(tokens), groups).ravel())
-    values = torch.empty((stars, *groups.shape), dtype=dtype, device=device)
+    size = stars * groups.size * dtype.itemsize
+    values = torch.empty(
+        (stars, *groups.shape), dtype=dtype, device=memory_for(size, device, memory)
+    )
     for part in blocks:
         z = torch.from_numpy(np.ascontiguousarray(source(part), dtype=np.float32)).to(device)
         z = torch.nn.functional.pad(model.standardize(z, tokens), (0, 1), value=math.nan)
@@ -418,6 +444,7 @@ def usable_stars(data: TrainingData) -> np.ndarray:
     """Rows of the stars with at least one label and one valid token."""
     labelled = ~data.labels.isnan().all(dim=1)
     seen = torch.cat([~block.isnan().flatten(1).all(dim=1) for block in data.values.split(4096)])
+    seen = seen.to(labelled.device)
     return torch.nonzero(labelled & seen)[:, 0].cpu().numpy()
 
 

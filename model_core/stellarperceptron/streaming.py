@@ -1,0 +1,109 @@
+"""Where the spectra lie, on the device or in the host's memory, and how batches get from there."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+__all__ = ["MEMORIES", "batches_of_values", "memory_for"]
+
+MEMORIES = ("auto", "device", "host")
+# The rest of a device's free memory is for the network, its optimizer and activations.
+_SHARE_OF_FREE_MEMORY = 0.5
+
+
+def _free_memory(device: torch.device) -> int:
+    """Free memory of a GPU [bytes]."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def memory_for(size: int, device: torch.device | str, memory: str = "auto") -> torch.device:
+    """Device in whose memory the spectra are kept.
+
+    Parameters
+    ----------
+    size
+        Of the spectra [bytes].
+    device
+        Where batches are made.
+    memory
+        "device"; "host": the host's, streamed to the device batch by batch; "auto": the device's
+        if they take at most half of what is free there. A CPU's device and host are the same.
+
+    Raises
+    ------
+    ValueError
+        `memory` is none of these.
+    """
+    if memory not in MEMORIES:
+        raise ValueError(f"memory = {memory!r} is not one of {', '.join(MEMORIES)}")
+    device = torch.device(device)
+    if device.type == "cuda" and memory == "auto":
+        memory = "device" if size <= _SHARE_OF_FREE_MEMORY * _free_memory(device) else "host"
+    return torch.device("cpu") if memory == "host" else device
+
+
+def batches_of_values(
+    values: Tensor, batches: Iterable[Tensor], device: torch.device, ahead: int = 2
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of `values` on the device, batch by batch.
+
+    From the host's memory a thread gathers the coming batches in pinned buffers and copies them
+    on a stream of its own while the device computes.
+
+    Parameters
+    ----------
+    values
+        (N, ...), on `device` or on the host.
+    batches
+        (B,) rows of each batch, where the values are.
+    device
+        Where they are needed.
+    ahead
+        Batches that are fetched before they are asked for.
+
+    Yields
+    ------
+    Tensor, Tensor
+        (B,) rows and (B, ...) values, on `device`.
+    """
+    if values.device.type != "cpu" or device.type == "cpu":
+        for rows in batches:
+            yield rows, values[rows]
+    else:
+        yield from _streamed(values, batches, device, ahead)
+
+
+def _streamed(
+    values: Tensor, batches: Iterable[Tensor], device: torch.device, ahead: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    gpu = device.type == "cuda"
+    side = torch.cuda.Stream(device) if gpu else None
+
+    def fetch(rows: Tensor) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
+        shape = (len(rows), *values.shape[1:])
+        buffer = torch.empty(shape, dtype=values.dtype, pin_memory=gpu)
+        torch.index_select(values, 0, rows, out=buffer)
+        if not gpu:
+            return rows.to(device), buffer.to(device), None
+        with torch.cuda.device(device), torch.cuda.stream(side):
+            # PyTorch keeps a pinned buffer until the copy out of it is done.
+            here = rows.pin_memory().to(device, non_blocking=True)
+            there = buffer.to(device, non_blocking=True)
+            return here, there, side.record_event()
+
+    coming = iter(batches)
+    with ThreadPoolExecutor(1, "batches") as thread:
+        under_way = deque(thread.submit(fetch, rows) for rows in islice(coming, ahead))
+        while under_way:
+            rows, part, copied = under_way.popleft().result()
+            under_way.extend(thread.submit(fetch, rows) for rows in islice(coming, 1))
+            if copied is not None:
+                now = torch.cuda.current_stream(device)
+                now.wait_event(copied)
+                rows.record_stream(now)
+                part.record_stream(now)
+            yield rows, part
