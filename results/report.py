@@ -157,12 +157,14 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     if shares is None:
         run.missing("attention/attention_shares.csv", ATTENTION)
         return
-    run.document.table(
-        attention_text(shares),
-        "Attention in the last decoder block on the 5 % of tokens whose flux responds most to the "
-        "label (derivatives of the emulator), against what an even spread would give them, and the "
-        "rank correlation of attention and response over all tokens.",
+    run.document.text(
+        "Share of the last decoder block's attention on the 5 % of tokens whose flux responds most "
+        "to the label (derivatives of the emulator), what an even spread would give them, and the "
+        "ratio of the two; the ratio that attention would have if it followed the response; rank "
+        "correlation of attention and response over all tokens."
     )
+    for pixels, table in attention_text(shares).items():
+        run.document.table(table, f"Pixels {pixels}.")
 
 
 def write_real_stars(run: Run, stars: pd.DataFrame | None) -> None:
@@ -175,8 +177,8 @@ def write_real_stars(run: Run, stars: pd.DataFrame | None) -> None:
         run.document.text("**Missing:** no spectrum of a real star could be had or used.")
         return
     run.document.text(
-        "From real APOGEE files, which no training has seen: labels by the model after stage 2, and "
-        "what the survey's radial-velocity pipeline wrote into the headers."
+        "From real APOGEE files, which no training has seen: labels by the model after stage 2, "
+        "and those of the survey's radial-velocity pipeline in the headers of the files."
     )
     run.document.table(real_stars_text(stars))
     failures = run.table("real_stars/failures.csv")
@@ -195,7 +197,7 @@ def write_training(run: Run) -> None:
         document.table(stages_table(run.folder))
     for stage, folder in stages.items():
         if (folder / "loss.png").is_file():
-            document.figure(folder / "loss.png", f"Loss and learning rate of {stage}.")
+            document.figure(folder / "loss.png", f"Loss and learning rate of {stage}.", "32%")
     document.heading("How this was made")
     timings = timings_table(run.folder)
     if timings is not None:

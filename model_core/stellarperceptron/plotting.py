@@ -236,7 +236,9 @@ def error_bar(
         low, high = points.norm.vmin, points.norm.vmax
         steps = np.outer(10.0 ** np.arange(-6, 6), [1, 2, 3, 5]).ravel()
         ticks = steps[(steps >= low) & (steps <= high)]
-        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        if len(ticks) < 2:  # a narrow range
+            ticks = np.geomspace(low, high, 5)[1::2]
+        bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
         bar.minorticks_off()
     return bar
 

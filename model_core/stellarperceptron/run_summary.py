@@ -74,7 +74,7 @@ def claims_table(
     if {"pretrained", "finetuned"} <= set(observed):
         before, after = (_rmse(observed[key], "all") for key in ("pretrained", "finetuned"))
         better = [label for label in before if after[label] < before[label]]
-        worse = [label_heading(label) for label in before if label not in better]
+        worse = [_symbol(label) for label in before if label not in better]
         here = f"{len(better)} of {len(before)}" + (f"; not {', '.join(worse)}" if worse else "")
         claim = "fine-tuning on the first half lowers the RMSE of every label on observed spectra"
         add(claim, here, "5 of 5", not worse)
@@ -104,7 +104,7 @@ def claims_table(
             difference = (combined["TEFF"] - combined["rv_TEFF"]).to_numpy()
             add(
                 "real stars: Teff within 300 K of the header's, combined spectra",
-                ", ".join(f"{value:+.0f} K" for value in difference),
+                ", ".join(f"{value:+.0f} K".replace("-", "−") for value in difference),
                 "–",
                 bool((np.abs(difference) <= HEADER_TOLERANCE).all()),
             )
@@ -139,19 +139,21 @@ def _of_claim(shares: pd.DataFrame) -> pd.DataFrame:
 # --- tables of other scripts ----------------------------------------------------------------------
 
 
-def attention_text(shares: pd.DataFrame) -> pd.DataFrame:
-    """Shares of attention to be read: a row for each group and label, 5 % of the tokens."""
+def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Shares of attention to be read, on 5 % of the tokens: a table for each range of pixels."""
     chosen = shares[(shares["measure"] == "last_block") & (shares["top"] == 0.05)]
-    return pd.DataFrame(
-        {
-            "": [f"{_symbol(row.label)}, {row.group}" for row in chosen.itertuples()],
-            "pixels": chosen["pixels"].to_numpy(),
-            "share of attention": chosen["share"].map("{:.3f}".format).to_numpy(),
-            "by chance": chosen["chance"].map("{:.3f}".format).to_numpy(),
-            "ratio": chosen["ratio"].map("{:.2f}".format).to_numpy(),
-            "rank correlation": chosen["rank_correlation"].map("{:+.2f}".format).to_numpy(),
+    tables = {}
+    for pixels, part in chosen.groupby("pixels", sort=False):
+        columns = {
+            "": [f"{_symbol(row.label)}, {row.group}" for row in part.itertuples()],
+            "share of attention": [f"{share:.3f}" for share in part["share"]],
+            "by chance": [f"{chance:.3f}" for chance in part["chance"]],
+            "ratio": [f"{ratio:.2f}" for ratio in part["ratio"]],
+            "ratio of the response": [f"{ratio:.2f}" for ratio in part["ratio_of_response"]],
+            "rank correlation": [_number(value, 2) for value in part["rank_correlation"]],
         }
-    )
+        tables[str(pixels)] = pd.DataFrame(columns)
+    return tables
 
 
 def real_stars_text(stars: pd.DataFrame) -> pd.DataFrame:

@@ -60,7 +60,7 @@ def format_value(value: float, label: str = "FE_H", sign: str = "") -> str:
     """
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:{sign}.{1 if label == 'TEFF' else 3}f}"
+    return f"{value:{sign}.{1 if label == 'TEFF' else 3}f}".replace("-", "−")
 
 
 # --- Table 1 -----------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def iron_text(table: pd.DataFrame) -> pd.DataFrame:
                 "RMSE, paper": format_value(everyone["paper_rmse"]),
                 "at [Fe/H] < −1": _with_interval(poor, "rmse"),
                 "at [Fe/H] < −1, paper": format_value(poor["paper_rmse"]),
-                "mad_std": _with_interval(everyone, "mad_std"),
+                "mad_std": format_value(everyone["mad_std"]),
                 "mad_std, paper": format_value(everyone["paper_mad_std"]),
                 "std of pulls": f"{everyone['pull_std']:.2f}",
                 "std of pulls, paper": f"{everyone['paper_pull_std']:.2f}",
@@ -186,7 +186,7 @@ def iron_text(table: pd.DataFrame) -> pd.DataFrame:
 def _with_interval(row: Mapping[str, float], metric: str, label: str = "FE_H") -> str:
     low, high = row[f"{metric}_low"], row[f"{metric}_high"]
     return (
-        f"{format_value(row[metric], label)} ({format_value(low, label)} to "
+        f"{format_value(row[metric], label)} ({format_value(low, label)}–"
         f"{format_value(high, label)})"
     )
 

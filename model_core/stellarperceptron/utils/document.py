@@ -31,6 +31,7 @@ figcaption, caption {{ color: #555; font-size: .9rem; text-align: left; max-widt
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   margin: .8rem 0; }}
 th, td {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e8e8e8; }}
+td {{ white-space: nowrap; }}
 th {{ border-bottom: 2px solid #999; font-weight: 600; vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 pre {{ font-size: .8rem; background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
@@ -97,14 +98,15 @@ class Document:
             f"<tbody>{rows}</tbody></table></div>"
         )
 
-    def figure(self, path: Path, caption: str) -> None:
-        """Add a picture (PNG): Markdown links to it, HTML holds it."""
+    def figure(self, path: Path, caption: str, width: str = "100%") -> None:
+        """Add a picture (PNG): Markdown links to it, HTML holds it; narrow ones side by side."""
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         alternative = html.escape(caption, quote=True)
         self._figures.append(path)
         self._markdown.append(f"![{caption}]({{figure {len(self._figures) - 1}}})\n\n*{caption}*\n")
         self._html.append(
-            f'<figure><img src="data:image/png;base64,{data}" alt="{alternative}">'
+            f'<figure style="display: inline-block; max-width: {width}">'
+            f'<img src="data:image/png;base64,{data}" alt="{alternative}">'
             f"<figcaption>{_inline(caption)}</figcaption></figure>"
         )
 
