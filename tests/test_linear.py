@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stellarperceptron.utils.linear import Linear, _has_fast_product, linear
+from stellarperceptron.utils.linear import Linear, has_fast_product, linear
 
 needs_fast_product = pytest.mark.skipif(
-    not _has_fast_product(), reason="this processor or PyTorch has no faster product to test"
+    not has_fast_product(), reason="this processor or PyTorch has no faster product to test"
 )
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stellarperceptron.utils.linear import Linear, linear
+from stellarperceptron.utils.self_attention import fast_self_attention_applies, self_attention
 
 __all__ = [
     "ACTIVATIONS",
@@ -242,8 +243,12 @@ class TransformerBlock(nn.Module):
 
     def _self_attention(self, x, attend, need_weights):
         a = self.attention
-        q, k, v = linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, dim=-1)
-        return self._attend(q, k, v, attend, need_weights)
+        projected = linear(x, a.in_proj_weight, a.in_proj_bias)
+        dropout = self.attention_dropout_rate if self.training else 0.0
+        if need_weights or dropout or not fast_self_attention_applies(projected):
+            return self._attend(*projected.chunk(3, dim=-1), attend, need_weights)
+        attended = self_attention(projected, a.bias_k, a.bias_v, attend, self.head_num)
+        return linear(attended, a.out_proj.weight, a.out_proj.bias), None
 
     def _cross_attention(self, query, context, attend, need_weights):
         a, dim = self.attention, query.shape[-1]

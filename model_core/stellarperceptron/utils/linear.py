@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "linear"]
+__all__ = ["Linear", "has_fast_product", "linear"]
 
 
 @functools.cache
-def _has_fast_product() -> bool:
+def has_fast_product() -> bool:
     """Whether oneDNN's product exists here and is the faster one."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.enabled:
         return False
@@ -79,7 +79,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()  # torch.func differentiates F.linear
-        and _has_fast_product()
+        and has_fast_product()
     )
     if not fast:
         return F.linear(x, weight, bias)

@@ -1,0 +1,65 @@
+"""Attention made of oneDNN's products is attention."""
+
+import pytest
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from stellarperceptron.utils.linear import has_fast_product
+from stellarperceptron.utils.self_attention import fast_self_attention_applies, self_attention
+
+pytestmark = pytest.mark.skipif(
+    not has_fast_product(), reason="this processor or PyTorch has no faster product to test"
+)
+
+
+def expected(projected, bias_k, bias_v, attend, heads):
+    """PyTorch's attention in double precision."""
+    q, k, v = projected.double().chunk(3, dim=-1)
+    k = torch.cat([k, bias_k.double().expand(len(k), 1, -1)], dim=1)
+    v = torch.cat([v, bias_v.double().expand(len(v), 1, -1)], dim=1)
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    mask = None if attend is None else pad(attend, (0, 1), value=True)[:, None, None, :]
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scale", [0.3, 2.0, 40.0])  # 40: exponentials vanish below their bound
+def test_values_and_gradients(scale, masked):
+    torch.manual_seed(0)
+    projected = torch.randn(2, 130, 96)
+    projected[..., :64] *= scale
+    parameters = [projected, torch.randn(1, 1, 32), torch.randn(1, 1, 32)]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    attend = torch.rand(2, 130) < 0.7 if masked else None
+    gradient = torch.randn(2, 130, 32)
+
+    actual = self_attention(*parameters, attend, heads=2)
+    reference = expected(*parameters, attend, heads=2)
+    # Scores of scale^2 are rounded, and the exponential makes this a relative error.
+    tolerance = 2e-6 * max(1.0, scale**2)
+    torch.testing.assert_close(actual, reference.float(), rtol=0, atol=tolerance)
+    ours = torch.autograd.grad(actual, parameters, gradient)
+    theirs = torch.autograd.grad(reference, parameters, gradient.double())
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=0, atol=4 * tolerance * b.abs().max().item())
+
+
+def test_what_is_masked_has_no_influence():
+    torch.manual_seed(0)
+    projected, bias = torch.randn(1, 130, 48, requires_grad=True), torch.randn(1, 1, 16)
+    attend = torch.arange(130)[None] < 100
+    output = self_attention(projected, bias, bias, attend, heads=1)[:, :100]
+    changed = projected.detach().clone()
+    changed[:, 100:] = 7.0
+    assert torch.equal(output, self_attention(changed, bias, bias, attend, heads=1)[:, :100])
+    (gradient,) = torch.autograd.grad(output.sum(), projected)
+    assert not gradient[:, 100:].any() and gradient[:, :100].any()
+
+
+def test_applies_to_long_contexts_in_float32_only():
+    assert fast_self_attention_applies(torch.zeros(1, 512, 48))
+    assert not fast_self_attention_applies(torch.zeros(1, 64, 48))
+    assert not fast_self_attention_applies(torch.zeros(1, 512, 48).double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fast_self_attention_applies(torch.zeros(1, 512, 48))
