@@ -138,6 +138,20 @@ def check_files(plan: Plan) -> None:
         )
 
 
+def check_room(plan: Plan, folder: Path) -> None:
+    """Check that the disk has room for all parts and for the survey file."""
+    there = sum(file.stat().st_size for file in plan.folder.glob("part_*.h5"))
+    needed = 2 * plan.n_bytes - there
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed for parts "
+            "and survey file: make room or choose another --output"
+        )
+
+
 def absent_files(path: Path | None) -> frozenset[str]:
     """Paths of files that the archive does not have, from the table of `download_dr17.py`."""
     if path is None:
@@ -194,6 +208,7 @@ def create(options: argparse.Namespace) -> None:
 
     if not options.merge:
         check_files(plan)
+        check_room(plan, options.output.parent)
         numbers = range(plan.n_parts)[options.array_index or 0 :: options.array_count or 1]
         stars = sum(plan.rows(number).stop - plan.rows(number).start for number in numbers)
         with tqdm(total=stars, unit=" stars", desc="reading", disable=None) as bar:

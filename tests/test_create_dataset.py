@@ -8,7 +8,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from astropy.io import fits
 from dr17_files import CUT_FATES, FILE_FATES, LABELS, write_archive
 from dr17_server import serve
 from sklearn.model_selection import train_test_split
@@ -329,19 +328,9 @@ def test_damaged_catalogue_is_named(script, few, damage):
     assert "allStar-dr17-synspec_rev1.fits" in str(ended.value)
 
 
-def test_unsigned_flags_are_read(script, few):
-    """Columns of unsigned integers are stored with an offset."""
-    path = few.root / CATALOGUE
-    with fits.open(path) as hdus:
-        columns = [
-            fits.Column(c.name, "K", array=hdus[1].data[c.name].astype(np.uint64), bzero=2**63)
-            if c.name in ("STARFLAG", "ASPCAPFLAG")
-            else fits.Column(c.name, c.format, array=hdus[1].data[c.name])
-            for c in hdus[1].columns
-        ]
-        table = fits.BinTableHDU.from_columns(columns)
-        fits.HDUList([fits.PrimaryHDU(), table]).writeto(few.root / "unsigned.fits")
-    script.main(few.options)
-    plain = Path(few.options[3]).with_name("rejected.csv").read_text()
-    script.main([*few.options, "--catalogue", str(few.root / "unsigned.fits")])
-    assert Path(few.options[3]).with_name("rejected.csv").read_text() == plain
+def test_full_disk_is_noticed_before_anything_is_read(script, few, monkeypatch):
+    usage = shutil.disk_usage(few.root)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(SystemExit, match="are needed for parts and survey file"):
+        script.main(few.options)
+    assert not Path(few.options[3]).parent.exists()

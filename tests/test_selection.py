@@ -149,9 +149,3 @@ def test_too_few_stars_are_refused():
         select(make_catalogue(2), [MISSING, ""])
     with pytest.raises(ValueError, match="0 stars are left"):
         select(make_catalogue(2), [ALL_ZERO] * 2)
-
-
-@pytest.mark.parametrize("name", [b"", b"..", b"a/b", b"a b", b"\xff", b"a\n", b"."])
-def test_names_that_lead_elsewhere_are_refused(name):
-    with pytest.raises(ValueError, match="is no name"):
-        aspcap_path(b"apo25m", name, b"2M00000000+0000000")

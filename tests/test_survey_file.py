@@ -120,3 +120,20 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, edit, message):
 def test_impossible_surveys_are_refused(tmp_path, options):
     with pytest.raises(ValueError, match=r"counts is|kinds is"):
         SurveyWriter(tmp_path / "a.h5", **{"counts": COUNTS, "provenance": {}, **options})
+
+
+def test_error_spectra_may_be_kept(tmp_path):
+    arrays = {split: make_arrays(split) for split in COUNTS}
+    options = {"wavelength": APOGEE_WAVELENGTH[:N_PIXELS], "provenance": {}, "errors": True}
+    with SurveyWriter(tmp_path / "a.h5", counts=COUNTS, **options) as writer:
+        for split, parts in arrays.items():
+            parts["observed_errors"] = parts["observed"] / 100
+            writer.append(split, ids=map(str, range(COUNTS[split])), **parts)
+    with SpectraDataset.open(tmp_path / "a.h5") as opened:
+        assert opened.train.kinds == ("synthetic", "observed")
+        errors = opened.train.read("observed_errors", slice(2, 9))
+        np.testing.assert_array_equal(errors, arrays["train"]["observed_errors"][2:9])
+    with SpectraDataset.open(write_survey(tmp_path / "b.h5")) as without:
+        assert not without.train.has_errors
+        with pytest.raises(ValueError, match="has no 'observed_errors' spectra"):
+            without.train.read("observed_errors")

@@ -127,6 +127,11 @@ class Plan:
         """Number of parts."""
         return -(-len(self.stars) // PART_STARS)
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the spectra of all candidates [bytes]."""
+        return len(self.stars) * len(self.kinds) * 4 * len(APOGEE_WAVELENGTH)
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of what the parts depend on: candidates, kinds of spectra, valid flux."""
