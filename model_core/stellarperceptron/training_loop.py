@@ -1,5 +1,6 @@
 """The training loop: epochs, metrics, checkpoints, and what ends it early."""
 
+import contextlib
 import copy
 import math
 import time
@@ -14,6 +15,7 @@ from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import Process, Termination
 from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.trainer import Task, Trainer
+from stellarperceptron.utils.memory import freed_memory_kept
 
 __all__ = ["PEAK_FLOPS", "TrainingError", "run_training"]
 
@@ -131,8 +133,9 @@ def run_training(
     random = torch.random.fork_rng(
         devices=[process.device] if process.device.type == "cuda" else []
     )
+    memory = freed_memory_kept() if process.device.type == "cpu" else contextlib.nullcontext()
     try:
-        with bar, Termination() as termination, random:
+        with bar, Termination() as termination, random, memory:
             while trainer.epoch < options.epochs:
                 start, first_batch = time.perf_counter(), trainer.batch
                 lr = trainer.optimizer.param_groups[0]["lr"]
