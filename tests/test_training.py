@@ -1,6 +1,7 @@
 """The training loop: what it learns, and that nothing is lost, whatever happens to it."""
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -218,6 +219,30 @@ def test_frozen_parts_stay_and_others_move(freeze, frozen):
     assert moved and not any(name.startswith(frozen) for name in moved)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_as_well(precision):
+    quiet = {"encoder_dropout_rate": 0.0, "decoder_dropout_rate": 0.0}
+    options = {"epochs": 6, "learning_rate": 3e-3, "labels_per_star": "all"}
+    exact, rounded = (
+        train_here(make_model(**quiet), precision=kind, **options)
+        for kind in ("float32", precision)
+    )
+    assert exact[-1]["loss"] != rounded[-1]["loss"]  # it did change the arithmetic
+    gained = exact[0]["val_loss"] - exact[-1]["val_loss"]
+    # (float16 loses its first steps to the search for a scale.)
+    assert rounded[0]["val_loss"] - rounded[-1]["val_loss"] > 0.8 * gained > 0.1
+
+
+def test_compiled_networks_leave_plain_checkpoints(tmp_path, monkeypatch):
+    # Tracing without a code generator: no compiler is needed, and no minutes.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain = train_here(make_model(), epochs=1)
+    folder = RunFolder(tmp_path, {})
+    compiled = train_here(make_model(), epochs=1, compile=True, folder=folder)
+    assert compiled[0]["val_loss"] == pytest.approx(plain[0]["val_loss"], rel=1e-4)
+    assert set(weights(tmp_path / "epoch_1")) == set(make_model().torch_model.state_dict())
+
+
 def test_only_the_seed_decides():
     histories = [train_here(make_model(), seed=seed)[-1]["loss"] for seed in (0, 0, 1)]
     assert histories[0] == histories[1] != histories[2]
@@ -266,6 +291,32 @@ def test_differing_entries_are_named_alone(tmp_path):
     RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 1, "seed": 1}}})
     with pytest.raises(ValueError, match=r"\(profile\.training\.epochs: 1 -> 2\)"):
         RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 2, "seed": 1}}})
+
+
+def test_epochs_may_be_added_to_a_run(tmp_path):
+    whole, parts = make_model(), make_model()
+    train_here(whole, folder=RunFolder(tmp_path / "whole", {"epochs": 3}), epochs=3)
+    train_here(make_model(), folder=RunFolder(tmp_path / "run", {"epochs": 1}), epochs=1)
+    (tmp_path / "run" / "complete").touch()
+    folder = RunFolder(tmp_path / "run", {"epochs": 3}, grows="epochs")
+    assert not (tmp_path / "run" / "complete").exists()
+    assert len(train_here(parts, folder=folder, epochs=3)) == 3
+    for name, tensor in whole.torch_model.state_dict().items():
+        assert torch.equal(parts.torch_model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("new", "fixed", "message"),
+    [
+        ({"epochs": 1, "seed": 1}, "", r"epochs: 2 -> 1\)"),
+        ({"epochs": 3, "seed": 2}, "", r"epochs: 2 -> 3; seed: 1 -> 2\)"),
+        ({"epochs": 3, "seed": 1}, "one cosine", r"remove this one \(one cosine\)"),
+    ],
+)
+def test_nothing_else_may_change(tmp_path, new, fixed, message):
+    RunFolder(tmp_path / "run", {"epochs": 2, "seed": 1})
+    with pytest.raises(ValueError, match=message):
+        RunFolder(tmp_path / "run", new, grows="epochs", fixed=fixed)
 
 
 def test_starting_anew_forgets_the_training_before(tmp_path):
@@ -349,6 +400,37 @@ def test_fit_with_a_schedule_and_a_folder(table, tmp_path):
     log = (tmp_path / "run" / "training.log").read_text()
     assert "70 training and 10 validation stars" in log
     assert (tmp_path / "run" / "epoch_2" / "weights.pt").exists()
+
+
+def test_fit_goes_on_with_more_epochs_and_on_the_same_stars_only(table, tmp_path):
+    options = {
+        "outputs_name": LABELS,
+        "inputs_wavelength": np.append(WAVELENGTHS, [0, 0, 0]),
+        "checkpoint_folder": tmp_path / "run",
+        "resume": True,
+        "batch_size": 16,
+    }
+    make_model().fit(table, epochs=1, **options)
+    assert len(make_model().fit(table, epochs=2, **options)) == 2
+    table.loc[3, "TEFF"] += 1
+    with pytest.raises(ValueError, match="labels_crc32"):
+        make_model().fit(table, epochs=2, **options)
+
+
+def test_standardization_file_may_have_any_name(table, tmp_path):
+    make_model().save(tmp_path / "old")
+    (tmp_path / "old" / "config.json").rename(tmp_path / "statistics.json")
+    fresh = make_model()
+    expected = fresh._input_mean.copy()
+    fresh._input_mean = expected + 1
+    fresh.fit(
+        table,
+        outputs_name=LABELS,
+        inputs_wavelength=np.append(WAVELENGTHS, [0, 0, 0]),
+        standardization_file=tmp_path / "statistics.json",
+        batch_size=16,
+    )
+    np.testing.assert_array_equal(fresh._input_mean, expected)
 
 
 @pytest.mark.parametrize(

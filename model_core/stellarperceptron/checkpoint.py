@@ -104,15 +104,21 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     )
 
 
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """Read `config.json` and check that its sections are there.
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint's `config.json` and check that its sections are there.
+
+    Parameters
+    ----------
+    path
+        The file, or the checkpoint's folder.
 
     Raises
     ------
     ValueError
         The file is no JSON or misses a section.
     """
-    path = Path(folder) / "config.json"
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

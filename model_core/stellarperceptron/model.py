@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -503,7 +504,8 @@ class StellarPerceptron(StellarPerceptronBase):
         freeze_decoder, freeze_encoder, freeze_encoder_second_layer
             See `set_trainable`.
         standardization_file
-            `config.json` of a checkpoint with this vocabulary, whose standardization to use.
+            `config.json` of a checkpoint with this vocabulary, or the folder with it, whose
+            standardization to use.
         embed_map_file
             `embed_map.npz` of a checkpoint with this vocabulary.
         new_names_for_embed_mapping
@@ -513,7 +515,8 @@ class StellarPerceptron(StellarPerceptronBase):
         checkpoint_folder
             Where logs and checkpoints go; None: nowhere.
         resume
-            Go on from the newest checkpoint there.
+            Go on from the newest checkpoint there, which may be that of a training with fewer
+            epochs.
         process
             See `stellarperceptron.distributed.process_group`; None: alone, on this model's device.
         progress
@@ -536,7 +539,7 @@ class StellarPerceptron(StellarPerceptronBase):
         """
         settings = TrainingOptions(**options)
         if standardization_file is not None:
-            self._set_norm_config(read_config(Path(standardization_file).parent)["norm_config"])
+            self._set_norm_config(read_config(standardization_file)["norm_config"])
         if embed_map_file is not None:
             self.set_embed_map(read_embed_map(Path(embed_map_file)))
         self.set_embed_map(dict.fromkeys(new_names_for_embed_mapping, self.vocabs[0]))
@@ -566,7 +569,21 @@ class StellarPerceptron(StellarPerceptronBase):
         process = process or Process(0, 1, self.device)
         folder = None
         if checkpoint_folder is not None:
-            folder = RunFolder(checkpoint_folder, dataclasses.asdict(settings), process.rank)
+            configuration = {
+                "training": dataclasses.asdict(settings),
+                "model": dataclasses.asdict(self.config),
+                "frozen": [
+                    name for name, p in self.torch_model.named_parameters() if not p.requires_grad
+                ],
+                "inputs": len(source["names"]),
+                "outputs_name": list(source["label_names"]),
+                "stars": len(training),
+                "validation_stars": len(validation),
+                "labels_crc32": zlib.crc32(data.labels.cpu().numpy().tobytes()),
+            }
+            folder = RunFolder(
+                checkpoint_folder, configuration, process.rank, grows="training.epochs"
+            )
         history = train(
             self,
             data,

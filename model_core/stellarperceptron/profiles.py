@@ -114,6 +114,11 @@ class Schedule:
     minimum_lr: float = 1e-10
     warmup_steps: int = 200
 
+    @property
+    def depends_on_epochs(self) -> bool:
+        """Whether the first epochs' learning rates depend on how many epochs there will be."""
+        return self.name == "warmup_cosine"
+
     def make(
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int, epochs: int
     ) -> LRScheduler | None:

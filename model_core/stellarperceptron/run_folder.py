@@ -40,6 +40,10 @@ class RunFolder:
         Start anew: what an earlier training left in the folder is removed first.
     echo
         Print what goes to the log, too.
+    grows
+        Dotted key of a number that may be larger when a run is started again: its epochs.
+    fixed
+        Why it must not be larger, if that is so.
 
     Raises
     ------
@@ -55,6 +59,8 @@ class RunFolder:
         *,
         fresh: bool = False,
         echo: bool = False,
+        grows: str | None = None,
+        fixed: str = "",
     ):
         self.path = Path(path)
         self.rank, self.echo = rank, echo
@@ -62,9 +68,11 @@ class RunFolder:
             self._clear()
         configuration = json.loads(json.dumps(configuration))  # tuples become lists
         file = self.path / "configuration.json"
-        if file.exists():
-            self._require_same(json.loads(file.read_text(encoding="utf-8")), configuration)
-        elif rank == 0:
+        old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if old is not None:
+            self._require_same(_flat(old), _flat(configuration), grows, fixed)
+        if rank == 0 and old != configuration:
+            (self.path / "complete").unlink(missing_ok=True)
             with atomic_output(file) as temporary:
                 temporary.write_text(json.dumps(configuration, indent=1), encoding="utf-8")
         if rank == 0:
@@ -80,15 +88,19 @@ class RunFolder:
         for name in ("configuration.json", "training_metrics.csv", "complete"):
             (self.path / name).unlink(missing_ok=True)
 
-    def _require_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        old, new = _flat(old), _flat(new)
+    def _require_same(
+        self, old: dict[str, Any], new: dict[str, Any], grows: str | None, fixed: str
+    ) -> None:
         keys = sorted(set(old) | set(new))
         differ = [key for key in keys if old.get(key) != new.get(key)]
-        if differ:
+        larger = differ == [grows] and old.get(grows, math.inf) < new.get(grows, -math.inf)
+        if larger and not fixed:
+            self.log(f"{grows} raised from {old[grows]} to {new[grows]}")
+        elif differ:
             changes = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
             raise ValueError(
                 f"{self.path} belongs to another configuration ({changes}): choose another folder, "
-                "or remove this one"
+                "or remove this one" + (f" ({fixed})" if fixed and larger else "")
             )
 
     def log(self, line: str, echo: bool = True) -> None:

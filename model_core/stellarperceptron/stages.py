@@ -209,6 +209,7 @@ def train_stage(
     *,
     inputs: dict[str, Any],
     resume: bool = True,
+    extensible: bool = True,
 ) -> list[dict[str, float]]:
     """Train a model as a profile says, with logs and checkpoints; see `training.train`.
 
@@ -218,6 +219,10 @@ def train_stage(
         Rows of `data`; stars without labels or valid pixels are left out.
     inputs
         What the run depends on beside the profile (files, hashes), saved with the configuration.
+    resume
+        Go on from the newest checkpoint in `output`.
+    extensible
+        A run that is complete may go on with more epochs, if its schedule allows that.
     """
     usable = usable_stars(data)
     if process.rank == 0 or process.world_size == 1:
@@ -228,6 +233,11 @@ def train_stage(
         process.rank,
         fresh=not resume,
         echo=not sys.stderr.isatty(),
+        grows="profile.training.epochs" if extensible else None,
+        fixed="one cosine over the whole training cannot be made longer afterwards; a constant "
+        "learning rate and warm restarts can"
+        if profile.schedule.depends_on_epochs
+        else "",
     )
     process.barrier()
     dropped = len(training_rows) + len(validation_rows)

@@ -67,6 +67,7 @@ def main() -> None:
                     "checkpoint": str(arguments.checkpoint),
                 },
                 resume=not arguments.no_resume,
+                extensible=False,  # the epoch is chosen among all of them
             )
             return model, [row["val_loss"] for row in history]
 
