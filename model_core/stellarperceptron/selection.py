@@ -141,7 +141,9 @@ class Selection:
     no_spectrum: np.ndarray
 
 
-def select(stars: Catalogue, reasons: Sequence[str], absent: frozenset[str] = frozenset()):
+def select(
+    stars: Catalogue, reasons: Sequence[str], absent: frozenset[str] = frozenset()
+) -> Selection:
     """Apply the cuts that need the spectra, and split what is left as published.
 
     A spectrum of zeros is cut before the split, as in the paper, and so is a file that the archive
