@@ -17,6 +17,7 @@ from torch import Tensor
 from stellarperceptron.inference import first_pixels, group_pixels, mean_wavelengths
 from stellarperceptron.model_core import StellarPerceptronCore
 from stellarperceptron.streaming import batches_of_values, memory_for
+from stellarperceptron.utils.hashing import LARGEST, scramble, smallest
 
 __all__ = [
     "Batch",
@@ -29,23 +30,18 @@ __all__ = [
 
 # What is drawn has a stream of its own.
 _PIXELS, _LABELS, _PADDING, _AUGMENTATION, _NARROW = range(5)
-_LARGEST = 2**31 - 1
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Scramble int32 numbers, each bit of the result depending on all bits (a 32-bit finalizer).
-
-    Multiplications wrap around as in C; the masks make PyTorch's arithmetic shift a logical one.
-    The constants are those of Wellons' "lowbias32" search for bijections of least bias.
-    """
-    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ (x >> 15 & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed number
-    return x ^ (x >> 16 & 0xFFFF)
 
 
 def _seed_of(*numbers: int) -> int:
     """One int32 from several numbers, by NumPy's documented and stable seed sequence."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) - 2**31
+
+
+def _all_nan(values: Tensor) -> Tensor:
+    """(B, T) tokens of (B, T, P) without any valid pixel."""
+    if values.device.type == "cpu" and values.dtype == torch.float32:  # NumPy is ten times faster
+        return torch.from_numpy(np.isnan(values.numpy()).all(axis=2))
+    return values.isnan().all(dim=2)
 
 
 @dataclass(frozen=True)
@@ -197,8 +193,10 @@ class TrainingGenerator:
         self.epoch = 0
         device = data.device
         # Neighbouring numbers, scrambled once, give streams that have nothing in common.
-        self._pixel_hash = _mix(torch.arange(len(data.tokens), dtype=torch.int32, device=device))
-        self._label_hash = _mix(torch.arange(data.labels.shape[1], device=device).int() - 1000)
+        self._pixel_hash = scramble(
+            torch.arange(len(data.tokens), dtype=torch.int32, device=device)
+        )
+        self._label_hash = scramble(torch.arange(data.labels.shape[1], device=device).int() - 1000)
 
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
@@ -258,8 +256,8 @@ class TrainingGenerator:
     def _keys(self, stream: int, stars: Tensor, things: Tensor) -> Tensor:
         """(B, n) numbers from 0 to 2^31 - 1 that look random, for n things of each star."""
         seed = _seed_of(self.seed, self.epoch, stream)
-        star_hash = _mix(_mix(stars.int() ^ seed) + seed)
-        return _mix(star_hash[:, None] ^ things) & _LARGEST
+        star_hash = scramble(scramble(stars.int() ^ seed) + seed)
+        return scramble(star_hash[:, None] ^ things).bitwise_and_(LARGEST)
 
     def _batch(self, stars: Tensor, values: Tensor, number: int) -> Batch:
         data = self.data
@@ -286,19 +284,21 @@ class TrainingGenerator:
     def _choose_pixels(self, stars: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) with at least one valid pixel, without replacement, and who lacks them."""
         keys = self._keys(_PIXELS, stars, self._pixel_hash)
-        bad = values.isnan().all(dim=2)
+        bad = _all_nan(values)
         if self.narrow_share:
             # Others follow only where the stretch has too few valid tokens.
-            keys = torch.where(self._outside_stretch(stars), keys // 2 + _LARGEST // 2, keys // 2)
-        keys = keys.masked_fill(bad, _LARGEST)
-        chosen = keys.topk(self.context_length, dim=1, largest=False, sorted=False).indices
+            keys = torch.where(self._outside_stretch(stars), keys // 2 + LARGEST // 2, keys // 2)
+        keys = keys.masked_fill_(bad, LARGEST)
+        chosen = smallest(keys, self.context_length)
+        if self.outputs_padding:  # which takes the last ones, which must be any
+            chosen = chosen.gather(1, keys.gather(1, chosen).argsort(dim=1))
         return chosen, bad.gather(1, chosen)
 
     def _outside_stretch(self, stars: Tensor) -> Tensor:
         """(B, T) tokens that a star with a narrow range does not have; none for other stars."""
         tokens = len(self.data.tokens)
         whether, where = self._keys(_NARROW, stars, self._pixel_hash[:2].view(1, -1)).unbind(1)
-        narrow = whether < self.narrow_share * _LARGEST
+        narrow = whether < self.narrow_share * LARGEST
         first = where % (tokens - self.narrow_tokens + 1)
         distance = torch.arange(tokens, device=stars.device) - first[:, None]
         inside = (distance >= 0) & (distance < self.narrow_tokens)
