@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chain import run_here, script, stage
 from hypothesis import settings
 
 from stellarperceptron import StellarPerceptron
@@ -24,6 +25,48 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the reference data are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def survey(tmp_path_factory) -> Path:
+    """A mock survey of 240 + 40 stars."""
+    path = tmp_path_factory.mktemp("survey") / "survey.h5"
+    result = script(
+        "dataset/create_mock_survey.py",
+        *("--stars", 240, "--test-stars", 40, "--seed", 3, "--output", path),
+    )
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+@pytest.fixture(scope="session")
+def chain(survey, tmp_path_factory) -> Path:
+    """All stages, trained on it for one epoch: folders 1, 2, 3, nn."""
+    folder = tmp_path_factory.mktemp("chain")
+    few = ("--set", "training.epochs=1")
+    stage(1, survey, folder / "1", *few)
+    stage(2, survey, folder / "2", "--checkpoint", folder / "1", *few)
+    stage(3, survey, folder / "3", "--checkpoint", folder / "2", *few)
+    stage("baseline", survey, folder / "nn", *few)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(survey, chain, tmp_path_factory) -> Path:
+    """A run's folder with these stages and their predictions of all test stars."""
+    run = tmp_path_factory.mktemp("run")
+    (run / "survey.h5").symlink_to(survey)
+    stages = ("1_basemodel_synthetic", "2_realfinetune_firsthalf", "3_fefinetune_chunk", "basic_NN")
+    for name, folder in zip(stages, ("1", "2", "3", "nn"), strict=True):
+        (run / name).symlink_to(chain / folder)
+    common = ("--data", survey, "--output", run / "evaluation")
+    for path, arguments in (
+        ("evaluate_1_basemodel_synthetic_epoch325", ["--checkpoint", run / stages[0]]),
+        ("evaluate_2_realfinetune_firsthalf_epoch_10", ["--checkpoint", run / stages[1]]),
+    ):
+        assert not run_here(f"results/real_spectra_finetune/{path}.py", *common, *arguments)
+    assert not run_here("results/fe/EvaluateFeFT.py", *common, *(run / name for name in stages))
+    return run
 
 
 def make_model(pixels: int = 40, labels=LABELS, seed: int = 1, **config) -> StellarPerceptron:

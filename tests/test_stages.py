@@ -1,13 +1,11 @@
 """The numbered scripts, end to end at toy size, and what their profiles say."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from chain import STAGES, TRAINING, script, stage
 
 from stellarperceptron import ModelConfig, StellarPerceptron
 from stellarperceptron.baseline import BaselineNetwork
@@ -15,52 +13,7 @@ from stellarperceptron.dataset import SpectraDataset
 from stellarperceptron.profiles import read_profile
 from stellarperceptron.stages import five_folds, resolve_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
-TRAINING = ROOT / "training"
-STAGES = {
-    1: "1_basemodel_synthetic/trainingAPOGEEGPU.py",
-    2: "2_realfinetune_firsthalf/finetuningAPOGEE.py",
-    3: "3_fefinetune_chunk/finetuningAPOGEE.py",
-    "baseline": "basic_NN/TrainingNN.py",
-}
 PROFILES = sorted(TRAINING.glob("*/*.toml"))
-
-
-def script(path, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / path), *map(str, arguments)], capture_output=True, text=True
-    )
-
-
-def stage(which, data, output, *arguments):
-    result = script(
-        f"training/{STAGES[which]}",
-        *("--profile", "smoke", "--data", data, "--output", output, *arguments),
-    )
-    assert result.returncode == 0, result.stderr
-    return output
-
-
-@pytest.fixture(scope="module")
-def survey(tmp_path_factory):
-    path = tmp_path_factory.mktemp("survey") / "survey.h5"
-    result = script(
-        "dataset/create_mock_survey.py",
-        *("--stars", 240, "--test-stars", 40, "--seed", 3, "--output", path),
-    )
-    assert result.returncode == 0, result.stderr
-    return path
-
-
-@pytest.fixture(scope="module")
-def chain(survey, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chain")
-    few = ("--set", "training.epochs=1")
-    stage(1, survey, folder / "1", *few)
-    stage(2, survey, folder / "2", "--checkpoint", folder / "1", *few)
-    stage(3, survey, folder / "3", "--checkpoint", folder / "2", *few)
-    stage("baseline", survey, folder / "nn", *few)
-    return folder
 
 
 def test_stage_1_knows_all_pixels_and_labels(chain, survey):

@@ -121,6 +121,7 @@ def read_predictions(path: Path, command: str) -> pd.DataFrame:
             numbers = pd.to_numeric(table[column], errors="coerce")
             row = int(np.flatnonzero(numbers.isna() & table[column].notna())[0])
             raise ValueError(f"{path}, row {row + 2}: {table[column][row]!r} is no {column}")
+        table[column] = table[column].astype(float)
     return table
 
 
