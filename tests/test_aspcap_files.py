@@ -53,6 +53,19 @@ def test_unusual_but_legal_files_are_read(path, spectra, kind):
     np.testing.assert_array_equal(read_aspcap(path)[0], expected.astype(np.float32))
 
 
+def test_header_with_keywords_in_another_order_is_read(path, spectra):
+    """The standard demands PCOUNT and GCOUNT after the axes; some writers put them elsewhere."""
+    aspcap_hdus(spectra).writeto(path)
+    data = path.read_bytes()
+    place = data.index(b"PCOUNT")
+    pcount, gcount = data[place : place + 80], data[place + 80 : place + 160]
+    assert gcount.startswith(b"GCOUNT")
+    moved = data.replace(pcount + gcount, b"COMMENT".ljust(80) + pcount)
+    assert moved != data
+    path.write_bytes(moved)
+    np.testing.assert_array_equal(read_aspcap(path)[2], spectra[2][VALID_PIXELS])
+
+
 def test_truncated_anywhere_is_noticed(path, spectra):
     aspcap_hdus(spectra).writeto(path)
     data = path.read_bytes()

@@ -52,11 +52,19 @@ class HDU(NamedTuple):
     scaled: bool
 
 
-def _integer(header: bytes, card: int, key: bytes) -> int:
-    """Value of the integer keyword that the standard demands in this place."""
+def _integer(header: bytes, card: int, key: bytes, default: int | None = None) -> int:
+    """Value of an integer keyword: in the card where the standard demands it, or else anywhere."""
+    start = key.ljust(8) + b"= "
     text = header[_CARD * card : _CARD * (card + 1)]
-    if text[:10] != key.ljust(8) + b"= ":
-        raise ValueError(f"its header lacks {key.decode()} in card {card + 1}")
+    if not text.startswith(start):
+        place = header.find(start)
+        while place >= 0 and place % _CARD:
+            place = header.find(start, place + 1)
+        if place < 0:
+            if default is not None:
+                return default
+            raise ValueError(f"its header lacks {key.decode()}")
+        text = header[place : place + _CARD]
     try:
         return int(text[10:].split(b"/", 1)[0])
     except ValueError:
@@ -91,8 +99,8 @@ def _hdus(data: bytes | mmap.mmap) -> Iterator[HDU]:
         for axis in axes:
             elements *= axis
         if not primary:
-            elements += _integer(header, 3 + n_axes, b"PCOUNT")
-            elements *= _integer(header, 4 + n_axes, b"GCOUNT")
+            elements += _integer(header, 3 + n_axes, b"PCOUNT", 0)
+            elements *= _integer(header, 4 + n_axes, b"GCOUNT", 1)
         size = abs(bits) // 8 * elements
         start = end + _CARD + -(end + _CARD) % _BLOCK
         if elements < 0:
