@@ -4,6 +4,8 @@
 #                               report into runs/smoke; goes on where it was interrupted
 #                               profiles: smoke, laptop, laptop_pixel, paper, gpu
 #                DATA=survey.h5 another survey than the mock one (with a RUN=folder of its own)
+# make published                stage 3 and baseline once more, the epoch chosen as in the paper, with
+#                               other stars' labels; evaluated beside those of `reproduce`
 # make publish-figures          copy the figures of a run beside the scripts that draw them
 # Each installs what it needs into .venv, once. Nothing but Python 3.11 or newer is needed.
 
@@ -23,7 +25,7 @@ STARS_gpu := $(STARS_paper)
 STARS := $(STARS_$(PROFILE))
 PROFILES := smoke, laptop, laptop_pixel, paper or gpu
 
-.PHONY: install test lint reproduce publish-figures clean
+.PHONY: install test lint reproduce publish-figures clean published
 
 install: $(INSTALLED)
 
@@ -93,6 +95,19 @@ $(STAGE_3)/complete: $(STAGE_2)/complete
 
 $(BASELINE)/complete: | $(DATA)
 	$(TIMED) $(BIN)/python training/basic_NN/TrainingNN.py $(ARGUMENTS)
+	$(CHECK)
+
+# The paper's choice of the epoch, which looks at labels of metal-poor stars and of test stars.
+published: $(INSTALLED) $(STAGE_3)_published/complete $(BASELINE)_published/complete
+	$(BIN)/python results/fe/EvaluateFeFT.py $(EVALUATE) $(BASELINE)_published $(STAGE_3)_published
+
+$(STAGE_3)_published/complete: $(STAGE_2)/complete
+	$(TIMED) $(BIN)/python training/3_fefinetune_chunk/finetuningAPOGEE.py $(ARGUMENTS) \
+	  --checkpoint $(STAGE_2) --set selection.name=published
+	$(CHECK)
+
+$(BASELINE)_published/complete: | $(DATA)
+	$(TIMED) $(BIN)/python training/basic_NN/TrainingNN.py $(ARGUMENTS) --set selection.name=published
 	$(CHECK)
 
 FINETUNE := results/real_spectra_finetune
