@@ -276,3 +276,15 @@ def test_missing_checkpoint_is_said(extracted, tmp_path):
     with pytest.raises(SystemExit, match="there is no checkpoint"):
         run_script("extract_attention", *as_list(extracted, checkpoint=tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
+
+
+def test_survey_without_abundances_is_refused(extracted, tmp_path):
+    """Without any star whose labels are all known there is no response to compare with."""
+    survey = tmp_path / "survey.h5"
+    survey.write_bytes(extracted["--data"].read_bytes())
+    with h5py.File(survey, "r+") as file:
+        labels = file["test/labels"][:]
+        labels[:, 2:] = np.nan
+        file["test/labels"][:] = labels
+    with pytest.raises(SystemExit, match=r"no star of .* with all labels"):
+        run_script("extract_attention", *as_list(extracted, data=survey, output=tmp_path / "out"))

@@ -134,11 +134,17 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
     rng = np.random.RandomState(arguments.seed)
     rows = np.sort(rng.permutation(len(split))[: arguments.stars])
     catalogue = dict(zip(dataset.label_names, split.labels[rows].T.astype(float), strict=True))
-    groups = {name: mask for name, mask in star_groups(catalogue["LOGG"]).items() if mask.any()}
+    known = np.isfinite(list(catalogue.values())).all(axis=0)
+    groups = star_groups(catalogue["LOGG"])
+    groups = {name: mask for name, mask in groups.items() if (mask & known).any()}
+    if not groups:
+        raise ValueError(f"no star of {dataset.path} with all labels was drawn: raise --stars")
     spectra = split.read(arguments.kind, rows, part)
 
     tokens = token_groups(model, wavelength)
-    response = {name: respond(catalogue, mask, labels, wavelength) for name, mask in groups.items()}
+    response = {
+        name: respond(catalogue, mask & known, labels, wavelength) for name, mask in groups.items()
+    }
     path = arguments.output / "attention.h5"
     with atomic_output(path) as temporary, h5py.File(temporary, "w") as file:
         batches = decoder_attention(
@@ -174,12 +180,9 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
 
 
 def respond(
-    catalogue: dict[str, np.ndarray], mask: np.ndarray, labels: list[str], wavelength: np.ndarray
+    catalogue: dict[str, np.ndarray], known: np.ndarray, labels: list[str], wavelength: np.ndarray
 ) -> np.ndarray:
-    """Response (Q, n) of the flux of the first stars of a group whose labels are all known."""
-    known = mask & np.isfinite(list(catalogue.values())).all(axis=0)
-    if not known.any():
-        raise ValueError("no star of a group has all labels: take more with --stars")
+    """Response (Q, n) of the flux of the first stars of a group; `known` (N,) have all labels."""
     stars = np.flatnonzero(known)[:RESPONSE_STARS]
     values = {name: value[stars] for name, value in catalogue.items() if name in LABELS}
     response = label_response(Emulator.load("nature"), values, labels)
