@@ -288,7 +288,7 @@ class TrainingGenerator:
         if self.narrow_share:
             # Others follow only where the stretch has too few valid tokens.
             keys = torch.where(self._outside_stretch(stars), keys // 2 + LARGEST // 2, keys // 2)
-        keys = keys.masked_fill_(bad, LARGEST)
+        keys = keys.bitwise_or_(bad.int().mul_(LARGEST))  # bad ones come last
         chosen = smallest(keys, self.context_length)
         if self.outputs_padding:  # which takes the last ones, which must be any
             chosen = chosen.gather(1, keys.gather(1, chosen).argsort(dim=1))

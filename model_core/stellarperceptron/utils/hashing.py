@@ -36,13 +36,15 @@ def _scramble_on_gpu(x: Tensor) -> Tensor:
 
 
 def smallest(keys: Tensor, number: int) -> Tensor:
-    """Columns (B, number) of the smallest keys in each row of (B, n), in any order."""
-    rows, columns = keys.shape
-    if keys.device.type == "cpu" and 0 < number < columns:
-        values = keys.numpy()
-        # Partitioning values is vectorised in NumPy, partitioning their indices is not.
-        limit = np.partition(values, number - 1, axis=1)[:, number - 1, None]
-        chosen = np.flatnonzero(values <= limit)
-        if len(chosen) == rows * number:  # no row has a second key as large as the last one
-            return torch.from_numpy(chosen.reshape(rows, number) % columns)
-    return keys.topk(number, dim=1, largest=False, sorted=False).indices
+    """Columns (B, number) of the smallest keys in each row of (B, n), in any order.
+
+    The lowest bits of the keys, as many as count the columns, give way to the column: equal keys
+    are told apart alike everywhere, and numbers are partitioned faster than their indices.
+    """
+    columns = keys.shape[1]
+    low = (1 << (columns - 1).bit_length()) - 1
+    keys = (keys & ~low).bitwise_or_(torch.arange(columns, dtype=keys.dtype, device=keys.device))
+    if keys.device.type == "cpu":
+        chosen = np.partition(keys.numpy(), number - 1, axis=1)[:, :number] & low
+        return torch.from_numpy(chosen.astype(np.int64))
+    return (keys.topk(number, dim=1, largest=False, sorted=False).values & low).long()
