@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stellarperceptron.utils.dropout import Dropout
 from stellarperceptron.utils.linear import Linear, linear
 from stellarperceptron.utils.self_attention import fast_self_attention_applies, self_attention
 
@@ -202,7 +203,7 @@ class TransformerBlock(nn.Module):
         self.dense_2 = Linear(dense_num, embedding_dim)
         self.layernorm_1 = nn.LayerNorm(embedding_dim)
         self.layernorm_2 = nn.LayerNorm(embedding_dim)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
 
     def forward(
         self,
@@ -363,7 +364,7 @@ class StellarPerceptronDecoder(nn.Module):
         self.decoder_out = Linear(widths[-1], 1)
         self.decoder_logvar_out = Linear(widths[-1], 1)
         self.activation = ACTIVATIONS[block.get("activation", "gelu")]
-        self.dropout = nn.Dropout(block.get("dropout_rate", 0.0))
+        self.dropout = Dropout(block.get("dropout_rate", 0.0))
 
     def forward(
         self,
