@@ -178,7 +178,7 @@ def write_real_stars(run: Run, stars: pd.DataFrame | None) -> None:
         return
     run.document.text(
         "From real APOGEE files, which no training has seen: labels by the model after stage 2, "
-        "and those of the survey's radial-velocity pipeline in the headers of the files."
+        "and in brackets those of the survey's radial-velocity pipeline in the files' headers."
     )
     run.document.table(real_stars_text(stars))
     failures = run.table("real_stars/failures.csv")

@@ -157,18 +157,18 @@ def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def real_stars_text(stars: pd.DataFrame) -> pd.DataFrame:
-    """Predictions for real stars to be read, beside what their headers say."""
+    """Predictions for real stars to be read, with what their headers say in brackets."""
     rows = []
     for row in stars.to_dict("records"):
         cells = {"": row["star"], "file": row["kind"], "S/N": _number(row["snr"], 0)}
         for label in [name for name in stars if f"{name}_error" in stars]:
             digits = 0 if label == "TEFF" else 2
-            value = f"{_number(row[label], digits)} ± {_number(row[f'{label}_error'], digits)}"
-            cells[label_heading(label)] = value
+            text = f"{_number(row[label], digits)} ± {_number(row[f'{label}_error'], digits)}"
             if f"rv_{label}" in row:
-                cells[f"{_symbol(label)}, header"] = _number(row[f"rv_{label}"], digits)
-        cells["class"] = row["class"]
-        cells["class, header"] = row["rv_class"] if isinstance(row["rv_class"], str) else "–"
+                text += f" ({_number(row[f'rv_{label}'], digits)})"
+            cells[label_heading(label)] = text
+        known = isinstance(row["rv_class"], str)
+        cells["class"] = f"{row['class']} ({row['rv_class'] if known else '–'})"
         rows.append(cells)
     return pd.DataFrame(rows)
 
