@@ -68,7 +68,7 @@ def test_training_learns():
     assert history[-1]["val_mse_loss"] < history[0]["val_mse_loss"]
 
 
-@pytest.mark.parametrize("kill_at", [5, 12, 20])
+@pytest.mark.parametrize("kill_at", [5, 20])
 def test_killed_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, kill_at):
     assert run(tmp_path, f"kill_at={kill_at}").returncode == -signal.SIGKILL
     assert run(tmp_path).returncode == 0
@@ -93,7 +93,7 @@ def test_terminated_saves_and_exits_with_0(uninterrupted, tmp_path):
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
-    options = ("dropout=0", "epochs=5", "max_gradient_norm=1.0")
+    options = ("dropout=0", "epochs=5", "max_gradient_norm=1.0", "schedule=steps")
     alone = run(tmp_path / "one", *options, "batch_size=16")
     together = run(tmp_path / "two", *options, "batch_size=8", processes=2)
     assert alone.returncode == together.returncode == 0, together.stderr
@@ -106,6 +106,11 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
         assert b["val_loss"] == pytest.approx(a["val_loss"], abs=1e-4)
         assert b["lr"] == c["lr"] == a["lr"]
         assert b["val_loss"] == c["val_loss"]
+    rates = [
+        json.loads((tmp_path / name).read_text())
+        for name in ("one/rates_0.json", "two/rates_0.json", "two/rates_1.json")
+    ]
+    assert rates[0] == rates[1] == rates[2] and len(set(rates[0])) == len(rates[0]) - 1 == 19
     # Before the first step the two have the same weights: validation must agree to rounding.
     before = run(tmp_path / "three", "dropout=0", "epochs=1", "learning_rate=1e-30")
     shared = run(tmp_path / "four", "dropout=0", "epochs=1", "learning_rate=1e-30", processes=2)
@@ -236,9 +241,10 @@ def test_lower_precision_learns_as_well(precision):
 def test_compiled_networks_leave_plain_checkpoints(tmp_path, monkeypatch):
     # Tracing without a code generator: no compiler is needed, and no minutes.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    plain = train_here(make_model(), epochs=1)
+    quiet = {"encoder_dropout_rate": 0.0, "decoder_dropout_rate": 0.0}
+    plain = train_here(make_model(**quiet), epochs=1)
     folder = RunFolder(tmp_path, {})
-    compiled = train_here(make_model(), epochs=1, compile=True, folder=folder)
+    compiled = train_here(make_model(**quiet), epochs=1, compile=True, folder=folder)
     assert compiled[0]["val_loss"] == pytest.approx(plain[0]["val_loss"], rel=1e-4)
     assert set(weights(tmp_path / "epoch_1")) == set(make_model().torch_model.state_dict())
 

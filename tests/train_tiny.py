@@ -12,7 +12,7 @@ from conftest import LABELS, make_model, make_spectra
 
 from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import process_group
-from stellarperceptron.nn_utils import cosine_annealing_warm_restarts
+from stellarperceptron.nn_utils import cosine_annealing_warm_restarts, linear_warmup_cosine
 from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.training import train
 from stellarperceptron.training_data import TrainingGenerator, prepare_training_data
@@ -38,6 +38,7 @@ def main() -> None:
     kill_at = int(given.pop("kill_at", -1))
     terminate_at = int(given.pop("terminate_at", -1))
     dropout = float(given.pop("dropout", 0.1))
+    every_step = given.pop("schedule", "epochs") == "steps"
     validation = int(given.pop("validation", STARS - 64))
     values = {k: json.loads(v) if v[0] in "0123456789tf" else v for k, v in given.items()}
     options = TrainingOptions(
@@ -57,6 +58,13 @@ def main() -> None:
         return batch(self, *arguments)
 
     TrainingGenerator._batch = counted
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    torch.optim.AdamW.step = noted
     with process_group("cpu") as process:
         model = make_model(encoder_dropout_rate=dropout, decoder_dropout_rate=dropout)
         data = tiny_data(model)
@@ -67,10 +75,15 @@ def main() -> None:
             np.arange(64, 64 + validation),
             options,
             process,
-            scheduler=lambda optimizer, _: cosine_annealing_warm_restarts(optimizer, 2),
+            scheduler=lambda optimizer, steps: (
+                linear_warmup_cosine(optimizer, 3, steps * options.epochs)
+                if every_step
+                else cosine_annealing_warm_restarts(optimizer, 2)
+            ),
             folder=RunFolder(folder, {"learning_rate": options.learning_rate}, process.rank),
         )
         (folder / f"history_{process.rank}.json").write_text(json.dumps(history))
+        (folder / f"rates_{process.rank}.json").write_text(json.dumps(rates))
         if process.rank == 0:
             model.save(folder / "final", overwrite=True)
 

@@ -204,9 +204,10 @@ class BaselineNetwork(nn.Module):
             raise ValueError(f"{folder} is no checkpoint of a baseline network")
         network = cls(content["pixels"], content["label"])
         weights = load_tensors(folder / "weights.pt")
-        state = weights.get("model_state_dict", weights)
-        load_weights(network, state, f"weights of {folder}")
-        network.epoch = weights.get("epoch", 0)
+        if not isinstance(weights, dict) or "model_state_dict" not in weights:
+            raise ValueError(f"{folder / 'weights.pt'} holds no 'model_state_dict'")
+        load_weights(network, weights["model_state_dict"], f"weights of {folder}")
+        network.epoch = weights["epoch"]
         return network.eval()
 
 
