@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
         "--pixels",
         default="first_half",
         help="full, first_half, fe_chunk or start:stop (of 7,514); first_half is what stage 2 "
-        "was fine-tuned on, and does better on the examples than full",
+        "was fine-tuned on",
     )
     parser.add_argument("--deals", type=int, default=8, help="times the pixels are dealt out")
     parser.add_argument(
