@@ -33,6 +33,7 @@ from stellarperceptron.plotting import (
 )
 from stellarperceptron.predictions import read_predictions, require_same_stars
 from stellarperceptron.survey_file import LABEL_NAMES
+from stellarperceptron.tables import format_value
 from stellarperceptron.utils.arguments import HelpFormatter
 
 COMMAND = "results/fe/EvaluateFeFT.py, or make reproduce"
@@ -82,7 +83,7 @@ def draw_panel(
     predicted, actual, error = (table[f"FE_H_{k}"].to_numpy() for k in ("pred", "actual", "err"))
     poor = actual < METAL_POOR
     every, few = (label_metrics(predicted[k], actual[k])["rmse"] for k in (slice(None), poor))
-    text = f"RMSE {every:.3f} dex\nRMSE {few:.3f} dex at [Fe/H] < −1"
+    text = f"RMSE {format_value(every)} dex\nRMSE {format_value(few)} dex at [Fe/H] < −1"
     axes.axvspan(limits[0], METAL_POOR, color="0.94", lw=0, zorder=0)
     options = {"limits": limits, "norm": norm, "text": text, "corner": "lower right"}
     points = plot_predicted_against_actual(axes, predicted, actual, error, label="FE_H", **options)
