@@ -1,7 +1,9 @@
 """What all benchmarks share: clocks, the floor, the hardware's name, the record."""
 
+import contextlib
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -36,6 +38,55 @@ def hardware() -> dict[str, Any]:
     }
 
 
+class OwnProcess:
+    """A function in a process of its own, whose memory and allocator nobody else uses.
+
+    Parameters
+    ----------
+    prepare
+        Gives the function; of a module's top level. Its first argument is a `contextlib.ExitStack`
+        for what the function needs as long as the process lives.
+    arguments
+        The others.
+    """
+
+    def __init__(self, prepare: Callable[..., Callable[[], Any]], *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        threads = torch.get_num_threads()
+        self._process = context.Process(
+            target=_serve, args=(other, threads, prepare, arguments), daemon=True
+        )
+        self._process.start()
+        other.close()
+
+    def __call__(self) -> tuple[float, float]:
+        """Call the function; CPU and wall-clock time that it took [s]."""
+        self._pipe.send(None)
+        return self._pipe.recv()
+
+
+def _serve(pipe, threads: int, prepare, arguments) -> None:
+    torch.set_num_threads(threads)
+    with contextlib.ExitStack() as stack:
+        function = prepare(stack, *arguments)
+        while True:
+            try:
+                pipe.recv()
+            except EOFError:
+                return
+            pipe.send(_timed(function))
+
+
+def _timed(function: Callable[[], Any]) -> tuple[float, float]:
+    """CPU and wall-clock time of a call [s]."""
+    if isinstance(function, OwnProcess):
+        return function()
+    cpu, wall = time.process_time(), time.perf_counter()
+    function()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
 def measure_in_turn(
     functions: dict[str, Callable[[], Any]], repeats: int
 ) -> dict[str, dict[str, float]]:
@@ -56,9 +107,7 @@ def measure_in_turn(
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for counted in range(repeats + 1):
         for name, function in functions.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            function()
-            elapsed = time.process_time() - cpu, time.perf_counter() - wall
+            elapsed = _timed(function)
             if counted:
                 times[name].append(elapsed)
     return {

@@ -37,14 +37,19 @@ def plain(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
+def plain_dropout(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """PyTorch's dropout at a module's rate, not the package's faster one."""
+    return F.dropout(x, module.dropout.p, module.training)
+
+
 def published_block(block: TransformerBlock, query, context, padding):
     """A Transformer block through PyTorch's module, with averaged attention weights."""
     attended, weights = block.attention(
         query, context, context, key_padding_mask=padding, need_weights=True
     )
-    x = block.layernorm_1(query + block.dropout(attended))
+    x = block.layernorm_1(query + plain_dropout(block, attended))
     dense = plain(block.dense_2, F.gelu(plain(block.dense_1, x)))
-    return block.layernorm_2(x + block.dropout(dense)), weights
+    return block.layernorm_2(x + plain_dropout(block, dense)), weights
 
 
 @torch.inference_mode()
