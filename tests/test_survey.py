@@ -22,6 +22,7 @@ from stellarperceptron.observation import (
     broadening_index,
     broadening_velocity,
     continuum_ripple,
+    correlate_noise,
     resolving_power,
     sky_templates,
     sky_windows,
@@ -306,6 +307,22 @@ def test_augmentation_adds_what_it_says(block):
     change = Augmentation(snr=(100.0, 100.0), ripple=(0.004, 0.004))(flux) - flux
     rms = torch.nan_to_num(change).square().mean().sqrt().item()
     assert rms == pytest.approx(math.hypot(0.01, 0.004), rel=0.15)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.4, 0.65])
+def test_noise_of_neighbours_correlates(correlation):
+    normal = torch.randn(4, 7514, generator=torch.Generator().manual_seed(1))
+    noise = correlate_noise(normal, torch.full((4,), correlation))[:, 1:-1]
+    assert noise.std().item() == pytest.approx(1.0, abs=0.02)
+    assert (noise[:, 1:] * noise[:, :-1]).mean().item() == pytest.approx(correlation, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "entries", [{"snr": (0.0, 100.0)}, {"correlation": (0.2, 0.9)}, {"ripple": (0.01, 0.0)}]
+)
+def test_impossible_augmentation(entries):
+    with pytest.raises(ValueError, match=next(iter(entries))):
+        Augmentation(**entries)
 
 
 def test_augmentation_repeats_with_its_generator_and_keeps_type_and_bad_pixels():

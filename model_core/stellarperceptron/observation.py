@@ -34,6 +34,7 @@ __all__ = [
     "broadening_index",
     "broadening_velocity",
     "continuum_ripple",
+    "correlate_noise",
     "resolving_power",
     "sky_templates",
     "sky_windows",
@@ -169,6 +170,29 @@ def vary_line_spread(flux: Tensor, change: Tensor, chips: Sequence[slice] | None
     return out
 
 
+def correlate_noise(normal: Tensor, correlation: Tensor | float) -> Tensor:
+    """
+    White noise (N, P) made to correlate between neighbouring pixels, with the same variance.
+
+    Spectra that were resampled to a common wavelength grid have such noise: each pixel z_i becomes
+    z_i + c (z_{i-1} + z_{i+1}), over its norm, with the correlation r = 2 c / (1 + 2 c^2) between
+    neighbours.
+
+    Parameters
+    ----------
+    normal
+        Independent standard normal numbers.
+    correlation
+        (N,) or one number, from 0 to 0.7.
+    """
+    r = torch.as_tensor(correlation, dtype=normal.dtype, device=normal.device).reshape(-1, 1)
+    c = r / (1.0 + (1.0 - 2.0 * r**2).sqrt())
+    out = normal.clone()
+    out[:, 1:] += c * normal[:, :-1]
+    out[:, :-1] += c * normal[:, 1:]
+    return out.div_((1.0 + 2.0 * c**2).sqrt())
+
+
 @lru_cache(maxsize=8)
 def _ripple_basis(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines (3 M, 7514), each on one chip, and their amplitudes (M,), falling with the order."""
@@ -237,12 +261,14 @@ def sky_windows(template: Tensor, shift: np.ndarray) -> Tensor:
 @dataclass(frozen=True)
 class Augmentation:
     """
-    Fresh imperfections on synthetic spectra, each time they are drawn.
+    Fresh imperfections on spectra, each time they are drawn.
 
     Attributes
     ----------
     snr
         Signal-to-noise ratio a pixel, drawn uniformly in its logarithm.
+    correlation
+        Of the noise of neighbouring pixels, drawn uniformly.
     ripple
         Root mean square of the pseudo-continuum's error, drawn uniformly.
     line_spread
@@ -250,8 +276,24 @@ class Augmentation:
     """
 
     snr: tuple[float, float] = (100.0, 600.0)
+    correlation: tuple[float, float] = (0.0, 0.65)
     ripple: tuple[float, float] = (0.002, 0.006)
     line_spread: float = 0.08
+
+    def __post_init__(self):
+        problems = []
+        for name, lowest, highest in (
+            ("snr", 1, math.inf),
+            ("correlation", 0, 0.7),
+            ("ripple", 0, 1),
+        ):
+            low, high = getattr(self, name)
+            if not lowest <= low <= high <= highest:
+                problems.append(f"{name} = {(low, high)} is no range within {lowest} and {highest}")
+        if not 0 <= self.line_spread < 1:
+            problems.append(f"line_spread = {self.line_spread} is not in [0, 1)")
+        if problems:
+            raise ValueError("impossible augmentation: " + "; ".join(problems))
 
     def __call__(
         self, flux: Tensor, generator: torch.Generator | None = None, pixels: slice = slice(None)
@@ -284,6 +326,7 @@ class Augmentation:
         change = (self.line_spread * normal(n)).clamp(-0.3, 0.3)
         out = vary_line_spread(flux.float(), change, chips)
         waves = normal(n, 3, RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0])
-        out = out * (1.0 + continuum_ripple(uniform(*self.ripple), waves, pixels))
+        out *= 1.0 + continuum_ripple(uniform(*self.ripple), waves, pixels)
         sigma = torch.exp(-uniform(math.log(self.snr[0]), math.log(self.snr[1])))
-        return (out + sigma[:, None] * normal(*flux.shape)).to(flux.dtype)
+        noise = correlate_noise(normal(*flux.shape), uniform(*self.correlation))
+        return out.addcmul_(sigma[:, None], noise).to(flux.dtype)

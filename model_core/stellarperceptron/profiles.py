@@ -19,6 +19,7 @@ from stellarperceptron.nn_utils import (
     linear_warmup_cosine,
     warmup_cosine_annealing_warm_restarts,
 )
+from stellarperceptron.observation import Augmentation
 from stellarperceptron.spectra import pixel_range
 from stellarperceptron.streaming import MEMORIES
 
@@ -47,8 +48,7 @@ class DataProfile:
     validation_split
         Share of the training stars that is kept for validation; 0 for none.
     augment
-        Fresh noise, continuum error and line-spread variation on every draw of a synthetic
-        spectrum.
+        Fresh noise, continuum error and line-spread variation on every draw of a spectrum.
     half_precision
         Keep the spectra in half precision: half the memory, rounded below 1e-4 of the flux.
     memory
@@ -143,12 +143,13 @@ class Profile:
 
     Parameters
     ----------
-    data, model, training, schedule, freeze, selection
-        Sections of the TOML file; `model` counts where a stage starts from fresh weights, and
-        `selection` in the last stage and the baseline.
+    data, augmentation, model, training, schedule, freeze, selection
+        Sections of the TOML file; `augmentation` counts where `data.augment` is true, `model` where
+        a stage starts from fresh weights, and `selection` in the last stage and the baseline.
     """
 
     data: DataProfile = field(default_factory=DataProfile)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     schedule: Schedule = field(default_factory=Schedule)

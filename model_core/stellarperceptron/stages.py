@@ -13,7 +13,6 @@ from stellarperceptron.dataset import SpectraDataset
 from stellarperceptron.distributed import Process
 from stellarperceptron.inference import apogee_pixel_names
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.observation import Augmentation
 from stellarperceptron.profiles import Profile, read_profile
 from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.spectra import pixel_range
@@ -180,7 +179,7 @@ def read_data(
     rows = np.arange(len(split)) if rows is None else rows
     part = pixel_range(data.pixels)
     columns = label_columns(dataset, profile)
-    augment = functools.partial(Augmentation(), pixels=part) if data.augment else None
+    augment = functools.partial(profile.augmentation, pixels=part) if data.augment else None
     wavelength = dataset.wavelength[part]
     return prepare_training_data(
         model,
