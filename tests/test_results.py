@@ -9,6 +9,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from chain import ROOT, run_here
 from matplotlib.image import imread
 
@@ -117,6 +118,16 @@ def test_the_baseline_knows_its_pixels(evaluated, survey, tmp_path):
         *("--data", survey, "--output", tmp_path, "--pixels", "0:100", evaluated / "basic_NN"),
     )
     assert "gives FE_H from 512 pixels, not FE_H from 100" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told(evaluated, survey, tmp_path):
+    message = run_here(
+        "results/fe/EvaluateFeFT.py",
+        *("--data", survey, "--output", tmp_path, "--device", "cuda"),
+        evaluated / "2_realfinetune_firsthalf",
+    )
+    assert "device cuda: PyTorch finds no GPU" in message
 
 
 # --- figures and tables -----------------------------------------------------------------------

@@ -82,6 +82,8 @@ class StellarPerceptronBase(StellarPerceptronCore):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device}: PyTorch finds no GPU here; 'cpu' always works")
         self.epoch = 0
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
