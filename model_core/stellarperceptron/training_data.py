@@ -326,10 +326,11 @@ class _StandardizedAugmentation:
     limit: Tensor
 
     def __call__(self, values: Tensor, generator: torch.Generator) -> Tensor:
-        flux = values.flatten(1)[:, self.place_of] * self.spread + self.median
+        flux = values.flatten(1).index_select(1, self.place_of) * self.spread + self.median
         z = (self.augment(flux, generator) - self.median) / self.spread
         z = z.masked_fill(z.abs() > self.limit, math.nan)
-        return torch.nn.functional.pad(z, (0, 1), value=math.nan)[:, self.pixel_of].view_as(values)
+        z = torch.nn.functional.pad(z, (0, 1), value=math.nan)
+        return z.index_select(1, self.pixel_of).view_as(values)
 
 
 def prepare_training_data(
