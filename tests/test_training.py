@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import train_tiny
 from conftest import LABELS, make_model, make_spectra
 from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 
@@ -27,6 +29,13 @@ SCRIPT = Path(__file__).with_name("train_tiny.py")
 
 
 def run(folder, *options, processes=1):
+    """Train as a script would, in a process of its own only where there must be one."""
+    if processes == 1 and not any(option.startswith("kill_at") for option in options):
+        try:
+            train_tiny.main(folder, *options)
+        except SystemExit as end:
+            return SimpleNamespace(returncode=end.code, stderr="")
+        return SimpleNamespace(returncode=0, stderr="")
     command = [sys.executable, str(SCRIPT), str(folder), *options]
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -152,8 +161,8 @@ def test_all_processes_stop_together_and_go_on(tmp_path):
 
 def test_an_interrupted_epoch_needs_as_many_stars_a_batch(tmp_path):
     assert run(tmp_path, "terminate_at=3").returncode == 0
-    result = run(tmp_path, "batch_size=16")
-    assert result.returncode != 0 and "go on with as many" in result.stderr
+    with pytest.raises(ValueError, match="go on with as many"):
+        run(tmp_path, "batch_size=16")
 
 
 def test_termination_waits_for_gathered_gradients(tmp_path):

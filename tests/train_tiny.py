@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,10 +32,10 @@ def tiny_data(model, seed=0):
     )
 
 
-def main() -> None:
+def main(folder, *arguments) -> None:
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    given = dict(argument.split("=") for argument in sys.argv[2:])
+    folder = Path(folder)
+    given = dict(argument.split("=") for argument in arguments)
     kill_at = int(given.pop("kill_at", -1))
     terminate_at = int(given.pop("terminate_at", -1))
     dropout = float(given.pop("dropout", 0.1))
@@ -57,15 +58,17 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
         return batch(self, *arguments)
 
-    TrainingGenerator._batch = counted
     rates, step = [], torch.optim.AdamW.step
 
     def noted(self, *arguments):
         rates.append(self.param_groups[0]["lr"])
         return step(self, *arguments)
 
-    torch.optim.AdamW.step = noted
-    with process_group("cpu") as process:
+    with (
+        patch.object(TrainingGenerator, "_batch", counted),
+        patch.object(torch.optim.AdamW, "step", noted),
+        process_group("cpu") as process,
+    ):
         model = make_model(encoder_dropout_rate=dropout, decoder_dropout_rate=dropout)
         data = tiny_data(model)
         history = train(
@@ -89,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -245,8 +245,8 @@ def _plot(history: list[dict[str, float]], path: Path) -> None:
             axes.plot(epochs, values, label=label, marker="." if len(epochs) < 30 else None)
     axes.set(xlabel="epoch", ylabel="loss (negative log-likelihood)")
     rates = axes.twinx()
-    rates.plot(epochs, [row["lr"] for row in history], color="0.6", lw=1)
     rates.set(ylabel="learning rate", yscale="log")
+    rates.plot(epochs, [row["lr"] for row in history], color="0.6", lw=1)
     axes.legend()
     with atomic_output(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
