@@ -289,8 +289,12 @@ def test_unset_standardization_comes_from_the_training_data():
 
 @pytest.mark.parametrize(
     "options",
-    [{"labels_per_star": "two"}, {"outputs_padding": 13}, {"narrow_share": 1.5}]
-    + [{"narrow_tokens": 11}],
+    [
+        {"labels_per_star": "two"},
+        {"outputs_padding": 13},
+        {"narrow_share": 1.5},
+        {"narrow_tokens": 11},
+    ],
 )
 def test_impossible_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
