@@ -21,7 +21,8 @@ from benchmarks.inference import LABELS, paper_model, plain, plain_dropout, publ
 from stellarperceptron.nn_utils import robust_mean_squared_error
 from stellarperceptron.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.training import PEAK_FLOPS
-from stellarperceptron.training_data import TrainingGenerator, prepare_training_data
+from stellarperceptron.training_data import prepare_training_data
+from stellarperceptron.training_generator import TrainingGenerator
 from stellarperceptron.utils.memory import freed_memory_kept
 
 EPOCHS, STARS = 325, 92_472

@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_training_data import make_data
 
-from stellarperceptron import streaming, training_data
+from stellarperceptron import streaming, training_generator
 from stellarperceptron.streaming import memory_for
-from stellarperceptron.training_data import TrainingGenerator
+from stellarperceptron.training_generator import TrainingGenerator
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_streamed_batches_equal_resident_ones(monkeypatch, ahead, augment):
     data = make_data(augment=augment)
     resident = batches(data)
     monkeypatch.setattr(
-        training_data,
+        training_generator,
         "batches_of_values",
         lambda values, parts, device: streaming._streamed(values, parts, device, ahead),
     )

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stellarperceptron.training_data import (
-    TrainingGenerator,
     fewest_tokens,
     prepare_training_data,
     usable_stars,
 )
+from stellarperceptron.training_generator import TrainingGenerator
 
 NAMES = [f"syn_apogee{i}" for i in range(40)]
 WAVELENGTHS = 15200.0 + 0.21 * np.arange(40)

@@ -16,7 +16,8 @@ from stellarperceptron.distributed import process_group
 from stellarperceptron.nn_utils import cosine_annealing_warm_restarts, linear_warmup_cosine
 from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.training import train
-from stellarperceptron.training_data import TrainingGenerator, prepare_training_data
+from stellarperceptron.training_data import prepare_training_data
+from stellarperceptron.training_generator import TrainingGenerator
 
 STARS = 80
 NAMES = [f"syn_apogee{i}" for i in range(40)]

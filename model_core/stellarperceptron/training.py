@@ -13,7 +13,8 @@ from stellarperceptron.checkpoint import load_weights, read_checkpoint, write_ch
 from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import Process
 from stellarperceptron.run_folder import RunFolder
-from stellarperceptron.training_data import Batch, TrainingData, TrainingGenerator, fewest_tokens
+from stellarperceptron.training_data import Batch, TrainingData, fewest_tokens
+from stellarperceptron.training_generator import TrainingGenerator
 from stellarperceptron.training_loop import PEAK_FLOPS, TrainingError, run_training
 
 __all__ = ["PEAK_FLOPS", "TrainingError", "train"]
