@@ -45,6 +45,7 @@ def smallest(keys: Tensor, number: int) -> Tensor:
     low = (1 << (columns - 1).bit_length()) - 1
     keys = (keys & ~low).bitwise_or_(torch.arange(columns, dtype=keys.dtype, device=keys.device))
     if keys.device.type == "cpu":
-        chosen = np.partition(keys.numpy(), number - 1, axis=1)[:, :number] & low
-        return torch.from_numpy(chosen.astype(np.int64))
+        values = keys.numpy()
+        values.partition(number - 1, axis=1)
+        return torch.from_numpy((values[:, :number] & low).astype(np.int64))
     return (keys.topk(number, dim=1, largest=False, sorted=False).values & low).long()
