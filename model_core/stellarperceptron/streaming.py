@@ -72,7 +72,7 @@ def batches_of_values(
     """
     if values.device.type != "cpu" or device.type == "cpu":
         for rows in batches:
-            yield rows, values[rows]
+            yield rows, values.index_select(0, rows)
     else:
         yield from _streamed(values, batches, device, ahead)
 

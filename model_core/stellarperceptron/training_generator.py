@@ -174,19 +174,22 @@ class TrainingGenerator:
     def _batch(self, stars: Tensor, values: Tensor, number: int) -> Batch:
         data = self.data
         positions, missing = self._choose_pixels(stars, values)
-        values = values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
+        single = values.shape[2] == 1
+        if single:  # gathering in two dimensions is much faster
+            values = values[..., 0].gather(1, positions)
+        else:
+            values = values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
         tokens = data.tokens[positions].masked_fill(missing, 0)
         if self.outputs_padding and not self.fixed:
             choice = _seed_of(self.seed, self.epoch, _PADDING, number) % self.outputs_padding
             if choice:
                 tokens[:, -choice:] = 0
-        single = values.shape[2] == 1
         request_tokens, labels, errors = self._choose_labels(stars)
         return Batch(
             stars,
             tokens,
             positions,
-            values[..., 0] if single else None,
+            values if single else None,
             None if single else values,
             request_tokens,
             labels,
