@@ -12,11 +12,14 @@ again to fetch it.
 
 import argparse
 import csv
+import fcntl
 import os
 import shutil
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,27 +33,12 @@ from stellarperceptron.dr17 import (
     read_catalogue,
 )
 from stellarperceptron.selection import catalogue_cuts, cut_table
+from stellarperceptron.utils.arguments import positive, positive_float
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, StoppedError
 
 SAMPLE = 20  # files whose length is asked for, to estimate that of all: they hardly differ
 GIVEN_UP_IN_A_ROW = 20  # files, after which the server is taken to be out of order
-
-
-def positive(text: str) -> int:
-    """A whole number above zero."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """A number above zero."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
-    return value
 
 
 def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
@@ -189,16 +177,25 @@ def check_room(folder: Path, size: int) -> None:
         raise OSError(f"{folder} has {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB are needed")
 
 
-def write_missing(path: Path, missing: list[tuple[str, bool, str]]) -> None:
-    """List what could not be had; no list when nothing is missing."""
-    if not missing:
+def write_missing(path: Path, missing: list[tuple[str, bool, str]], asked: set[str]) -> None:
+    """List what could not be had; no list when nothing is missing.
+
+    What an earlier run listed stays when this one did not ask for it (--limit).
+    """
+    rows = [[name, "yes" if absent else "no", reason] for name, absent, reason in missing]
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows += [row for row in list(csv.reader(file))[1:] if row and row[0] not in asked]
+    if not rows:
         path.unlink(missing_ok=True)
         return
-    with atomic_output(path) as temporary, open(temporary, "w", newline="") as file:
+    with (
+        atomic_output(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "absent", "reason"])
-        for name, absent, reason in sorted(missing):
-            table.writerow([name, "yes" if absent else "no", reason])
+        table.writerows(sorted(rows))
 
 
 def fetch_stars(archive: Archive, options: argparse.Namespace, paths: list[str]):
@@ -232,10 +229,22 @@ def fetch_stars(archive: Archive, options: argparse.Namespace, paths: list[str])
     return missing
 
 
-def download(options: argparse.Namespace) -> int:
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder: both would write to the same unfinished files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".download.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"{folder}: another download is at work there, wait for it") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def download(archive: Archive, options: argparse.Namespace) -> int:
     """Fetch everything; number of files that could not be had."""
-    manners = Manners(options.rate, options.timeout, options.attempts, options.wait)
-    archive = Archive(options.base_url, manners, checksums=not options.no_checksums)
     catalogue = options.local_sas / CATALOGUE
     if not is_there(archive, CATALOGUE, catalogue, options.verify and not options.dry_run):
         if options.dry_run:
@@ -261,7 +270,7 @@ def download(options: argparse.Namespace) -> int:
     missing = [(name, False, reason) for name, reason in wrong]
     missing += fetch_stars(archive, options, waiting)
     table = options.local_sas / "missing.csv"
-    write_missing(table, missing)
+    write_missing(table, missing, {*paths, *(name for name, _ in wrong)})
     if archive.checked:
         print(f"the SHA-1 of {archive.checked:,d} files was compared with the archive's")
     elif not options.no_checksums and waiting:
@@ -277,8 +286,11 @@ def download(options: argparse.Namespace) -> int:
 def main(command_line: list[str] | None = None) -> None:
     """Fetch, or say what is wrong; exit status 1 when files are missing."""
     options = arguments(command_line)
+    manners = Manners(options.rate, options.timeout, options.attempts, options.wait)
     try:
-        missing = download(options)
+        archive = Archive(options.base_url, manners, checksums=not options.no_checksums)
+        with nullcontext() if options.dry_run else alone(options.local_sas):
+            missing = download(archive, options)
     except KeyboardInterrupt:
         sys.exit("download_dr17.py: interrupted; run again to go on")
     except AbsentError as error:

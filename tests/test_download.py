@@ -1,5 +1,6 @@
 """Fetching from a server on localhost that cuts, stalls, refuses, lies and comes back."""
 
+import fcntl
 import hashlib
 import importlib.util
 import subprocess
@@ -101,6 +102,25 @@ def test_file_that_changed_meanwhile_is_fetched_anew(server, target):
     assert target.read_bytes() == changed
 
 
+def test_killed_when_a_changed_file_begins_anew(server, target, monkeypatch):
+    """The new file's tag must not stand beside the old one's first half."""
+    server.faults[PATH] = ["cut", "404"]
+    with pytest.raises(AbsentError):
+        archive_of(server).fetch(PATH, target)
+    changed = aspcap_bytes(make_spectra(np.random.default_rng(1)))
+    (server.root / PATH).write_bytes(changed)
+
+    def write_and_die(path, text, really=Path.write_text):
+        really(path, text)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", write_and_die)
+        archive_of(server).fetch(PATH, target)
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == changed
+
+
 @pytest.mark.parametrize("extra", [0, 2880])
 def test_part_that_is_whole_or_too_long(server, target, extra):
     """Killed between the last byte and the new name; or a file that became shorter."""
@@ -182,9 +202,20 @@ def test_full_disk_is_no_reason_to_try_again(server, target, monkeypatch):
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("address", ["data.sdss.org/sas", "ftp://host/", "file:///etc", "http://"])
-def test_wrong_address_is_refused(address):
-    with pytest.raises(ValueError, match="no address"):
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("data.sdss.org/sas", "no address"),
+        ("ftp://host/", "no address"),
+        ("file:///etc", "no address"),
+        ("http://", "no address"),
+        ("http://host:port/", "Port"),
+        ("https://name:word@host/", "not only a host and a folder"),
+        ("https://host/?folder=sas", "not only a host and a folder"),
+    ],
+)
+def test_wrong_address_is_refused(address, message):
+    with pytest.raises(ValueError, match=message):
         Archive(address)
 
 
@@ -317,6 +348,26 @@ def test_list_of_missing_files_goes_when_all_are_there(few, run):
             (few.server.root / path).write_bytes((few.sas / few.sound[0]).read_bytes())
     assert run()[0] == 0
     assert not (few.sas / "missing.csv").exists()
+
+
+def test_list_keeps_files_that_were_not_asked_for(few, run):
+    run()
+    listed = (few.sas / "missing.csv").read_text()
+    status, said, _ = run("--limit", "2")
+    assert (status, "2 files of candidates, 2 are there" in said) == (0, True)
+    assert (few.sas / "missing.csv").read_text() == listed
+
+
+def test_two_runs_on_one_folder_are_refused(few, run):
+    few.sas.mkdir()
+    with open(few.sas / ".download.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, _, message = run()
+        assert status == 1
+        assert "another download is at work there" in message
+        assert not few.server.requests
+        assert run("--dry-run")[0] == 0
+    assert run("--catalogue-only")[0] == 0
 
 
 def test_server_that_is_out_of_order_is_left_alone(few, run):

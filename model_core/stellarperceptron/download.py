@@ -181,11 +181,12 @@ class Archive(Server):
                 progress(-have)
                 have = 0
             etag = response.headers.get("ETag", "")
-            # A weak tag does not promise equal bytes.
-            same = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
-            tag.write_text(same or response.headers.get("Last-Modified", ""))
-            # What has come is written at once, so that a silence or a kill loses nothing.
+            if etag.startswith("W/") or not etag:  # a weak tag does not promise equal bytes
+                etag = response.headers.get("Last-Modified", "")
+            # What has come is written at once, so that a silence or a kill loses nothing; the tag
+            # only after what belongs to another is gone.
             with open(part, "ab" if have else "wb", buffering=0) as file:
+                tag.write_text(etag)
                 while chunk := response.read1(_CHUNK):
                     file.write(chunk)
                     have += len(chunk)

@@ -93,8 +93,11 @@ class Server:
     """
 
     def __init__(self, base_url: str, manners: Manners | None = None):
-        if urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).hostname:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"'{base_url}' is no address that begins with https:// or http://")
+        if parts.username is not None or parts.query or parts.fragment or parts.port == 0:
+            raise ValueError(f"'{base_url}' is not only a host and a folder: leave the rest away")
         self.base_url = base_url.rstrip("/") + "/"
         self.manners = manners or Manners()
         self.requests = 0
