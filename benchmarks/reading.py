@@ -28,7 +28,7 @@ from stellarperceptron.spectra import VALID_FLUX, VALID_PIXELS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "dataset" / "create_dataset.py"
 FILES_PER_ROW = 0.88  # of the rows of the archive that is made, so many have a file
-GOOD = ASPCAP_KINDS.index("observed"), ASPCAP_KINDS.index("synthetic")
+KEPT = ASPCAP_KINDS.index("observed"), ASPCAP_KINDS.index("synthetic")
 
 
 def published_star(path: Path) -> np.ndarray:
@@ -51,7 +51,7 @@ def ours(paths: list[Path], workers: int) -> np.ndarray:
     spectra = np.empty((len(paths), 2, len(VALID_PIXELS)), np.float32)
     with ThreadPoolExecutor(workers) as pool:
         for i, star in enumerate(pool.map(read_star, paths)):
-            for place, number in enumerate(GOOD):
+            for place, number in enumerate(KEPT):
                 spectra[i, place] = star.spectra[number]
     return spectra
 

@@ -4,7 +4,8 @@ Make a survey file from a copy of the DR17 archive: catalogue, cuts, split, spec
 The copy (dataset/download_dr17.py makes one) has the archive's own folders. The catalogue's cuts
 choose candidates; their aspcapStar files are read in parts of 1,024 stars, which are kept beside
 the output until all are there: an interrupted run goes on where it was. Beside the survey file
-appear rejected.csv, with every star left out for its file and why, and spectra_all_zeroes_flag.npy.
+appear rejected.csv, with every star left out for its file and why, and spectra_all_zeroes_flag.npy:
+give each survey a folder of its own where both are to stay.
 
     python dataset/create_dataset.py --local-sas ~/sas --output runs/dr17.h5
 
@@ -41,15 +42,8 @@ from stellarperceptron.dr17 import (
 )
 from stellarperceptron.selection import Cut, Selection, catalogue_cuts, cut_table
 from stellarperceptron.spectra import VALID_FLUX
+from stellarperceptron.utils.arguments import positive
 from stellarperceptron.utils.data_utils import atomic_output
-
-
-def positive(text: str) -> int:
-    """A whole number above zero."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
@@ -109,6 +103,8 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     if options.local_sas is None:
         parser.error(f"give --local-sas DIR, or set {SAS_VARIABLE}")
     options.local_sas = Path(options.local_sas)
+    if options.output.is_dir():
+        parser.error(f"--output {options.output} is a folder: give the name of a file")
     if (options.array_index is None) != (options.array_count is None):
         parser.error("--array-index and --array-count belong together")
     if options.array_index is not None:
@@ -220,7 +216,11 @@ def create(options: argparse.Namespace) -> None:
     provenance = {
         "generator": "create_dataset.py",
         "version": version("stellarperceptron"),
-        "arguments": {"limit": options.limit, "errors": options.errors},
+        "arguments": {
+            "limit": options.limit,
+            "errors": options.errors,
+            "absent_files": len(absent),
+        },
         "catalogue": {"rows": n_rows, "candidates": plan.fingerprint},
         "cuts": [[cut.name, cut.removed, cut.left] for cut in cuts],
         "valid_flux": VALID_FLUX,

@@ -13,25 +13,14 @@ import argparse
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from stellarperceptron.aspcap_files import clean_flux
 from stellarperceptron.dataset import SpectraDataset, SurveyWriter
+from stellarperceptron.dr17 import clean_labels
 from stellarperceptron.spectra import VALID_FLUX
 
 BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
-MISSING = -999.0  # labels at or below are the survey's mark (-9999) for none
-
-
-def clean_flux(flux: np.ndarray) -> np.ndarray:
-    """Put NaN where normalized flux is no measurement: missing pixels (0), spikes."""
-    flux[(flux < VALID_FLUX[0]) | (flux > VALID_FLUX[1])] = np.nan
-    return flux
-
-
-def clean_labels(labels: np.ndarray) -> np.ndarray:
-    """Put NaN in the place of the survey's mark for a missing label."""
-    return np.where(labels > MISSING, labels, np.nan)
 
 
 def import_published(folder: Path, output: Path) -> None:
@@ -67,12 +56,11 @@ def import_published(folder: Path, output: Path) -> None:
             for name, split in splits.items():
                 for first in range(0, len(split), BLOCK):
                     rows = slice(first, min(first + BLOCK, len(split)))
-                    errors = clean_labels(split.label_errors[rows])
                     writer.append(
                         name,
                         ids=split.ids[rows].tolist(),
                         labels=clean_labels(split.labels[rows]),
-                        label_errors=errors,
+                        label_errors=clean_labels(split.label_errors[rows]),
                         **{kind: clean_flux(split.read(kind, rows)) for kind in kinds},
                     )
                     bar.update(rows.stop - rows.start)

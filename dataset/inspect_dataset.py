@@ -19,6 +19,7 @@ from tqdm import tqdm
 from stellarperceptron.dataset import SpectraDataset, Split
 from stellarperceptron.plotting import COLORS, axis_label, save_figure, use_style
 from stellarperceptron.spectra import CHIP_PIXELS
+from stellarperceptron.utils.arguments import positive
 
 BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
 EXAMPLES = 3  # stars whose spectra are drawn
@@ -37,13 +38,11 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--stars",
-        type=int,
+        type=positive,
         default=20_000,
         help="spectra of so many stars of each split are read, evenly spread (default %(default)s)",
     )
     options = parser.parse_args(command_line)
-    if options.stars < 1:
-        parser.error(f"--stars {options.stars} is not at least 1")
     options.output = options.output or options.data.with_suffix(".png")
     if options.output.suffix != ".png":
         parser.error(f"--output {options.output} must end in .png")

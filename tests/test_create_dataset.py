@@ -266,6 +266,21 @@ def test_damaged_part_is_named(script, few):
         script.main([*few.options, "--merge"])
 
 
+def test_part_with_damaged_spectra_is_named(script, few):
+    script.main([*few.options, "--array-index", "0", "--array-count", "1"])
+    part = Path(few.options[3] + ".parts") / "part_00000.h5"
+    with h5py.File(part) as file:
+        flux = file["observed"]
+        chunks = [flux.id.get_chunk_info(i) for i in range(flux.id.get_num_chunks())]
+    with open(part, "r+b") as file:
+        for chunk in chunks:
+            file.seek(chunk.byte_offset + 100)
+            file.write(b"\1\2\3\4")
+    with pytest.raises(SystemExit, match=r"part_00000\.h5 is damaged .* remove it"):
+        script.main([*few.options, "--merge"])
+    assert not Path(few.options[3]).exists()
+
+
 def test_limit_takes_the_first_candidates(script, few):
     script.main([*few.options, "--limit", "30"])
     with SpectraDataset.open(few.options[3]) as data:
@@ -282,6 +297,7 @@ def test_limit_takes_the_first_candidates(script, few):
         (["--array-index", "0", "--array-count", "2", "--merge"], "a run of its own"),
         (["--local-sas", "/nowhere"], "must be the folder that holds dr17/"),
         (["--limit", "0"], "is not at least 1"),
+        (["--output", str(FOLDER)], "is a folder"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(script, few, capsys, extra, message):
@@ -323,7 +339,8 @@ def test_damaged_catalogue_is_named(script, few, damage):
     else:
         path.unlink()
     match = {"no column": "lacks the columns VSCATTER", "gone": "download_dr17.py"}
-    with pytest.raises(SystemExit, match=match.get(damage, "damaged|truncated")) as ended:
+    damaged = "(damaged|truncated).*: remove it and fetch it anew"
+    with pytest.raises(SystemExit, match=match.get(damage, damaged)) as ended:
         script.main(few.options)
     assert "allStar-dr17-synspec_rev1.fits" in str(ended.value)
 

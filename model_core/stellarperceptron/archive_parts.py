@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -172,12 +173,9 @@ class Plan:
     def _report(self, number: int) -> list[tuple[str, str]]:
         """Reason and state of the file of each star of a part."""
         path = self.path(number)
-        try:
-            with h5py.File(path, "r") as file:
-                fingerprint = file.attrs["fingerprint"]
-                reasons, states = _texts(file["reason"]), _texts(file["file_state"])
-        except (OSError, KeyError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it and make it anew") from error
+        with _open_part(path) as file:
+            fingerprint = file.attrs["fingerprint"]
+            reasons, states = _texts(file["reason"]), _texts(file["file_state"])
         if fingerprint != self.fingerprint:
             raise ValueError(
                 f"{path} belongs to another catalogue, --limit or --errors: remove {self.folder} "
@@ -201,6 +199,16 @@ class Plan:
             for file, (reason, state) in report
             if reason
         )
+
+
+@contextmanager
+def _open_part(path: Path) -> Iterator[h5py.File]:
+    """Open a part to read; damage that is met becomes a `ValueError` that names it."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and make it anew") from error
 
 
 def _texts(dataset: h5py.Dataset) -> list[str]:
@@ -302,7 +310,7 @@ def merge_parts(
     FileNotFoundError
         When parts are missing; the message says which.
     ValueError
-        For parts of other stars, or when too few stars are left.
+        For parts that are damaged or of other stars, or when too few stars are left.
     """
     missing = [number for number in range(plan.n_parts) if not plan.path(number).exists()]
     if missing:
@@ -347,7 +355,7 @@ def _gather(plan: Plan, candidates: np.ndarray) -> dict[str, np.ndarray]:
     part, row = np.divmod(candidates, PART_STARS)
     order = np.argsort(candidates)
     for number in np.unique(part):
-        with h5py.File(plan.path(int(number)), "r") as file:
+        with _open_part(plan.path(int(number))) as file:
             for kind, out in spectra.items():
                 dataset = file[kind]
                 for i in order[part[order] == number]:
@@ -358,7 +366,10 @@ def _gather(plan: Plan, candidates: np.ndarray) -> dict[str, np.ndarray]:
 def write_rejected(path: str | os.PathLike, plan: Plan, selection: Selection) -> None:
     """List candidates that have no place in the survey, with file and reason, as CSV."""
     stars = plan.stars
-    with atomic_output(path) as temporary, open(temporary, "w", newline="") as file:
+    with (
+        atomic_output(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["catalogue_row", "apogee_id", "telescope", "field", "file", "reason"])
         for i, reason in sorted(selection.reasons.items()):

@@ -23,8 +23,10 @@ from stellarperceptron.survey_file import LABEL_NAMES
 __all__ = [
     "ARCHIVE",
     "CATALOGUE",
+    "FOLDER",
     "MAX_VSCATTER",
     "MIN_SNR",
+    "MISSING_LABEL",
     "PUBLISHED_STARS",
     "SAS_VARIABLE",
     "SPLIT_SEED",
@@ -32,6 +34,7 @@ __all__ = [
     "TEST_SHARE",
     "Catalogue",
     "aspcap_path",
+    "clean_labels",
     "read_catalogue",
 ]
 
@@ -110,6 +113,11 @@ class Catalogue:
         return Catalogue(**{name: array[rows] for name, array in vars(self).items()})
 
 
+def clean_labels(labels: np.ndarray) -> np.ndarray:
+    """Put NaN in the place of the survey's mark for a missing label or error."""
+    return np.where(labels > MISSING_LABEL, labels, np.nan)
+
+
 def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catalogue:
     """Read the columns of an allStar file that are needed, in one pass.
 
@@ -128,6 +136,7 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
         raise FileNotFoundError(
             f"{path}: there is no such file; fetch it with dataset/download_dr17.py"
         )
+    remedy = "remove it and fetch it anew with dataset/download_dr17.py"
     label_columns = (*LABEL_NAMES, *(f"{name}_ERR" for name in LABEL_NAMES))
     names = ("APOGEE_ID", "TELESCOPE", "FIELD", "ASPCAPFLAG", "STARFLAG", "SNR", "VSCATTER")
     try:
@@ -140,16 +149,14 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
             available = {column.name.upper(): column for column in columns}
             dtype = columns.dtype.newbyteorder(">")
     except (OSError, TypeError, ValueError, LookupError, AttributeError, VerifyError) as error:
-        raise ValueError(
-            f"{path} is no FITS table or is damaged ({error}): fetch it anew"
-        ) from error
+        raise ValueError(f"{path} is no FITS table or is damaged ({error}): {remedy}") from error
     missing = [name for name in (*names, *label_columns) if name not in available]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}: is it an allStar file?")
     if dtype.itemsize != row_bytes:
         raise ValueError(f"{path}: its rows have {row_bytes} bytes, its columns {dtype.itemsize}")
     if path.stat().st_size < start + n_rows * row_bytes:
-        raise ValueError(f"{path} is truncated: fetch it anew with dataset/download_dr17.py")
+        raise ValueError(f"{path} is truncated: {remedy}")
 
     def values(block: np.ndarray, name: str) -> np.ndarray:
         column = available[name]
@@ -172,7 +179,7 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
         for first in range(0, n_rows, rows_at_once):
             block = np.fromfile(file, dtype, min(rows_at_once, n_rows - first))
             numbers = np.stack([values(block, name) for name in label_columns], axis=1)
-            numbers = np.where(numbers > MISSING_LABEL, numbers, np.nan).astype(np.float32)
+            numbers = clean_labels(numbers).astype(np.float32)
             pieces.append([*(values(block, name) for name in names), numbers])
     if not pieces:
         raise ValueError(f"{path} has no rows")
