@@ -35,7 +35,7 @@ from stellarperceptron.utils.arguments import HelpFormatter
 LINES = Path(__file__).with_name("notable_spectral_lines.csv")
 GROUPS = {"giants": "Giants (1.0 < log g < 3.5)", "dwarfs": "Dwarfs (log g > 4.0)"}
 LABEL_COLORS = ("vermilion", "blue", "green", "purple", "orange")
-LOWEST_FLUX, HEIGHT, SPACING = 0.70, 0.085, 0.11  # of the spectrum's axis; of attention, its lines
+HEIGHT, SPACING = 0.085, 0.11  # of attention and of its lines, on the spectrum's axis
 
 
 def main() -> None:
@@ -96,34 +96,33 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
     groups = {name: title for name, title in GROUPS.items() if name in file}
     token, place = np.nonzero(pixels >= 0)
     use_style()
-    figure = Figure(figsize=(14, 0.4 + 4.6 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(14, 0.4 + 5.0 * len(groups)), layout="constrained")
     panels = chip_axes(figure, rows=len(groups))
+    spectra = {name: file[f"{name}/spectrum"][:] for name in groups}
+    top = min(np.nanmin(spectrum) for spectrum in spectra.values()) - 0.02  # where attention begins
     for number, (group, title) in enumerate(groups.items()):
         row = panels[number]
-        spectrum, stars = file[f"{group}/spectrum"][:], int(file[f"{group}/stars"][()])
+        spectrum, stars = spectra[group], int(file[f"{group}/stars"][()])
         attention = np.full((len(labels), len(wavelength)), np.nan)
         attention[:, pixels[token, place]] = file[f"{group}/{measure}"][:][:, token]
         for axes in row:
             low, high = axes.get_xlim()
             inside = (wavelength > low - 1) & (wavelength < high + 1)
-            draw_chip(axes, wavelength[inside], spectrum[inside], attention[:, inside], attention)
+            scaled = attention[:, inside] / np.nanmax(attention, axis=1, keepdims=True)
+            draw_chip(axes, wavelength[inside], spectrum[inside], scaled, top)
             draw_lines(axes, lines, names=number == 0)
-        finish_row(row, labels, attention, f"{title}: mean of {stars} stars")
+        finish_row(row, labels, attention, top, f"{title}: mean of {stars} stars")
     return figure
 
 
 def draw_chip(
-    axes: Axes,
-    wavelength: np.ndarray,
-    spectrum: np.ndarray,
-    attention: np.ndarray,
-    all_of: np.ndarray,
+    axes: Axes, wavelength: np.ndarray, spectrum: np.ndarray, attention: np.ndarray, top: float
 ) -> None:
-    """Mean spectrum (n,), attention (Q, n) hanging down; `all_of` (Q, P) gives its scale."""
+    """Mean spectrum (n,), and attention (Q, n) in units of its largest, hanging down from `top`."""
     axes.plot(wavelength, spectrum, color=COLORS["black"], lw=0.6)
     for i, values in enumerate(attention):
-        base, color = LOWEST_FLUX - SPACING * i, COLORS[LABEL_COLORS[i % len(LABEL_COLORS)]]
-        depth = base - HEIGHT * values / np.nanmax(all_of[i])
+        base, color = top - SPACING * i, COLORS[LABEL_COLORS[i % len(LABEL_COLORS)]]
+        depth = base - HEIGHT * values
         axes.fill_between(wavelength, base, depth, color=color, alpha=0.25, lw=0)
         axes.plot(wavelength, depth, color=color, lw=0.7)
 
@@ -147,27 +146,24 @@ def draw_lines(axes: Axes, lines: pd.DataFrame, names: bool) -> None:
                 )
 
 
-def finish_row(row: np.ndarray, labels: list[str], attention: np.ndarray, title: str) -> None:
+def finish_row(
+    row: np.ndarray, labels: list[str], attention: np.ndarray, top: float, title: str
+) -> None:
     """Ticks: flux above, labels below, with the largest attention of each at the right."""
-    flux = np.arange(0.75, 1.06, 0.05)
-    bases = LOWEST_FLUX - SPACING * np.arange(len(labels)) - HEIGHT / 2
+    flux = np.arange(np.ceil(10 * top) / 10, 1.01, 0.1)
+    bases = top - SPACING * np.arange(len(labels)) - HEIGHT / 2
     symbols = [LABEL_SYMBOLS.get(label, label) for label in labels]
     first, last = row[0], row[-1]
-    first.set_ylim(LOWEST_FLUX - SPACING * len(labels) - 0.01, 1.12)
-    first.set_yticks([*flux, *bases], [*(f"{value:.2f}" for value in flux), *symbols])
+    first.set_ylim(top - SPACING * len(labels) - 0.01, 1.14)
+    first.set_yticks([*flux, *bases], [*(f"{value:.1f}" for value in flux), *symbols])
     first.set_ylabel("attention (down)  |  flux / continuum", labelpad=8)
     first.text(
         *(0.012, 0.985, title), transform=first.transAxes, va="top", fontweight="bold", fontsize=10
     )
-    above = {"transform": last.get_yaxis_transform(), "va": "center", "fontsize": "small"}
-    last.text(1.01, bases[0] + 0.7 * SPACING, "largest", **above)
+    style = {"transform": last.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+    last.text(1.01, bases[0] + 0.7 * SPACING, "largest", **style)
     for base, values in zip(bases, attention, strict=True):
-        last.text(
-            *(1.01, base, f"{np.nanmax(values):.1f}"),
-            transform=last.get_yaxis_transform(),
-            va="center",
-            fontsize="small",
-        )
+        last.text(1.01, base, f"{np.nanmax(values):.1f}", **style)
     last.tick_params(axis="y", right=False)
 
 
