@@ -123,7 +123,8 @@ def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
     document.heading("All test stars, and calibration", 3)
     document.text(
         "Predicted minus catalogue labels, with 68 % bootstrap intervals. Pulls are residuals over "
-        "predicted errors; in brackets stands what honest errors give."
+        "predicted errors, which do not contain the catalogue's; in brackets stands what honest "
+        "errors give where the catalogue's are small beside them."
     )
     for title, table in tables:
         document.table(labels_text(table), f"{title[0].upper()}{title[1:]}.")
@@ -160,7 +161,7 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     run.document.text(
         "Share of the last decoder block's attention on the 5 % of tokens whose flux responds most "
         "to the label (derivatives of the emulator), what an even spread would give them, and the "
-        "ratio of the two; the ratio that attention would have if it followed the response; rank "
+        "ratio of the two; the ratio that attention in proportion to the response would have; rank "
         "correlation of attention and response over all tokens."
     )
     for pixels, table in attention_text(shares).items():
@@ -243,7 +244,7 @@ def main() -> None:
             stars = run.table("real_stars/predictions.csv")
             document.text(f"{datetime.date.today():%d %B %Y}. {describe_survey(dataset)}")
             document.text(PAPER)
-            document.heading("What the paper claims, and what this run shows")
+            document.heading("What should hold, and what this run shows")
             document.table(claims_table(observed, chunk, shares, stars))
             write_observed(run, observed)
             write_chunk(run, chunk)
@@ -257,7 +258,7 @@ def main() -> None:
             with atomic_output(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             print(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
 
 

@@ -5,16 +5,22 @@ import pandas as pd
 import pytest
 from astropy.table import Table
 
-from stellarperceptron.astronn import read_astronn
 from stellarperceptron.predictions import (
     about_predictions,
     metrics_of_predictions,
+    read_astronn,
     read_predictions,
     require_same_stars,
     write_predictions,
 )
-from stellarperceptron.published_results import PAPER_FE_H, PAPER_TABLE_1
-from stellarperceptron.tables import giants_table, giants_text, iron_table, iron_text
+from stellarperceptron.tables import (
+    PAPER_FE_H,
+    PAPER_TABLE_1,
+    giants_table,
+    giants_text,
+    iron_table,
+    iron_text,
+)
 
 LABELS = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
 
@@ -69,6 +75,12 @@ def test_other_files_are_refused(tmp_path, text, named):
     assert "a.csv" in str(error.value)
 
 
+def test_tables_must_predict_what_is_asked_for(tmp_path):
+    write_predictions(make_table(labels=["FE_H"]), tmp_path / "a.csv", {})
+    with pytest.raises(ValueError, match=r"a\.csv .* lacks LOGG_pred, LOGG_err, LOGG_actual"):
+        read_predictions(tmp_path / "a.csv", "make", ["FE_H", "LOGG"])
+
+
 def test_the_same_stars_are_accepted_with_and_without_names():
     table = make_table()
     require_same_stars({"a": table, "b": table.drop(columns="ID"), "c": table.round(6)})
@@ -85,10 +97,14 @@ def test_other_stars_are_refused():
 
 
 def test_intervals_hold_the_metric():
-    metrics = metrics_of_predictions(make_table(stars=400), intervals=True).set_index("label")
-    everyone = metrics[metrics["subset"] == "all"]
-    assert (everyone["rmse_low"] <= everyone["rmse"] + 1e-9).all()
-    assert (everyone["rmse"] <= everyone["rmse_high"] + 1e-9).all()
+    table = make_table(stars=400)
+    table["FE_H_pred"] += 0.2 * np.random.RandomState(1).normal(size=400)
+    metrics = metrics_of_predictions(table, ["FE_H"], intervals=True).set_index("subset")
+    for name in ("bias", "mad_std", "rmse"):
+        value, low, high = metrics.loc["all", [name, f"{name}_low", f"{name}_high"]]
+        assert low < value < high
+        few = metrics.loc["giants"]
+        assert high - low < few[f"{name}_high"] - few[f"{name}_low"]
 
 
 def test_table_1_is_of_giants_and_has_the_papers_numbers():

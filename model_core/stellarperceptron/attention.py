@@ -22,6 +22,7 @@ from stellarperceptron.inference import (
     group_pixels,
 )
 from stellarperceptron.layers import TransformerBlock
+from stellarperceptron.metrics import GIANTS
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.spectra import APOGEE_WAVELENGTH, pseudo_continuum
 
@@ -58,7 +59,7 @@ def star_groups(logg: np.ndarray) -> dict[str, np.ndarray]:
     """
     logg = np.asarray(logg, dtype=float)
     return {
-        "giants": (logg > 1.0) & (logg < 3.5),
+        "giants": (logg > GIANTS[0]) & (logg < GIANTS[1]),
         "dwarfs": logg > 4.0,
         "all": np.ones(len(logg), dtype=bool),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stellarperceptron.emulator import Emulator, standard_labels
+from stellarperceptron.metrics import GIANTS
 from stellarperceptron.observation import LSF_GROUPS, MACROTURBULENCE, ROTATION, SpectraBank
 from stellarperceptron.spectra import (
     BAD_PIXEL,
@@ -31,7 +32,6 @@ __all__ = [
 # On strong sky lines lies what their subtraction leaves: up to half of the flux in single visits.
 NOT_READ = BAD_PIXEL | PixelMask.SIG_SKYLINE
 LEAST_PIXELS = 256  # good pixels, below which a spectrum says too little to be asked
-GIANT_LOGG = 3.5  # giants lie below, as in the paper's Table 1; the others count as dwarfs
 
 # Lines of the figures: vacuum wavelengths [A], name. Atoms: the strongest in the linemake lists;
 # hydrogen: by Rydberg's formula; heads of CO bands and blends of OH: where the model has them.
@@ -114,7 +114,7 @@ def read_normalized(path: Path, pixels: slice) -> tuple[Spectrum, np.ndarray]:
 
 
 def evolutionary_class(logg: float | None) -> str:
-    """Whether a gravity is a giant's or a dwarf's; nothing where it is not known.
+    """Whether a gravity is a giant's (below 3.5) or a dwarf's; nothing where it is not known.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def evolutionary_class(logg: float | None) -> str:
     """
     if logg is None or not math.isfinite(logg):
         return ""
-    return "giant" if logg < GIANT_LOGG else "dwarf"
+    return "giant" if logg < GIANTS[1] else "dwarf"
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,7 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         paths = {key: getattr(arguments, key) for key in PANELS}
-        tables = {key: read_predictions(path, COMMAND) for key, path in paths.items()}
+        tables = {key: read_predictions(path, COMMAND, ["FE_H"]) for key, path in paths.items()}
         require_same_stars({str(paths[key]): table for key, table in tables.items()})
         trained_on = read_training_stars(arguments.training_labels)
         save_figure(draw(tables, trained_on), arguments.output)

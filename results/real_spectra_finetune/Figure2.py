@@ -66,12 +66,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="picture to write (PNG)")
     arguments = parser.parse_args()
     try:
-        tables = {
-            str(path): read_predictions(path, COMMAND.format(stage))
-            for stage, path in ((1, arguments.pretrained), (2, arguments.finetuned))
-        }
-        require_same_stars(tables)
-        save_figure(draw(list(tables.values())), arguments.output)
+        before = read_predictions(arguments.pretrained, COMMAND.format(1))
+        labels = predicted_labels(before)
+        after = read_predictions(arguments.finetuned, COMMAND.format(2), labels)
+        require_same_stars({str(arguments.pretrained): before, str(arguments.finetuned): after})
+        save_figure(draw([before, after]), arguments.output)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     print(arguments.output)

@@ -37,8 +37,8 @@ def main() -> None:
     try:
         table = giants_table(
             {
-                "pretrained": read_predictions(arguments.pretrained, COMMAND.format(1)),
-                "finetuned": read_predictions(arguments.finetuned, COMMAND.format(2)),
+                "pretrained": read_predictions(arguments.pretrained, COMMAND.format(1), ["LOGG"]),
+                "finetuned": read_predictions(arguments.finetuned, COMMAND.format(2), ["LOGG"]),
             }
         )
         with atomic_output(arguments.output / "Table1.csv") as temporary:
