@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from stellarperceptron.utils.linear import has_fast_product
-from stellarperceptron.utils.self_attention import fast_self_attention_applies, self_attention
+from stellarperceptron.utils.self_attention import (
+    _has_fused_products,
+    fast_self_attention_applies,
+    self_attention,
+)
 
 pytestmark = pytest.mark.skipif(
-    not has_fast_product(), reason="this processor or PyTorch has no faster product to test"
+    not _has_fused_products(), reason="this processor or PyTorch has no faster product to test"
 )
 
 

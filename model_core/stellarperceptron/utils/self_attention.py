@@ -10,6 +10,7 @@ by `_SHIFT` below the largest score it is the exponential to float32 rounding. S
 sums are further columns of the factors: ``[q, -m] . [k, 1] = q . k - m``.
 """
 
+import functools
 import math
 
 import torch
@@ -37,8 +38,26 @@ def fast_self_attention_applies(projected: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
-        and has_fast_product()
+        and _has_fused_products()
     )
+
+
+@functools.cache
+def _has_fused_products() -> bool:
+    """Whether oneDNN's products exist here, with the functions that are fused into them."""
+    if not has_fast_product():
+        return False
+    # Not random: asking must not move anybody's generator.
+    x, weight = torch.arange(128.0).view(8, 16).cos(), torch.arange(160.0).view(10, 16).sin()
+    scores = x @ weight.T
+    try:
+        pairs = (
+            (_product(x, weight, "sigmoid"), scores.sigmoid()),
+            (_product_times(x, weight, scores), scores.square()),
+        )
+    except (AttributeError, RuntimeError, NotImplementedError):  # it may change between releases
+        return False
+    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in pairs)
 
 
 def _product(x: Tensor, weight: Tensor, function: str = "none") -> Tensor:
