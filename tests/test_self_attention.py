@@ -60,9 +60,13 @@ def test_what_is_masked_has_no_influence():
     assert not gradient[:, 100:].any() and gradient[:, :100].any()
 
 
-def test_applies_to_long_contexts_in_float32_only():
-    assert fast_self_attention_applies(torch.zeros(1, 512, 48))
-    assert not fast_self_attention_applies(torch.zeros(1, 64, 48))
-    assert not fast_self_attention_applies(torch.zeros(1, 512, 48).double())
+def test_applies_to_long_contexts_in_float32_training_only():
+    def applies(*shape, **options):
+        return fast_self_attention_applies(torch.zeros(*shape, **options))
+
+    assert applies(1, 512, 48, requires_grad=True)
+    assert not applies(1, 512, 48)
+    assert not applies(1, 64, 48, requires_grad=True)
+    assert not applies(1, 512, 48, requires_grad=True, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fast_self_attention_applies(torch.zeros(1, 512, 48))
+        assert not applies(1, 512, 48, requires_grad=True)

@@ -35,6 +35,7 @@ def fast_self_attention_applies(projected: Tensor) -> bool:
         projected.device.type == "cpu"
         and projected.dtype == torch.float32
         and projected.shape[1] >= _FEWEST_TOKENS
+        and projected.requires_grad  # what is gained is gained in the backward pass
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
