@@ -4,6 +4,7 @@
 #                               report into runs/smoke; goes on where it was interrupted
 #                               profiles: smoke, laptop, laptop_pixel, paper, gpu
 #                DATA=survey.h5 another survey than the mock one (with a RUN=folder of its own)
+#                SEED=1         other weights and choices (with a RUN=folder of its own)
 # make published                stage 3 and baseline once more, the epoch chosen as in the paper, with
 #                               other stars' labels; evaluated beside those of `reproduce`
 # make publish-figures          copy the figures of a run beside the scripts that draw them
@@ -58,7 +59,7 @@ OF_CHUNK = $(RUN)/evaluation/$(1)_fehpredictions.csv
 REPORT := $(RUN)/report.html
 
 CHECK = @test -f $@ || { echo "$(@D) was interrupted: run make again"; exit 1; }
-ARGUMENTS = --profile $(PROFILE) --data $(DATA) --output $(@D)
+ARGUMENTS = --profile $(PROFILE) --data $(DATA) --output $(@D) $(if $(SEED),--seed $(SEED))
 # Shows the command, and keeps the seconds that it takes for the report.
 STEP = $(patsubst %/complete,%,$(patsubst $(RUN)/%,%,$@))
 TIMED = @mkdir -p $(RUN); begin=$$(date +%s); \
