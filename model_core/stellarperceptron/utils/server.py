@@ -81,11 +81,6 @@ class Server:
     manners
         How the server is treated.
 
-    Attributes
-    ----------
-    requests : int
-        Requests so far.
-
     Raises
     ------
     ValueError
@@ -100,7 +95,6 @@ class Server:
             raise ValueError(f"'{base_url}' is not only a host and a folder: leave the rest away")
         self.base_url = base_url.rstrip("/") + "/"
         self.manners = manners or Manners()
-        self.requests = 0
         self._lock = threading.Lock()
         self._next_start = 0.0
         self._stopped = threading.Event()
@@ -125,7 +119,6 @@ class Server:
         with self._lock:
             start = max(self._next_start, time.monotonic())
             self._next_start = start + 1.0 / self.manners.rate
-            self.requests += 1
         self._pause(start - time.monotonic())
 
     def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
