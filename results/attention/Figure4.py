@@ -94,6 +94,8 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
     labels = list(file.attrs["labels"])
     wavelength, pixels = file["wavelength"][:], file["token_pixels"][:]
     groups = {name: title for name, title in GROUPS.items() if name in file}
+    if not groups:
+        raise ValueError(f"{file.filename} has neither giants nor dwarfs: extract more --stars")
     token, place = np.nonzero(pixels >= 0)
     use_style()
     figure = Figure(figsize=(14, 0.4 + 5.0 * len(groups)), layout="constrained")
