@@ -7,7 +7,8 @@
 #                SEED=1         other weights and choices (with a RUN=folder of its own)
 # make published                stage 3 and baseline once more, the epoch chosen as in the paper, with
 #                               other stars' labels; evaluated beside those of `reproduce`
-# make publish-figures          copy the figures of a run beside the scripts that draw them
+# make publish-figures          copy the figures of a run beside the scripts that draw them, and its
+#                               stage 2, in half precision, to results/checkpoints
 # Each installs what it needs into .venv, once. Nothing but Python 3.11 or newer is needed.
 
 PROFILE ?= laptop
@@ -156,6 +157,8 @@ $(REPORT): $(RUN)/tables/Table1.md $(RUN)/figures/Figure2.png $(RUN)/figures/Fig
 
 publish-figures: $(INSTALLED)
 	$(BIN)/python results/publish_figures.py $(RUN) --profile $(PROFILE) --data $(DATA)
+	$(BIN)/python results/publish_checkpoint.py --checkpoint $(STAGE_2) \
+	  --output results/checkpoints/$(PROFILE)
 
 clean:
 	rm -rf .venv build
