@@ -77,6 +77,16 @@ def test_truncated_anywhere_is_noticed(path, spectra):
                 read(path)
 
 
+def test_columns_of_variable_length_are_followed(path, spectra):
+    """What they hold lies behind the rows of their table (PCOUNT)."""
+    lists = np.empty(2, dtype=object)
+    lists[:] = [np.ones(2000), np.ones(1000)]
+    column = fits.Column("VISITS", "PD()", array=lists)
+    hdus = [*aspcap_hdus(spectra), fits.BinTableHDU.from_columns([column]), fits.ImageHDU()]
+    fits.HDUList(hdus).writeto(path)
+    assert check_fits(path) == 7
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

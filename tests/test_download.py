@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 import time
+from email.utils import formatdate
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from dr17_server import serve
 
 from stellarperceptron.download import Archive, fetch_all
 from stellarperceptron.dr17 import CATALOGUE
-from stellarperceptron.utils.server import AbsentError, DownloadError, Manners
+from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, _retry_after
 
 SCRIPT = Path(__file__).parents[1] / "dataset" / "download_dr17.py"
 QUICK = Manners(rate=1e6, timeout=0.3, attempts=3, wait=0.001)
@@ -163,6 +164,7 @@ def test_progress_counts_what_is_kept(server, target):
         ("html", "what came is no FITS file; given up"),
         ("403", "answers 403"),
         ("moved /dr17/a+b/star.fits", "in circles"),
+        ("moved ftp://127.0.0.1/star.fits", "redirects to ftp:.* not secure"),
     ],
 )
 def test_what_does_not_end_is_given_up_with_its_reason(server, target, fault, message):
@@ -237,6 +239,14 @@ def test_all_wait_when_the_server_asks_for_it(server, target):
     begin = time.monotonic()
     assert all(error is None for _, error in fetch_all(archive_of(server), files, workers=1))
     assert time.monotonic() - begin > 0.4
+
+
+def test_server_says_in_seconds_or_as_a_date_when_to_come_back():
+    now = time.time()
+    assert _retry_after("3") == 3
+    assert 0 < _retry_after(formatdate(now + 100, usegmt=True)) <= 101
+    assert _retry_after(formatdate(now - 100, usegmt=True)) == 0
+    assert _retry_after("soon") is None
 
 
 def test_connection_is_kept(server, target):
