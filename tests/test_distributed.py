@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from stellarperceptron.distributed import process_group
+from stellarperceptron.distributed import process_group, usable_device
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SUM = """
@@ -86,3 +87,11 @@ def test_notice_before_training_ends_cleanly(tmp_path, number):
     assert process.wait() == 0
     process.stdout.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["foo", "gpu", "cuda"])
+def test_devices_that_are_not_there(device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=f"device '?{device}"):
+        usable_device(device)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Process", "Termination", "process_group"]
+__all__ = ["Process", "Termination", "process_group", "usable_device"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,25 @@ def _launched(environment: Mapping[str, str]) -> tuple[int, int, int, str]:
     return rank, world_size, local_rank, meeting
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by name: "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1", ...
+
+    Raises
+    ------
+    ValueError
+        PyTorch knows no such device, or finds no GPU.
+    """
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none of auto, cpu, cuda, cuda:1, ...") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: PyTorch finds no GPU here; 'cpu' always works")
+    return found
+
+
 @contextlib.contextmanager
 def process_group(device: str | torch.device = "auto") -> Iterator[Process]:
     """Join the processes that `torchrun` or `srun` started; alone otherwise.
@@ -124,14 +143,14 @@ def process_group(device: str | torch.device = "auto") -> Iterator[Process]:
     Raises
     ------
     ValueError
-        There are several processes, but not the address of the first one.
+        There are several processes, but not the address of the first one; or no such device.
     """
     rank, world_size, local_rank, meeting = _launched(os.environ)
     if str(device) == "auto":
         # srun may show each of its tasks nothing but the task's own GPU, as number 0.
         gpus = torch.cuda.device_count()
         device = f"cuda:{local_rank % gpus}" if gpus else "cpu"
-    device = torch.device(device)
+    device = usable_device(device)
     with Termination(at_once=True):
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -11,6 +11,7 @@ import torch
 
 from stellarperceptron.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from stellarperceptron.config import ModelConfig
+from stellarperceptron.distributed import usable_device
 from stellarperceptron.layers import (
     NonLinearEmbedding,
     StellarPerceptronDecoder,
@@ -79,11 +80,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
     ):
         super().__init__(vocabs, ModelConfig.from_dict(config), embed_map)
         self.nan_policy = one_of("nan_policy", nan_policy, _NAN_POLICIES)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device}: PyTorch finds no GPU here; 'cpu' always works")
+        self.device = usable_device(device)
         self.epoch = 0
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
