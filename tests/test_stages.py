@@ -11,7 +11,7 @@ from stellarperceptron import ModelConfig, StellarPerceptron
 from stellarperceptron.baseline import BaselineNetwork
 from stellarperceptron.dataset import SpectraDataset
 from stellarperceptron.profiles import read_profile
-from stellarperceptron.stages import five_folds, resolve_checkpoint
+from stellarperceptron.stages import five_folds, resolve_checkpoint, split_rows
 
 PROFILES = sorted(TRAINING.glob("*/*.toml"))
 
@@ -77,6 +77,19 @@ def test_folds_are_a_partition():
     assert sorted(np.concatenate([validation for _, validation in folds])) == list(range(100))
     assert all(len(training) == 80 for training, _ in folds)
     assert all(not set(a) & set(b) for a, b in folds)
+
+
+def test_metal_poor_stars_come_several_times_in_training_only(survey):
+    smoke = TRAINING / "1_basemodel_synthetic" / "smoke.toml"
+    profile = read_profile(smoke, ["data.metal_poor_copies=3"])
+    with SpectraDataset.open(survey) as dataset:
+        iron = dataset.train.labels[:, -1]
+        training, validation = split_rows(dataset, profile)
+    rows, copies = np.unique(training, return_counts=True)
+    np.testing.assert_array_equal(copies, np.where(iron[rows] < -1, 3, 1))
+    assert (copies == 3).any()
+    np.testing.assert_array_equal(np.union1d(rows, validation), np.arange(len(iron)))
+    assert len(np.unique(validation)) == len(validation)
 
 
 def test_stages_say_when_they_are_complete(chain):

@@ -47,6 +47,9 @@ class DataProfile:
         Names of the labels.
     validation_split
         Share of the training stars that is kept for validation; 0 for none.
+    metal_poor_copies
+        How often stars with [Fe/H] < -1 come in an epoch. They are few, and a network that sees
+        them no more often than that draws them towards the others.
     augment
         Fresh noise, continuum error and line-spread variation on every draw of a spectrum.
     half_precision
@@ -60,6 +63,7 @@ class DataProfile:
     pixels: str = "full"
     labels: tuple[str, ...] = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
     validation_split: float = 0.1
+    metal_poor_copies: int = 1
     augment: bool = False
     half_precision: bool = True
     memory: str = "auto"
@@ -174,6 +178,8 @@ class Profile:
             pixel_range(self.data.pixels)
         except (ValueError, IndexError) as error:
             yield f"data.pixels: {error}"
+        if self.data.metal_poor_copies < 1:
+            yield f"data.metal_poor_copies = {self.data.metal_poor_copies} is below 1"
         if not self.data.labels:
             yield "data.labels is empty"
         if self.schedule.warmup_steps < 0:

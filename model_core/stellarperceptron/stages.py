@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.distributed import Process
+from stellarperceptron.distributed import Process, usable_device
 from stellarperceptron.inference import apogee_pixel_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.profiles import Profile, read_profile
@@ -86,6 +86,7 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
         )
         if needs_checkpoint:
             arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
+        usable_device(arguments.device)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     torch.set_num_threads(arguments.threads)
@@ -138,10 +139,21 @@ def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
 
 
 def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training and of the validation stars; none of the latter for a share of 0."""
+    """Rows of the training and of the validation stars; none of the latter for a share of 0.
+
+    Metal-poor training stars appear `profile.data.metal_poor_copies` times.
+    """
     if profile.data.validation_split == 0:
-        return np.arange(len(dataset.train)), np.arange(0)
-    return dataset.train.validation_split(profile.data.validation_split, profile.training.seed)
+        training, validation = np.arange(len(dataset.train)), np.arange(0)
+    else:
+        training, validation = dataset.train.validation_split(
+            profile.data.validation_split, profile.training.seed
+        )
+    copies = profile.data.metal_poor_copies
+    if copies > 1:
+        iron = dataset.train.labels[training, dataset.label_names.index("FE_H")]
+        training = np.append(training, np.repeat(training[iron < -1], copies - 1))
+    return training, validation
 
 
 def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
@@ -241,7 +253,7 @@ def train_stage(
     process.barrier()
     dropped = len(training_rows) + len(validation_rows)
     training_rows, validation_rows = (
-        np.intersect1d(rows, usable) for rows in (training_rows, validation_rows)
+        rows[np.isin(rows, usable)] for rows in (training_rows, validation_rows)
     )
     dropped -= len(training_rows) + len(validation_rows)
     if dropped:
