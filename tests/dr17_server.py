@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
@@ -15,7 +16,9 @@ class ArchiveServer(ThreadingHTTPServer):
 
     `faults` holds for a path a list of what happens to its next requests: "cut" and "crawl" (half
     of the answer, then an end or silence), "stall", "html", "flip" (a wrong byte), "hang up" (after
-    the answer), "moved /path", or a status, with or without seconds to wait ("503 0.2").
+    the answer), "shift" (a range that begins a byte late), "moved /path", or a status, with or
+    without seconds to wait ("503 0.2"). `ranges` is whether it knows ranges, `weak` whether its
+    tags are weak, so that only the date promises equal bytes.
     `requests` holds what was asked for: method, path, range; `sent` the bytes of each path.
     """
 
@@ -30,6 +33,7 @@ class ArchiveServer(ThreadingHTTPServer):
         self.times = []
         self.sent = Counter()
         self.ranges = True
+        self.weak = False
         self.over = threading.Event()
 
     @property
@@ -58,8 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
             self.server.sent[self.path] += len(data)
+            self.wfile.write(data)
 
     def _answer(self, body):
         server, path = self.server, unquote(self.path).lstrip("/")
@@ -89,9 +93,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "flip":  # damaged on the way
             data = data[:-1] + bytes([data[-1] ^ 1])
         first, headers, status = 0, {"ETag": tag}, 200
+        if server.weak:
+            headers = {"ETag": f"W/{tag}", "Last-Modified": formatdate(file.stat().st_mtime)}
+            tag = headers["Last-Modified"]
         found = re.fullmatch(r"bytes=(\d+)-", asked or "")
         if found and server.ranges and self.headers.get("If-Range", tag) == tag:
-            first, status = int(found[1]), 206
+            first, status = int(found[1]) + (fault == "shift"), 206
             if first >= len(data):
                 return self._send(416, Content_Range=f"bytes */{len(data)}")
             headers["Content_Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
@@ -102,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
+            server.sent[self.path] += len(part)
             self.wfile.write(part)
             self.wfile.flush()
-            server.sent[self.path] += len(part)
             if fault == "crawl":
                 server.over.wait(20)
             self.close_connection = True

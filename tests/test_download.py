@@ -85,6 +85,23 @@ def test_only_the_rest_is_fetched(server, target):
     assert all(asked.startswith("bytes=") for asked in further)
 
 
+def test_another_range_than_asked_for_is_refused(server, target):
+    """A byte too few within the last data would be a sound file to its headers."""
+    target.parent.mkdir(parents=True)
+    target.with_name("star.fits.part").write_bytes(server.content[:-2700])
+    server.faults[PATH] = ["shift"]
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == server.content
+
+
+def test_weak_tags_are_not_relied_on(server, target):
+    server.weak = True
+    server.faults[PATH] = ["cut"]
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == server.content
+    assert server.sent["/" + PATH] == len(server.content)
+
+
 def test_server_without_ranges_sends_all_again(server, target):
     server.ranges = False
     server.faults[PATH] = ["cut"]
