@@ -180,12 +180,16 @@ def check_room(folder: Path, size: int) -> None:
 def write_missing(path: Path, missing: list[tuple[str, bool, str]], asked: set[str]) -> None:
     """List what could not be had; no list when nothing is missing.
 
-    What an earlier run listed stays when this one did not ask for it (--limit).
+    What an earlier run listed stays when this one did not ask for it (--limit), and that the
+    archive does not have a file stays until it has come: a server out of order says nothing new.
     """
-    rows = [[name, "yes" if absent else "no", reason] for name, absent, reason in missing]
+    rows = {name: [name, "yes" if absent else "no", reason] for name, absent, reason in missing}
     if path.exists():
         with open(path, newline="", encoding="utf-8") as file:
-            rows += [row for row in list(csv.reader(file))[1:] if row and row[0] not in asked]
+            earlier = [row for row in list(csv.reader(file))[1:] if len(row) == 3]
+        for row in earlier:
+            if row[0] not in asked or (row[0] in rows and row[1] == "yes"):
+                rows[row[0]] = row
     if not rows:
         path.unlink(missing_ok=True)
         return
@@ -195,7 +199,7 @@ def write_missing(path: Path, missing: list[tuple[str, bool, str]], asked: set[s
     ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "absent", "reason"])
-        table.writerows(sorted(rows))
+        table.writerows(sorted(rows.values()))
 
 
 def fetch_stars(archive: Archive, options: argparse.Namespace, paths: list[str]):

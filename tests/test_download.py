@@ -385,6 +385,16 @@ def test_list_keeps_files_that_were_not_asked_for(few, run):
     assert (few.sas / "missing.csv").read_text() == listed
 
 
+def test_absent_file_stays_so_when_the_server_is_out_of_order(few, run):
+    run()
+    listed = (few.sas / "missing.csv").read_text()
+    absent = [row.split(",")[0] for row in listed.splitlines() if ",yes," in row]
+    assert absent
+    few.server.faults.update({path: ["503"] * 9 for path in absent})
+    assert run()[0] == 1
+    assert (few.sas / "missing.csv").read_text() == listed
+
+
 def test_two_runs_on_one_folder_are_refused(few, run):
     few.sas.mkdir()
     with open(few.sas / ".download.lock", "w") as file:
