@@ -362,6 +362,16 @@ def test_verify_fetches_damaged_files_anew(few, run):
         assert (few.sas / path).read_bytes() == (few.server.root / path).read_bytes()
 
 
+def test_verify_removes_a_damaged_file_that_cannot_be_had_again(few, run):
+    run()
+    damaged = few.sound[3]
+    (few.sas / damaged).write_bytes(b"")
+    (few.server.root / damaged).unlink()
+    run("--verify")
+    assert not (few.sas / damaged).exists()
+    assert f"{damaged},yes" in (few.sas / "missing.csv").read_text()
+
+
 def test_limit(run):
     assert "5 files of candidates" in run("--limit", "5")[1]
 

@@ -39,9 +39,10 @@ def folder(tmp_path):
             flux[2, :4] = 0.0, 1.5, np.nan, 1.19
             np.save(path / f"{stem}_{split}.npy", flux)
         labels = rng.normal(size=(count, 5))
-        labels[1, 3] = -9999
+        errors = np.abs(labels)
+        labels[1, 3] = errors[1, 3] = -9999
         np.save(path / f"labels_{split}.npy", labels)
-        np.save(path / f"label_errs_{split}.npy", np.abs(labels))
+        np.save(path / f"label_errs_{split}.npy", errors)
     np.savetxt(path / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH)
     return path
 
@@ -64,7 +65,8 @@ def test_flux_and_labels_that_are_none_become_nan(script, folder, tmp_path):
     script.main([str(folder), str(tmp_path / "survey.h5")])
     with SpectraDataset.open(tmp_path / "survey.h5") as survey:
         assert np.isnan(survey.train.read("synthetic")[2, :4]).tolist() == [True] * 3 + [False]
-        assert np.isnan(survey.train.labels[1]).tolist() == [False] * 3 + [True, False]
+        for labels in (survey.train.labels, survey.train.label_errors):
+            assert np.isnan(labels[1]).tolist() == [False] * 3 + [True, False]
 
 
 def test_blocks_do_not_matter(script, folder, tmp_path, monkeypatch):

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_survey import COUNTS, make_arrays, write_survey
+from tqdm import tqdm
 
-from stellarperceptron.dataset import SurveyWriter
+from stellarperceptron.dataset import SpectraDataset, SurveyWriter
 from stellarperceptron.spectra import APOGEE_WAVELENGTH
 
 SCRIPT = Path(__file__).parents[1] / "dataset" / "inspect_dataset.py"
@@ -59,6 +60,17 @@ def test_percentiles_are_right(script, tmp_path, capsys):
     script.main([str(write_apogee(tmp_path / "a.h5", labels=ramp))])
     teff = [line.split() for line in capsys.readouterr().out.splitlines() if "TEFF" in line]
     assert teff[0] == ["TEFF", "0", "4000", "4160", "4500", "4840", "5000", teff[0][-1]]
+
+
+def test_mean_and_scatter_are_those_of_the_good_pixels(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "BLOCK", 7)
+    with SpectraDataset.open(write_survey(tmp_path / "a.h5")) as data, tqdm(disable=True) as bar:
+        flux = data.train.read("observed").astype(float)
+        found = script.spectra_summary(data.train, "observed", np.arange(len(flux)), bar)
+    np.testing.assert_allclose(found["mean"], np.nanmean(flux, axis=0))
+    np.testing.assert_allclose(found["scatter"], np.nanstd(flux, axis=0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found["bad_pixel"], np.isnan(flux).mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(found["bad_star"], np.isnan(flux).mean(axis=1), atol=1e-12)
 
 
 def test_what_should_not_be_so_is_said(script, tmp_path, capsys):
