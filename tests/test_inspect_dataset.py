@@ -92,6 +92,13 @@ def test_what_should_not_be_so_is_said(script, tmp_path, capsys):
     assert "1 stars of 'train' have no pixel in their observed spectrum" in said
 
 
+def test_numbered_rows_are_no_stars_in_both_splits(script, tmp_path, capsys):
+    """Published arrays without names: their rows are numbered in each split."""
+    path = write_apogee(tmp_path / "a.h5", lambda split: [str(i) for i in range(COUNTS[split])])
+    script.main([str(path)])
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_any_number_of_pixels(script, tmp_path, capsys):
     script.main([str(write_survey(tmp_path / "a.h5")), "--stars", "5"])
     assert "from 5 stars" in capsys.readouterr().out
