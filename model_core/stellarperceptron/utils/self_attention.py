@@ -110,10 +110,14 @@ class _Star:
 
     def _attend_plainly(self) -> tuple[Tensor, Tensor]:
         """For scores so far below their bound that the exponentials vanish."""
-        scores = self.q @ self.k.transpose(1, 2)
-        if self.masked is not None:
-            scores = scores + _MASKED * self.masked
-        return scores.softmax(dim=-1) @ self.v, scores.logsumexp(dim=-1, keepdim=True)
+        means, log_sums = [], []
+        for q, k, v in zip(self.q, self.k, self.v, strict=True):  # one head's weights at a time
+            scores = q @ k.t()
+            if self.masked is not None:
+                scores += _MASKED * self.masked
+            log_sums.append(scores.logsumexp(dim=-1, keepdim=True))
+            means.append(scores.sub_(log_sums[-1]).exp_() @ v)
+        return torch.stack(means), torch.stack(log_sums)
 
 
 class _SelfAttention(torch.autograd.Function):
