@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import json
 import multiprocessing
 import os
@@ -11,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.linear import linear
@@ -139,7 +141,120 @@ def large_products(rows: int = 4096, inner: int = 1024, columns: int = 2048):
     return functions, 2 * rows * inner * columns
 
 
-def record(name: str, results: dict[str, Any], output: Path | None) -> Path:
+def ceilings(device: str = "cpu", repeats: int = 3, size: int = 2**26) -> dict[str, float]:
+    """Rates that nothing on this machine exceeds, measured now.
+
+    Parameters
+    ----------
+    device
+        "cpu": one thread's best float32 product (see `large_products`) by its CPU time; "cuda":
+        a bfloat16 product of 8192 x 8192 matrices by the clock.
+    repeats
+        Counted repeats.
+    size
+        Numbers (float32) that are copied.
+
+    Returns
+    -------
+    dict
+        `flop_per_s`, and `bytes_per_s` copied (each is read once and written once).
+    """
+    source = torch.ones(size, device=device)
+    target = torch.empty_like(source)
+    if device == "cpu":
+        products, flop = large_products()
+    else:
+        square = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+        products, flop = {"matrix product": synchronized(lambda: square @ square)}, 2 * 8192**3
+    clock = "cpu_s" if device == "cpu" else "wall_s"
+    times = measure_in_turn(
+        {**products, "copy": synchronized(lambda: target.copy_(source))}, repeats
+    )
+    return {
+        "flop_per_s": flop / min(times[name][clock] for name in products),
+        "bytes_per_s": source.nbytes / times["copy"][clock],
+    }
+
+
+def synchronized(function: Callable[[], Any]) -> Callable[[], None]:
+    """A function that ends when the GPU, where there is one, has done its work."""
+
+    def call():
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return call
+
+
+class Allocations(NamedTuple):
+    """Bytes that a call allocates: all in all, the most held at once, and those it leaves behind.
+
+    The last two count from what was held before.
+    """
+
+    total: int
+    peak: int
+    kept: int
+
+
+def allocations(function: Callable[[], Any]) -> Allocations:
+    """What a call allocates on the CPU, counted by PyTorch's profiler; it does not vary."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
+    sizes = [size for _, size in changes]
+    return Allocations(
+        total=sum(size for size in sizes if size > 0),
+        peak=max(itertools.accumulate(sizes), default=0),
+        kept=sum(sizes),
+    )
+
+
+def row(
+    ours: float,
+    floor: float,
+    floor_of: str,
+    *,
+    published: float | None = None,
+    published_manner: str = "none",
+    clock: str = "CPU time",
+    **details: Any,
+) -> dict[str, Any]:
+    """One line of the table.
+
+    Parameters
+    ----------
+    ours, published, floor
+        Seconds a star; `published` is None where no such manner exists or none was measured.
+    floor_of
+        What the hardware at least has to do.
+    published_manner
+        What it is, or why there is none.
+    clock
+        What the seconds are.
+    **details
+        Kept beside them.
+    """
+    return {
+        "ours_s_per_star": ours,
+        "published_s_per_star": published,
+        "published_manner": published_manner,
+        "ratio": None if published is None else published / ours,
+        "floor_s_per_star": floor,
+        "floor_of": floor_of,
+        "share_of_floor": floor / ours,
+        "clock": clock,
+        **details,
+    }
+
+
+def record(
+    name: str, results: dict[str, Any], output: Path | None, module: str | None = None
+) -> Path:
     """Write results with date, hardware and command to a JSON file.
 
     Parameters
@@ -150,12 +265,14 @@ def record(name: str, results: dict[str, Any], output: Path | None) -> Path:
         Anything that JSON can hold.
     output
         None: `benchmarks/results/<date>-<processor or GPU>-<name>.json`.
+    module
+        What was run; None: `benchmarks.<name>`.
     """
     machine = hardware()
     today = datetime.date.today().isoformat()
     short = "-".join((machine["gpu"] or machine["processor"]).lower().split())
     path = output or RESULTS / f"{today}-{short}-{name}.json"
-    command = ["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]
+    command = ["python", "-m", module or f"benchmarks.{name}", *sys.argv[1:]]
     content = {
         "benchmark": name,
         "date": today,

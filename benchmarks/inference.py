@@ -20,11 +20,11 @@ from stellarperceptron.spectra import APOGEE_WAVELENGTH
 LABELS = ["TEFF", "LOGG", "O_FE", "MG_FE", "FE_H"]
 
 
-def paper_model(device: str | torch.device = "cpu") -> StellarPerceptron:
-    """The published sizes with fresh weights, standardized as if on real spectra."""
+def paper_model(device: str | torch.device = "cpu", **config) -> StellarPerceptron:
+    """The published sizes, or others, with fresh weights, standardized as if on real spectra."""
     names = [f"syn_apogee{i}" for i in range(len(APOGEE_WAVELENGTH))]
     model = StellarPerceptron(
-        [*names, *LABELS], embed_map=dict.fromkeys(names, names[0]), device=device, seed=0
+        [*names, *LABELS], embed_map=dict.fromkeys(names, names[0]), device=device, seed=0, **config
     )
     random = np.random.default_rng(0)
     spectra = 0.95 + 0.05 * random.normal(size=(20, len(names)))
@@ -91,19 +91,8 @@ def published_manner(model: StellarPerceptron, spectra: np.ndarray, wavelengths:
     )
 
 
-def main() -> None:
-    """Measure, print and record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--stars", type=int, default=8, help="stars in a repeat")
-    parser.add_argument("--pixels", type=int, default=3757, help="pixels of a spectrum")
-    parser.add_argument("--repeats", type=int, default=5, help="counted repeats")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the process")
-    parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-
+def measure(arguments) -> dict:
+    """Compare the answers of both manners, then time them in turn."""
     model = paper_model()
     wavelengths = APOGEE_WAVELENGTH[: arguments.pixels]
     random = np.random.default_rng(1)
@@ -136,7 +125,7 @@ def main() -> None:
         name: {clock: value / arguments.stars for clock, value in times[name].items()}
         for name in ("ours", "published manner")
     }
-    results = {
+    return {
         "stars": arguments.stars,
         "pixels": arguments.pixels,
         "labels": len(LABELS),
@@ -153,6 +142,23 @@ def main() -> None:
         "ratio_wall": per_star["published manner"]["wall_s"] / per_star["ours"]["wall_s"],
         "largest_difference": float(difference),
     }
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--stars", type=int, default=8, help="stars in a repeat")
+    parser.add_argument("--pixels", type=int, default=3757, help="pixels of a spectrum")
+    parser.add_argument("--repeats", type=int, default=5, help="counted repeats")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the process")
+    parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    results = measure(arguments)
+    per_star, rates = results["seconds_per_star"], results["gflops"]
     print(
         f"ours {per_star['ours']['cpu_s']:.3f} s/star, published manner "
         f"{per_star['published manner']['cpu_s']:.3f} s/star: {results['ratio_cpu']:.1f} times "
@@ -160,7 +166,8 @@ def main() -> None:
     )
     for name, rate in rates.items():
         print(
-            f"floor at the rate of the {name}, {rate / 1e9:.0f} GFLOP/s: {flop / rate:.3f} s/star, "
+            f"floor at the rate of the {name}, {rate:.0f} GFLOP/s: "
+            f"{results['floor_s_per_star'][name]:.3f} s/star, "
             f"of which {100 * results['share_of_floor'][name]:.0f} % are reached"
         )
     print("recorded in", record("inference", results, arguments.output))

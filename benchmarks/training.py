@@ -78,7 +78,7 @@ def published_step_of(model, data, batch, optimizer):
     """One training step in the published manner, as a function."""
     network = model.torch_model.train()
     encoder, decoder = network.torch_encoder, network.torch_decoder
-    wavelengths = torch.tensor(APOGEE_WAVELENGTH)[batch.positions]
+    wavelengths = torch.tensor(APOGEE_WAVELENGTH, device=model.device)[batch.positions]
 
     def step():
         layer = network.embedding_layer
@@ -102,12 +102,12 @@ def published_step_of(model, data, batch, optimizer):
     return step
 
 
-def prepared_step(stack: contextlib.ExitStack, ours: bool):
-    """A step of 64 stars, in a process that holds nothing else; see `step_of`."""
-    flux, labels = random_survey(64)
+def prepared_step(stack: contextlib.ExitStack, stars: int, ours: bool):
+    """A step of some stars, in a process that holds nothing else; see `step_of`."""
+    flux, labels = random_survey(stars)
     model = paper_model()
     data = prepare(model, flux, labels)
-    batch = next(iter(TrainingGenerator(data, np.arange(64), 64, 512)))
+    batch = next(iter(TrainingGenerator(data, np.arange(stars), stars, 512)))
     optimizer = torch.optim.AdamW(model.torch_model.parameters(), lr=1e-4, fused=ours or None)
     if not ours:
         return published_step_of(model, data, batch, optimizer)
@@ -160,8 +160,8 @@ def measure_cpu(arguments) -> dict:
     steps = measure_in_turn(
         {
             **products,
-            "our step": OwnProcess(prepared_step, True),
-            "published step": OwnProcess(prepared_step, False),
+            "our step": OwnProcess(prepared_step, arguments.batch_size, True),
+            "published step": OwnProcess(prepared_step, arguments.batch_size, False),
         },
         arguments.repeats,
     )
@@ -172,7 +172,7 @@ def measure_cpu(arguments) -> dict:
         },
         arguments.repeats,
     )
-    flop = 64 * model.flops_per_star(training=True)
+    flop = arguments.batch_size * model.flops_per_star(training=True)
     rates = {name: product_flop / steps[name]["cpu_s"] for name in products}
     own, published = steps["our step"]["cpu_s"], steps["published step"]["cpu_s"]
     return {
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--stars", type=int, default=2000, help="stars of the random survey")
     parser.add_argument("--repeats", type=int, default=3, help="counted repeats")
     parser.add_argument("--threads", type=int, default=1, help="threads of the process")
+    parser.add_argument("--batch-size", type=int, default=64, help="of a step on the CPU")
     parser.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[64, 1024, 2048], help="on a GPU"
     )
@@ -246,7 +247,7 @@ def main() -> None:
         results = measure_cpu(arguments)
         own, published = (results["seconds"][k]["cpu_s"] for k in ("our step", "published step"))
         print(
-            f"step of 64 stars {own:.2f} s, published manner {published:.2f} s: "
+            f"step of {arguments.batch_size} stars {own:.2f} s, published {published:.2f} s: "
             f"{results['step_ratio']:.1f} times faster; share of the floor "
             + ", ".join(f"{100 * v:.0f} % ({k})" for k, v in results["step_share_of_floor"].items())
         )

@@ -1,0 +1,278 @@
+"""Write the tables of README.md and SCALING.md here from the newest stored results.
+
+A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; tables whose results are not
+there stay as they are.
+
+    python -m benchmarks --suite cpu
+    python -m benchmarks.table
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+from benchmarks.training import EPOCHS, STARS
+from stellarperceptron.config import ModelConfig
+from stellarperceptron.training import PEAK_FLOPS
+from stellarperceptron.utils.data_utils import atomic_output
+
+HERE = Path(__file__).resolve().parent
+# Spectra, and pixels of each: DR17's good half-million and more to come; DESI's B, R and Z arms on
+# one grid of 0.8 Angstrom, 3600 to 9824; Gaia's XP spectra as sampled in DR3.
+SURVEYS = {
+    "APOGEE": (700_000, 7514),
+    "DESI": (10_000_000, 7781),
+    "Gaia XP": (200_000_000, 343),
+}
+ESTIMATED_SHARE = 0.25  # of a GPU's peak, where none was measured
+
+
+def newest(suite: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """Newest stored record of a suite of full size; None without one."""
+    records = []
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        whole = not content["results"].get("small")
+        if content["benchmark"] == f"suite-{suite}" and whole:
+            records.append((content["date"], path.stat().st_mtime, path.name, content))
+    return max(records, key=lambda r: r[:3])[-1] if records else None
+
+
+def number(value: float | None) -> str:
+    """Three digits, thousands set apart; a dash for nothing."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours, days or years, whichever reads best."""
+    for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{number(seconds / length)} {unit}"
+    return f"{number(seconds)} s"
+
+
+def markdown(head: list[str], lines: Iterable[list[Any]]) -> str:
+    """A table; numbers as `number` writes them."""
+    rows = [head, ["---"] * len(head)]
+    rows += [[v if isinstance(v, str) else number(v) for v in line] for line in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def percent(share: float) -> str:
+    """Share as per cent."""
+    return f"{100 * share:.2g} %"
+
+
+def suite_table(record: dict[str, Any]) -> str:
+    """All rows of a suite, and below them what they are compared with."""
+    results, machine = record["results"], record["hardware"]
+    rows = results["rows"]
+    table = markdown(
+        ["stars/s", "ours", "published manner", "ratio", "floor", "share of the floor"],
+        (
+            [
+                name,
+                1 / line["ours_s_per_star"],
+                1 / line["published_s_per_star"] if line["published_s_per_star"] else None,
+                line["ratio"],
+                1 / line["floor_s_per_star"],
+                percent(line["share_of_floor"]),
+            ]
+            for name, line in rows.items()
+        ),
+    )
+    limits = next(iter(rows.values()))["ceilings"]
+    about = (
+        f"{machine['gpu'] or machine['processor']}, PyTorch {machine['torch']}, {record['date']}; "
+        f"ceilings {limits['flop_per_s'] / 1e9:,.0f} GFLOP/s, "
+        f"{limits['bytes_per_s'] / 1e9:.3g} GB/s copied (they are measured anew for each line). "
+        f"`{record['command']}`"
+    )
+    notes = "\n".join(
+        f"- {name} ({line['clock']}): published manner: {line['published_manner']}; floor: "
+        f"{line['floor_of']}."
+        for name, line in rows.items()
+    )
+    extras = [
+        f"- {name}: MFU {percent(line['mfu'])}"
+        + (
+            f", 325 epochs of 92,472 stars in {line['minutes_for_325_epochs_of_92472_stars']:.0f} "
+            "minutes (a measured epoch times 325)."
+            if "minutes_for_325_epochs_of_92472_stars" in line
+            else "."
+        )
+        for name, line in rows.items()
+        if line.get("mfu")
+    ]
+    failed = [f"- {name} failed: {error}" for name, error in results["failed"].items()]
+    return "\n".join([about, "", table, "", notes, *extras, *failed])
+
+
+def scaling_tables(scaling: dict[str, Any]) -> dict[str, str]:
+    """Tables of what `benchmarks.scaling` measured, by marker."""
+    reference = scaling["reference"]
+    efficient = reference["efficient"]
+    rate = reference["flop_per_star"] / efficient["s_per_star"]
+    gradients = reference["parameter_bytes"]
+
+    def weights(case: dict[str, Any]) -> int:
+        """Weights of a head of a star, their gradients and those of the scores, float32."""
+        return 3 * 4 * case["context"] * (case["context"] + 1)
+
+    activations = efficient["peak_bytes"] - gradients - weights(reference)
+    per_token = activations / reference["stars"] / reference["context"]
+
+    def line(case: dict[str, Any]) -> list[Any]:
+        linear = gradients + per_token * case["stars"] * case["context"]
+        return [
+            f"{case['context']:,}",
+            case["stars"],
+            case["labels"],
+            case["flop_per_star"] / 1e9,
+            1e3 * case["efficient"]["s_per_star"],
+            1e3 * case["flop_per_star"] / rate,
+            1e3 * case["plain"]["s_per_star"],
+            case["efficient"]["peak_bytes"] / 1e6,
+            (linear + weights(case)) / 1e6,
+            case["plain"]["peak_bytes"] / 1e6,
+            case["stars"] * case["heads"] * weights(case) / 1e6,
+        ]
+
+    head = ["context", "stars", "labels", "GFLOP a star", "ms a star", "expected", "plain: ms"]
+    head += ["MB", "expected", "plain: MB", "expected"]
+    first = scaling["processes"][0]
+    processes = markdown(
+        ["processes", "stars/s", "ratio", "gradients summed a step [MB]"],
+        (
+            [
+                str(case["processes"]),
+                case["stars_per_s"],
+                case["stars_per_s"] / first["stars_per_s"],
+                4 * case["parameters"] / 1e6 if case["processes"] > 1 else 0.0,
+            ]
+            for case in scaling["processes"]
+        ),
+    )
+    tables = {name: markdown(head, map(line, scaling[name])) for name in ("context", "batch")}
+    tables["labels"] = markdown(head, map(line, scaling["labels"]))
+    return {**tables, "processes": processes}
+
+
+def surveys_table(cpu: dict[str, Any], gpu: dict[str, Any] | None) -> str:
+    """What whole surveys would cost: arithmetic over rates, nothing of it was run."""
+    config, peak = ModelConfig(), PEAK_FLOPS["H100"]
+    rows = cpu["results"]["rows"]
+    core = {
+        "training": config.flops_per_star(training=True)
+        / rows["training step, paper's model"]["ours_s_per_star"],
+        "inference": 8
+        * config.flops_per_star(labels=5)
+        / rows["inference, 3,757 pixels, 5 labels"]["ours_s_per_star"],
+    }
+    name, device = "H100, estimate", dict.fromkeys(core, ESTIMATED_SHARE * peak)
+    if gpu is not None:
+        found = gpu["results"]["rows"]
+        epochs = [v["ours_s_per_star"] for k, v in found.items() if k.startswith("epoch")]
+        predicted = found["inference, 3,757 pixels, 5 labels"]["ours_s_per_star"]
+        name = f"{gpu['hardware']['gpu']}, measured rate"
+        device = {
+            "training": config.flops_per_star(training=True) / min(epochs),
+            "inference": 8 * config.flops_per_star(labels=5) / predicted,
+        }
+    lines = []
+    for survey, (spectra, pixels) in SURVEYS.items():
+        tokens = min(pixels, config.context_length)
+        visits = max(EPOCHS * STARS, spectra)
+        training = visits * config.flops_per_star(tokens, 5, training=True)
+        patches = -(-pixels // config.context_length)
+        inference = spectra * patches * config.flops_per_star(-(-pixels // patches), 5)
+        lines.append(
+            [
+                survey,
+                f"{spectra:,}",
+                f"{2 * spectra * pixels / 1e9:,.0f} GB",
+                f"{visits:.2g}",
+                f"{training:.2g}",
+                duration(training / device["training"]),
+                duration(training / core["training"]),
+                f"{inference:.2g}",
+                duration(inference / device["inference"]),
+                duration(inference / core["inference"]),
+            ]
+        )
+    head = ["survey", "spectra", "float16 fluxes", "star visits", "training [FLOP]"]
+    head += [f"one {name}", "one CPU core", "inference [FLOP]", f"one {name}", "one CPU core"]
+    about = (
+        f"Rates: {name} {device['training'] / 1e12:,.3g} TFLOP/s in training and "
+        f"{device['inference'] / 1e12:,.3g} TFLOP/s in inference; one core of "
+        f"{cpu['hardware']['processor']} {core['training'] / 1e9:.3g} and "
+        f"{core['inference'] / 1e9:.3g} GFLOP/s, measured."
+    )
+    return f"{about}\n\n{markdown(head, lines)}"
+
+
+def fill(text: str, name: str, table: str) -> str:
+    """Put a table between its markers.
+
+    Raises
+    ------
+    ValueError
+        The text has no such markers.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"there are no markers {begin} and {end}")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def write(path: Path, tables: dict[str, str]) -> None:
+    """Fill all tables of a page."""
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = fill(text, name, table)
+    with atomic_output(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Read the newest records, write both pages."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for suite in ("cpu", "gpu"):
+        parser.add_argument(
+            f"--{suite}", type=Path, help="JSON file (default: the newest of that suite)"
+        )
+    parser.add_argument("--pages", type=Path, default=HERE, help="folder of the two pages")
+    arguments = parser.parse_args()
+    records = {}
+    for suite in ("cpu", "gpu"):
+        path = getattr(arguments, suite)
+        records[suite] = json.loads(path.read_text()) if path else newest(suite)
+    if not any(records.values()):
+        sys.exit(f"there are no results in {RESULTS}: python -m benchmarks --suite cpu")
+    write(
+        arguments.pages / "README.md",
+        {suite: suite_table(record) for suite, record in records.items() if record},
+    )
+    cpu = records["cpu"]
+    if cpu is not None:
+        scaling = cpu["results"].get("scaling")
+        tables = scaling_tables(scaling) if scaling else {}
+        write(
+            arguments.pages / "SCALING.md",
+            {**tables, "surveys": surveys_table(cpu, records["gpu"])},
+        )
+    print("written from", *(r["command"] for r in records.values() if r), sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

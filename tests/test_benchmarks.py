@@ -1,0 +1,116 @@
+"""Benchmarks: the record, the tables made of it. What they measure is not tested."""
+
+import json
+
+import pytest
+import torch
+from benchmarks import scaling, sweep, table
+from benchmarks.common import row
+
+MACHINE = {"processor": "A processor", "gpu": None, "torch": "2"}
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    """Steps of the small model with few tokens."""
+    step = scaling.measure_step(32, 2, 5, repeats=1)
+    processes = [{"processes": n, "stars_per_s": 10.0 * n, "parameters": 1000} for n in (1, 2)]
+    return {"reference": step, "processes": processes} | {
+        name: [step] for name in ("context", "batch", "labels")
+    }
+
+
+def suite(**results) -> dict:
+    limits = {"flop_per_s": 1e11, "bytes_per_s": 1e10}
+    rows = {
+        "training step, paper's model": row(0.1, 0.05, "FLOP", published=0.3, ceilings=limits),
+        "inference, 3,757 pixels, 5 labels": row(0.2, 0.1, "FLOP", ceilings=limits),
+    }
+    return {
+        "benchmark": "suite-cpu",
+        "date": "2026-01-01",
+        "command": "python -m benchmarks",
+        "hardware": MACHINE,
+        "results": {"small": False, "failed": {}, "rows": rows, **results},
+    }
+
+
+def test_rows_compare_with_the_published_manner_and_the_floor():
+    line = row(0.1, 0.05, "FLOP", published=0.3)
+    assert line["ratio"] == pytest.approx(3.0)
+    assert line["share_of_floor"] == pytest.approx(0.5)
+    assert row(0.1, 0.05, "FLOP")["ratio"] is None
+
+
+def test_tables_of_a_suite():
+    text = table.suite_table(suite())
+    assert "| training step, paper's model | 10 | 3.33 | 3 | 20 | 50 % |" in text
+    assert "| inference, 3,757 pixels, 5 labels | 5 | – | – | 10 | 50 % |" in text
+
+
+def test_reference_is_what_is_expected_of_it(measured):
+    line = table.scaling_tables(measured)["context"].splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:3] == ["32", "2", "5"]
+    assert cells[4] == cells[5]  # time, and what is expected
+    assert cells[7] == cells[8]  # memory
+
+
+def test_plain_attention_gives_the_same_gradients(monkeypatch):
+    model = scaling.paper_model(context_length=32, **scaling.MODEL)
+    block = model.torch_model.torch_encoder.encoder_transformer_block_1
+    x = torch.randn(2, 32, 64)
+    expected, _ = block._self_attention(x, None, False)
+    plain, _ = scaling.plain_self_attention(block, x, None, False)
+    torch.testing.assert_close(plain, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_surveys_follow_the_arithmetic():
+    """A tenth of a star's time is a tenth of a survey's."""
+    slow, fast = suite(), suite()
+    fast["results"]["rows"]["training step, paper's model"]["ours_s_per_star"] /= 10
+    assert "one H100, estimate" in table.surveys_table(slow, None)
+    days = [
+        float(table.surveys_table(record, None).splitlines()[4].split("|")[7].split()[0])
+        for record in (slow, fast)
+    ]
+    assert days[0] == pytest.approx(10 * days[1], rel=0.1)
+
+
+def test_markers_are_filled_again_and_again():
+    page = "before <!-- cpu -->\nold\n<!-- end of cpu --> after"
+    once = table.fill(page, "cpu", "new")
+    assert once == table.fill(once, "cpu", "new")
+    assert once.startswith("before") and once.endswith("after")
+    assert "new" in once and "old" not in once
+    with pytest.raises(ValueError, match="no markers <!-- gpu -->"):
+        table.fill(page, "gpu", "new")
+
+
+def test_pages_have_the_markers(measured):
+    pages = table.HERE
+    table.fill(table.fill((pages / "README.md").read_text(), "cpu", ""), "gpu", "")
+    scaling_page = (pages / "SCALING.md").read_text()
+    for name in [*table.scaling_tables(measured), "surveys"]:
+        table.fill(scaling_page, name, "")
+
+
+def test_the_newest_whole_record_counts(tmp_path):
+    for date, small in (("2026-01-01", False), ("2026-01-02", False), ("2026-01-03", True)):
+        content = suite(small=small) | {"date": date}
+        (tmp_path / f"{date}.json").write_text(json.dumps(content))
+    assert table.newest("cpu", tmp_path)["date"] == "2026-01-02"
+    assert table.newest("gpu", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(30, "30 s"), (600, "10 min"), (7200, "2 h"), (1e6, "11.6 days")]
+)
+def test_durations(seconds, text):
+    assert table.duration(seconds) == text
+
+
+def test_sweep_tells_when_a_loss_is_reached():
+    curve = {"cpu_s": [1.0, 2.0, 3.0], "loss": [0.9, 0.5, 0.6]}
+    assert sweep.reached(curve, 0.6) == 2.0
+    assert sweep.reached(curve, 0.1) is None
