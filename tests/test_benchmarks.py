@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from benchmarks import __main__ as main
 from benchmarks import scaling, sweep, table
 from benchmarks.common import row
 
@@ -56,7 +57,7 @@ def test_reference_is_what_is_expected_of_it(measured):
     assert cells[7] == cells[8]  # memory
 
 
-def test_plain_attention_gives_the_same_gradients(monkeypatch):
+def test_plain_attention_is_the_same_attention():
     model = scaling.paper_model(context_length=32, **scaling.MODEL)
     block = model.torch_model.torch_encoder.encoder_transformer_block_1
     x = torch.randn(2, 32, 64)
@@ -75,6 +76,22 @@ def test_surveys_follow_the_arithmetic():
         for record in (slow, fast)
     ]
     assert days[0] == pytest.approx(10 * days[1], rel=0.1)
+
+
+def test_a_benchmark_that_fails_does_not_lose_the_others(tmp_path, monkeypatch, capsys):
+    def fails():
+        raise RuntimeError("no disk")
+
+    output = tmp_path / "results.json"
+    functions = {"bad": fails, "good": lambda: suite()["results"]["rows"]}
+    monkeypatch.setitem(main.SUITES, "cpu", lambda small: functions.items())
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--suite", "cpu", "--output", str(output)])
+    with pytest.raises(SystemExit, match="failed: bad"):
+        main.main()
+    results = json.loads(output.read_text())["results"]
+    assert results["failed"] == {"bad": "RuntimeError: no disk"}
+    assert set(results["rows"]) == set(suite()["results"]["rows"])
+    assert "3.0 times faster" in capsys.readouterr().out
 
 
 def test_markers_are_filled_again_and_again():
