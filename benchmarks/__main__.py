@@ -23,7 +23,9 @@ SUITES = {"cpu": cpu.suite, "gpu": gpu.suite}
 def main() -> None:
     """Arguments, benchmarks, record."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--suite", choices=SUITES, required=True, help="what to measure")
     parser.add_argument(
