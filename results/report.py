@@ -161,8 +161,9 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     run.document.text(
         "Share of the last decoder block's attention on the 5 % of tokens whose flux responds most "
         "to the label (derivatives of the emulator), what an even spread would give them, and the "
-        "ratio of the two; the ratio that attention in proportion to the response would have; rank "
-        "correlation of attention and response over all tokens."
+        "ratio of the two; the same ratio of what the weights of all blocks carry (contributions); "
+        "the ratio that attention in proportion to the response would have; rank correlation of "
+        "attention and response over all tokens."
     )
     for pixels, table in attention_text(shares).items():
         run.document.table(table, f"Pixels {pixels}.")

@@ -270,9 +270,14 @@ def make_predictions(error, poor_error=None, labels=("TEFF", "FE_H")):
     return pd.DataFrame(columns)
 
 
-def make_shares(ratio):
+def make_shares(ratio, contribution=3.5):
     names = ["group", "pixels", "measure", "label", "top", "chance", "share", "ratio"]
-    rows = [("all", "0:7514", "last_block", k, 0.05, 0.05, 0.1, ratio) for k in ("FE_H", "MG_FE")]
+    measures = {"last_block": ratio, "contribution": contribution}
+    rows = [
+        ("all", "0:7514", measure, label, 0.05, 0.05, 0.1, value)
+        for measure, value in measures.items()
+        for label in ("FE_H", "MG_FE")
+    ]
     return pd.DataFrame(rows, columns=names).assign(rank_correlation=0.2, ratio_of_response=4.0)
 
 
@@ -283,18 +288,19 @@ def make_stars(teff=3900.0, kind="giant"):
 
 
 @pytest.mark.parametrize(
-    ("changes", "holds"),
+    ("changes", "failing"),
     [
-        ({}, ["yes"] * 6),
-        ({"finetuned": 0.6}, ["no", "yes", "yes", "yes", "yes", "yes"]),
-        ({"hundred": 0.5}, ["yes", "no", "no", "yes", "yes", "yes"]),
-        ({"hundred_poor": 0.25}, ["yes", "yes", "no", "yes", "yes", "yes"]),
-        ({"ratio": 2.9}, ["yes", "yes", "yes", "no", "yes", "yes"]),
-        ({"teff": 4100.0}, ["yes", "yes", "yes", "yes", "no", "yes"]),
-        ({"class": "dwarf"}, ["yes", "yes", "yes", "yes", "yes", "no"]),
+        ({}, []),
+        ({"finetuned": 0.6}, [0]),
+        ({"hundred": 0.5}, [1, 2]),
+        ({"hundred_poor": 0.25}, [2]),
+        ({"ratio": 2.9}, [3]),
+        ({"contribution": 2.9}, [4]),
+        ({"teff": 4100.0}, [5]),
+        ({"class": "dwarf"}, [6]),
     ],
 )
-def test_claims_hold_or_not(changes, holds):
+def test_claims_hold_or_not(changes, failing):
     finetuned, hundred = changes.get("finetuned", 0.2), changes.get("hundred", 0.1)
     observed = {k: make_predictions(v) for k, v in (("pretrained", 0.5), ("finetuned", finetuned))}
     chunk = {
@@ -302,8 +308,9 @@ def test_claims_hold_or_not(changes, holds):
         "hundred": make_predictions(hundred, changes.get("hundred_poor"), labels=("FE_H",)),
     }
     stars = make_stars(changes.get("teff", 3900.0), changes.get("class", "giant"))
-    claims = claims_table(observed, chunk, make_shares(changes.get("ratio", 3.1)), stars)
-    assert claims["holds"].tolist() == holds
+    shares = make_shares(changes.get("ratio", 3.1), changes.get("contribution", 3.5))
+    claims = claims_table(observed, chunk, shares, stars)
+    assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(7)]
 
 
 def test_claims_need_their_predictions():
