@@ -87,8 +87,9 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=positive,
-        default=8,
-        help="files read at a time; more help on slow file systems (default %(default)s)",
+        default=4,
+        help="files read at a time; more help on slow file systems, one is best where the files "
+        "are in memory (default %(default)s)",
     )
     array = parser.add_argument_group("array of tasks")
     array.add_argument("--array-index", type=int, help="this task, 0 or more: reads its parts")
