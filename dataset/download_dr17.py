@@ -242,8 +242,11 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OSError(f"{folder}: another download is at work there, wait for it") from error
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            warn = (
+                f"{folder}: this file system has no locks ({error}); start no second download there"
+            )
+            print(warn, file=sys.stderr)
         yield
 
 

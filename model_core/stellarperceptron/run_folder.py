@@ -245,8 +245,10 @@ def _plot(history: list[dict[str, float]], path: Path) -> None:
             axes.plot(epochs, values, label=label, marker="." if len(epochs) < 30 else None)
     axes.set(xlabel="epoch", ylabel="loss (negative log-likelihood)")
     rates = axes.twinx()
-    rates.set(ylabel="learning rate", yscale="log")
     rates.plot(epochs, [row["lr"] for row in history], color="0.6", lw=1)
+    rates.set_yscale("log" if any(row["lr"] > 0 for row in history) else "linear")
+    rates.set_ylabel("learning rate", color="0.45")
+    rates.tick_params(axis="y", which="both", colors="0.45")
     axes.legend()
     with atomic_output(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
