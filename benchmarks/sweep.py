@@ -1,17 +1,19 @@
-"""Recipes of training compared at equal numbers of star visits: learning rate, batch, labels.
+"""Recipes of training compared: batch, learning rate, labels of a star, warm-up.
 
 A small model (dimension 64, 4 heads, 64 one-pixel tokens) learns from a mock survey, once with the
-published recipe (batch 64, learning rate 1e-4, one label of a star, no warm-up, cosine with warm
-restarts) and once with each combination of batch, learning rate and labels of a star (warm-up, one
-cosine, gradients clipped at 1). All are judged alike: loss of all labels of the same validation
-stars, the mean over labels. OUTPUT.json gets the curves, OUTPUT.png shows them, and the table that
-is printed says when each recipe reached the published one's last loss.
+published recipe (batch 64, learning rate 1e-4, one label of a star, no warm-up, cosine with 6.5
+warm restarts over the training) and, with a part of its star visits, with each combination that is
+asked for (one cosine after the warm-up, gradients clipped at 1). All are judged alike: loss of all
+labels of the same validation stars, the mean over labels. OUTPUT.json gets the curves, OUTPUT.png
+shows them; the table that is printed says when each recipe reached the published one's least loss.
+What OUTPUT.json has already is not trained again.
 
-    python -m benchmarks.sweep --output benchmarks/results/sweep
+    python -m benchmarks.sweep --output benchmarks/results/<date>-<hardware>-sweep
 """
 
 import argparse
 import itertools
+import json
 import math
 import time
 from pathlib import Path
@@ -33,7 +35,7 @@ from stellarperceptron.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.survey import MockSurvey
 from stellarperceptron.trainer import Trainer
 from stellarperceptron.training import _PerceptronTask
-from stellarperceptron.training_data import prepare_training_data, usable_stars
+from stellarperceptron.training_data import TrainingData, prepare_training_data, usable_stars
 from stellarperceptron.training_generator import TrainingGenerator
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.memory import freed_memory_kept
@@ -42,6 +44,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 CONTEXT = 64
+PUBLISHED = {"name": "published", "batch": 64, "rate": 1e-4, "labels": "one", "warmup": 0.0}
+RESTARTS = 325 / 50  # of the published training (Koblischke & Bovy 2024, section 3)
+SHARED = ("stars", "dim")  # what recipes must have in common to be compared
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,33 +54,36 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stars", type=int, default=4096, help="mock stars (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="default %(default)s")
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3])
-    parser.add_argument("--labels", nargs="+", choices=("one", "all"), default=["one", "all"])
-    parser.add_argument(
-        "--warmup", type=float, default=0.05, help="share of the steps (default %(default)s)"
-    )
-    parser.add_argument(
-        "--limit", type=float, default=1800, help="begin no recipe after so many seconds"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("sweep"), help="path without ending, of both files"
-    )
+    add = parser.add_argument
+    add("--stars", type=int, default=16_384, help="mock stars (default %(default)s)")
+    add("--dim", type=int, default=64, help="dimensions of a token (default %(default)s)")
+    add("--epochs", type=int, default=8, help="of each recipe (default %(default)s)")
+    add("--published-epochs", type=int, default=24, help="0: leave it out (default %(default)s)")
+    add("--batches", type=int, nargs="+", default=[64, 256, 1024], help="stars (%(default)s)")
+    add("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3], help="(%(default)s)")
+    add("--labels", nargs="+", choices=("one", "all"), default=["all"], help="(%(default)s)")
+    add("--warmups", type=float, nargs="+", default=[0.05], help="share of steps (%(default)s)")
+    add("--limit", type=float, default=3600, help="begin no recipe after so many seconds")
+    add("--output", type=Path, default=Path("sweep"), help="path without ending, of both files")
     return parser.parse_args()
 
 
 def recipes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The published recipe, then all others."""
-    published = {"name": "published", "batch": 64, "rate": 1e-4, "labels": "one"}
-    others = itertools.product(arguments.labels, arguments.batches, arguments.rates)
-    return [
-        published,
-        *(
-            {"name": f"batch {b}, {rate:g}, {n}", "batch": b, "rate": rate, "labels": n}
-            for n, b, rate in others
-        ),
+    first = [{**PUBLISHED, "epochs": arguments.published_epochs}]
+    others = itertools.product(
+        arguments.labels, arguments.batches, arguments.rates, arguments.warmups
+    )
+    return (first if arguments.published_epochs else []) + [
+        {
+            "name": f"batch {batch}, rate {rate:g}, {labels}, warm-up {warmup:g}",
+            "batch": batch,
+            "rate": rate,
+            "labels": labels,
+            "warmup": warmup,
+            "epochs": arguments.epochs,
+        }
+        for labels, batch, rate, warmup in others
     ]
 
 
@@ -88,9 +96,11 @@ def mock_stars(number: int) -> dict[str, np.ndarray]:
     }
 
 
-def curve(recipe: dict[str, Any], stars: dict[str, np.ndarray], arguments) -> dict[str, list]:
-    """Train once; CPU seconds so far, star visits and validation loss after each epoch."""
-    model = paper_model(context_length=CONTEXT, **MODEL)
+def prepare(stars: dict[str, np.ndarray], dim: int) -> tuple[Any, TrainingData]:
+    """A model with fresh weights, always the same, and its stars."""
+    scale = dim // MODEL["embedding_dim"]
+    sizes = {name: size if "head" in name else size * scale for name, size in MODEL.items()}
+    model = paper_model(context_length=CONTEXT, **sizes)
     names = apogee_pixel_names(APOGEE_WAVELENGTH)
     model.fit_standardization(stars["synthetic"], names)
     data = prepare_training_data(
@@ -102,31 +112,38 @@ def curve(recipe: dict[str, Any], stars: dict[str, np.ndarray], arguments) -> di
         stars["labels"],
         stars["label_errors"],
         LABELS,
+        dtype=torch.float16,
     )
+    return model, data
+
+
+def schedule_of(recipe: dict[str, Any], steps: int) -> Schedule:
+    """The published schedule, as long as the training; or a warm-up and one cosine."""
+    if recipe["name"] == "published":
+        period = max(1, round(recipe["epochs"] / RESTARTS))
+        return Schedule("cosine_warm_restarts", restart_epochs=period)
+    return Schedule("warmup_cosine", warmup_steps=round(recipe["warmup"] * steps))
+
+
+def curve(recipe: dict[str, Any], model: Any, data: TrainingData) -> dict[str, list]:
+    """Train once; CPU seconds so far, star visits and validation loss after each epoch."""
     rows = usable_stars(data)
     validation, training = rows[: len(rows) // 8], rows[len(rows) // 8 :]
-    published = recipe["name"] == "published"
     options = TrainingOptions(
-        epochs=arguments.epochs,
+        epochs=recipe["epochs"],
         batch_size=recipe["batch"],
         learning_rate=recipe["rate"],
         labels_per_star=recipe["labels"],
-        max_gradient_norm=0.0 if published else 1.0,
+        max_gradient_norm=0.0 if recipe["name"] == "published" else 1.0,
     )
-    steps = math.ceil(len(training) / recipe["batch"])
-    warmup = max(1, round(arguments.warmup * steps * arguments.epochs))
-    schedule = (
-        Schedule("cosine_warm_restarts")
-        if published
-        else Schedule("warmup_cosine", warmup_steps=warmup)
-    )
+    schedule = schedule_of(recipe, math.ceil(len(training) / recipe["batch"]) * recipe["epochs"])
     process = Process(0, 1, model.device)
     task = _PerceptronTask(model, data, training, validation, options, process)
     trainer = Trainer(
         task,
         options,
         process,
-        lambda optimizer, per_epoch: schedule.make(optimizer, per_epoch, arguments.epochs),
+        lambda optimizer, per_epoch: schedule.make(optimizer, per_epoch, recipe["epochs"]),
     )
     # The same question for everybody: all labels of every validation star.
     trainer.validation = TrainingGenerator(
@@ -135,7 +152,7 @@ def curve(recipe: dict[str, Any], stars: dict[str, np.ndarray], arguments) -> di
     model.torch_model.train()
     seconds, result = 0.0, {"cpu_s": [], "visits": [], "loss": []}
     with freed_memory_kept():
-        for epoch in range(arguments.epochs):
+        for epoch in range(recipe["epochs"]):
             begin = time.process_time()
             for batch in trainer.training.batches(epoch):
                 trainer.train_batch(batch)
@@ -147,38 +164,57 @@ def curve(recipe: dict[str, Any], stars: dict[str, np.ndarray], arguments) -> di
     return result
 
 
-def reached(curve: dict[str, list], loss: float) -> float | None:
-    """CPU seconds until a loss; None if it was not reached."""
-    return next(
-        (s for s, v in zip(curve["cpu_s"], curve["loss"], strict=True) if v <= loss),
-        None,
-    )
+def reached(curve: dict[str, list], loss: float, what: str = "cpu_s") -> float | None:
+    """CPU seconds, or star visits, until a loss; None if it was not reached."""
+    pairs = zip(curve[what], curve["loss"], strict=True)
+    return next((amount for amount, value in pairs if value <= loss), None)
+
+
+def known_results(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Recipes that a file has already.
+
+    Raises
+    ------
+    ValueError
+        They were trained on other stars, or with another model.
+    """
+    if not path.exists():
+        return []
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    for name in SHARED:
+        if results[name] != getattr(arguments, name):
+            raise ValueError(
+                f"{path} has recipes of --{name} {results[name]}, not {getattr(arguments, name)}: "
+                "give another --output"
+            )
+    return results["recipes"]
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Loss against star visits, a panel for each number of labels; the published recipe in both."""
-    kinds = sorted({result["labels"] for result in results[1:]}) or ["one"]
-    figure, panels = plt.subplots(
-        1, len(kinds), figsize=(5.5 * len(kinds), 4), sharey=True, squeeze=False, layout="tight"
+    """Loss against star visits; a colour for each batch, lighter for lower learning rates."""
+    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    others = [result for result in results if result["name"] != "published"]
+    batches = sorted({result["batch"] for result in others})
+    rates = sorted({result["rate"] for result in others})
+    for result in results:
+        if result["name"] == "published":
+            style = {"color": "black", "lw": 2, "label": "published: 64, 0.0001, one, none"}
+        else:
+            style = {
+                "color": f"C{batches.index(result['batch'])}",
+                "alpha": 0.25 + 0.75 * (rates.index(result["rate"]) + 1) / len(rates),
+                "linestyle": "-" if result["labels"] == "all" else "--",
+                "label": "{batch}, {rate:g}, {labels}, {warmup:.0%}".format(**result),
+            }
+        axes.plot(result["visits"], result["loss"], **style)
+    axes.set(xscale="log", xlabel="star visits", ylabel="validation loss a label")
+    axes.legend(
+        title="batch, learning rate, labels, warm-up",
+        fontsize=7,
+        title_fontsize=8,
+        bbox_to_anchor=(1.01, 1),
+        loc="upper left",
     )
-    batches = sorted({result["batch"] for result in results[1:]})
-    rates = sorted({result["rate"] for result in results[1:]})
-    for panel, kind in zip(panels[0], kinds, strict=True):
-        for result in results:
-            if result["name"] == "published":
-                style = {"color": "black", "linestyle": "-", "label": "published"}
-            elif result["labels"] != kind:
-                continue
-            else:
-                style = {
-                    "color": f"C{batches.index(result['batch'])}",
-                    "alpha": 0.3 + 0.7 * (rates.index(result["rate"]) + 1) / len(rates),
-                    "label": f"{result['batch']}, {result['rate']:g}",
-                }
-            panel.plot(result["visits"], result["loss"], **style)
-        panel.set(xlabel="star visits", title=f"{kind} of a star's labels")
-        panel.legend(title="batch, learning rate", fontsize=6)
-    panels[0, 0].set_ylabel("validation loss a label")
     with atomic_output(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
@@ -188,22 +224,29 @@ def main() -> None:
     """Stars, recipes one after the other, curves."""
     arguments = parse_arguments()
     torch.set_num_threads(1)
-    stars = mock_stars(arguments.stars)
-    begin, results = time.perf_counter(), []
-    todo = recipes(arguments)
-    for recipe in tqdm(todo, unit="recipe", disable=None):
-        if results and time.perf_counter() - begin > arguments.limit:
-            print(f"{len(todo) - len(results)} recipes are left out after {arguments.limit:g} s")
+    path = arguments.output.with_suffix(".json")
+    results = known_results(path, arguments)
+    known = {(result["name"], result["epochs"]) for result in results}
+    todo = [r for r in recipes(arguments) if (r["name"], r["epochs"]) not in known]
+    stars = mock_stars(arguments.stars) if todo else {}
+    begin = time.perf_counter()
+    for number, recipe in enumerate(tqdm(todo, unit="recipe", disable=None)):
+        if time.perf_counter() - begin > arguments.limit:
+            print(f"{len(todo) - number} recipes are left out after {arguments.limit:g} s")
             break
-        results.append({**recipe, **curve(recipe, stars, arguments)})
-        record("sweep", {"recipes": results}, arguments.output.with_suffix(".json"))
-        draw(results, arguments.output.with_suffix(".png"))
-        print(f"{recipe['name']:25s} loss {results[-1]['loss'][-1]:.3f}", flush=True)
-    goal = results[0]["loss"][-1]
+        results.append({**recipe, **curve(recipe, *prepare(stars, arguments.dim))})
+        shared = {name: getattr(arguments, name) for name in SHARED}
+        record("sweep", {**shared, "recipes": results}, path)
+        draw(results, path.with_suffix(".png"))
+        print(f"{recipe['name']:45s} loss {results[-1]['loss'][-1]:.3f}", flush=True)
+    published = [result for result in results if result["name"] == "published"]
+    if not published:
+        return
+    goal = min(published[0]["loss"])
     print(f"CPU seconds until the published recipe's {goal:.3f}:")
     for result in sorted(results, key=lambda r: reached(r, goal) or math.inf):
         when = reached(result, goal)
-        print(f"{result['name']:25s} {'never' if when is None else f'{when:.1f}'}")
+        print(f"{result['name']:45s} {'never' if when is None else f'{when:.1f}'}")
 
 
 if __name__ == "__main__":

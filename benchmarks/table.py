@@ -9,11 +9,13 @@ there stay as they are.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import sweep
 from benchmarks.common import RESULTS
 from benchmarks.training import EPOCHS, STARS
 from stellarperceptron.config import ModelConfig
@@ -31,13 +33,13 @@ SURVEYS = {
 ESTIMATED_SHARE = 0.25  # of a GPU's peak, where none was measured
 
 
-def newest(suite: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Newest stored record of a suite of full size; None without one."""
+def newest(benchmark: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """Newest stored record of a benchmark, of full size; None without one."""
     records = []
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         whole = not content["results"].get("small")
-        if content["benchmark"] == f"suite-{suite}" and whole:
+        if content["benchmark"] == benchmark and whole:
             records.append((content["date"], path.stat().st_mtime, path.name, content))
     return max(records, key=lambda r: r[:3])[-1] if records else None
 
@@ -217,6 +219,39 @@ def surveys_table(cpu: dict[str, Any], gpu: dict[str, Any] | None) -> str:
     return f"{about}\n\n{markdown(head, lines)}"
 
 
+def sweep_table(record: dict[str, Any]) -> str:
+    """Recipes in the order in which they reach the published one's least loss."""
+    recipes = record["results"]["recipes"]
+    published = next(recipe for recipe in recipes if recipe["name"] == "published")
+    goal = min(published["loss"])
+
+    def when(recipe: dict[str, Any], what: str) -> float | None:
+        return sweep.reached(recipe, goal, what)
+
+    lines = [
+        [
+            ("published, " if recipe is published else "") + str(recipe["batch"]),
+            f"{recipe['rate']:g}",
+            recipe["labels"],
+            f"{recipe['warmup']:.0%}" if recipe["warmup"] else "none",
+            f"{recipe['visits'][-1]:,}",
+            f"{recipe['loss'][-1]:.3f}".replace("-", "−"),
+            when(recipe, "visits"),
+            when(recipe, "cpu_s"),
+        ]
+        for recipe in sorted(recipes, key=lambda r: when(r, "visits") or math.inf)
+    ]
+    head = ["batch", "learning rate", "labels a star", "warm-up", "star visits", "last loss"]
+    head += ["visits until the published loss", "CPU seconds"]
+    about = (
+        f"{record['hardware']['processor']}, one thread, {record['date']}; "
+        f"{record['results']['stars']:,} mock stars, {record['results']['dim']} dimensions, 64 "
+        f"one-pixel tokens; the published recipe's least loss is {goal:.3f} a label. "
+        f"`{record['command']}` was the last call of several."
+    )
+    return f"{about}\n\n{markdown(head, lines)}"
+
+
 def fill(text: str, name: str, table: str) -> str:
     """Put a table between its markers.
 
@@ -256,13 +291,14 @@ def main() -> None:
     records = {}
     for suite in ("cpu", "gpu"):
         path = getattr(arguments, suite)
-        records[suite] = json.loads(path.read_text()) if path else newest(suite)
+        records[suite] = json.loads(path.read_text()) if path else newest(f"suite-{suite}")
     if not any(records.values()):
         sys.exit(f"there are no results in {RESULTS}: python -m benchmarks --suite cpu")
-    write(
-        arguments.pages / "README.md",
-        {suite: suite_table(record) for suite, record in records.items() if record},
-    )
+    pages = {suite: suite_table(record) for suite, record in records.items() if record}
+    recipes = newest("sweep")
+    if recipes:
+        pages["sweep"] = sweep_table(recipes)
+    write(arguments.pages / "README.md", pages)
     cpu = records["cpu"]
     if cpu is not None:
         scaling = cpu["results"].get("scaling")

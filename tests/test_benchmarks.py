@@ -1,6 +1,7 @@
 """Benchmarks: the record, the tables made of it. What they measure is not tested."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,7 +107,9 @@ def test_markers_are_filled_again_and_again():
 
 def test_pages_have_the_markers(measured):
     pages = table.HERE
-    table.fill(table.fill((pages / "README.md").read_text(), "cpu", ""), "gpu", "")
+    page = (pages / "README.md").read_text()
+    for name in ("cpu", "gpu", "sweep"):
+        table.fill(page, name, "")
     scaling_page = (pages / "SCALING.md").read_text()
     for name in [*table.scaling_tables(measured), "surveys"]:
         table.fill(scaling_page, name, "")
@@ -116,8 +119,8 @@ def test_the_newest_whole_record_counts(tmp_path):
     for date, small in (("2026-01-01", False), ("2026-01-02", False), ("2026-01-03", True)):
         content = suite(small=small) | {"date": date}
         (tmp_path / f"{date}.json").write_text(json.dumps(content))
-    assert table.newest("cpu", tmp_path)["date"] == "2026-01-02"
-    assert table.newest("gpu", tmp_path) is None
+    assert table.newest("suite-cpu", tmp_path)["date"] == "2026-01-02"
+    assert table.newest("suite-gpu", tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,39 @@ def test_durations(seconds, text):
     assert table.duration(seconds) == text
 
 
+CURVE = {"cpu_s": [1.0, 2.0, 3.0], "visits": [100, 200, 300], "loss": [0.9, 0.5, 0.6]}
+
+
 def test_sweep_tells_when_a_loss_is_reached():
-    curve = {"cpu_s": [1.0, 2.0, 3.0], "loss": [0.9, 0.5, 0.6]}
-    assert sweep.reached(curve, 0.6) == 2.0
-    assert sweep.reached(curve, 0.1) is None
+    assert sweep.reached(CURVE, 0.6) == 2.0
+    assert sweep.reached(CURVE, 0.6, "visits") == 200
+    assert sweep.reached(CURVE, 0.1) is None
+
+
+def test_sweep_has_a_table_in_the_order_of_success():
+    published = {**sweep.PUBLISHED, "epochs": 3, **CURVE}
+    slow = {**published, "name": "slow", "batch": 128, "loss": [0.9, 0.8, 0.7]}
+    fast = {**published, "name": "fast", "batch": 256, "loss": [0.4, 0.3, 0.2]}
+    results = {"stars": 100, "dim": 64, "recipes": [published, slow, fast]}
+    record = {"command": "sweep", "date": "2026-01-01", "hardware": MACHINE, "results": results}
+    rows = table.sweep_table(record).splitlines()[-3:]
+    assert [row.split("|")[1].strip() for row in rows] == ["256", "published, 64", "128"]
+    assert [row.split("|")[7].strip() for row in rows] == ["100", "200", "–"]
+
+
+def test_sweep_goes_on_where_it_was(tmp_path):
+    """A recipe that is known is not trained again; those of other stars are refused."""
+    path = tmp_path / "sweep.json"
+    recipe = {"name": "published", "epochs": 1}
+    path.write_text(json.dumps({"results": {"stars": 10, "dim": 64, "recipes": [recipe]}}))
+    same, other = (SimpleNamespace(stars=n, dim=64) for n in (10, 20))
+    assert sweep.known_results(path, same) == [recipe]
+    assert sweep.known_results(tmp_path / "nothing.json", same) == []
+    with pytest.raises(ValueError, match="--stars 10, not 20"):
+        sweep.known_results(path, other)
+
+
+def test_published_schedule_is_as_long_as_the_training():
+    assert sweep.schedule_of({**sweep.PUBLISHED, "epochs": 325}, 1000).restart_epochs == 50
+    other = {"name": "other", "epochs": 5, "warmup": 0.1}
+    assert sweep.schedule_of(other, 1000).warmup_steps == 100
