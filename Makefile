@@ -5,6 +5,7 @@
 #                               profiles: smoke, laptop, laptop_pixel, paper, gpu
 #                DATA=survey.h5 another survey than the mock one (with a RUN=folder of its own)
 #                SEED=1         other weights and choices (with a RUN=folder of its own)
+#                JOBS=1         one step at a time; two where there are two cores, unless told
 # make published                stage 3 and baseline once more, the epoch chosen as in the paper, with
 #                               other stars' labels; evaluated beside those of `reproduce`
 # make publish-figures          copy the figures of a run beside the scripts that draw them, and its
@@ -58,6 +59,9 @@ ON_OBSERVED_2 := $(RUN)/evaluation/2_realfinetune_firsthalf_on_observed.csv
 CHUNK_3 := $(RUN)/evaluation/3_fefinetune_chunk_fehpredictions.csv
 OF_CHUNK = $(RUN)/evaluation/$(1)_fehpredictions.csv
 REPORT := $(RUN)/report.html
+# The baseline needs no stage, and evaluations need not wait for the next one. Each step has one
+# thread.
+JOBS ?= $(shell test "$$(getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 1)
 
 CHECK = @test -f $@ || { echo "$(@D) was interrupted: run make again"; exit 1; }
 ARGUMENTS = --profile $(PROFILE) --data $(DATA) --output $(@D) $(if $(SEED),--seed $(SEED))
@@ -75,7 +79,7 @@ reproduce: $(INSTALLED)
 	  "$$(cat $(RUN)/data.txt), not of $(DATA): name another folder, make ... RUN=folder"; exit 1; }
 	@if $(MAKE) --no-print-directory --question $(REPORT) 2>/dev/null; \
 	then echo "nothing to do: $(RUN) is complete, its report is $(REPORT)"; \
-	else $(MAKE) --no-print-directory $(REPORT) && echo "$(RUN) is complete: $(REPORT)"; fi
+	else $(MAKE) --no-print-directory --jobs=$(JOBS) $(REPORT) && echo "$(RUN) is complete: $(REPORT)"; fi
 
 $(SURVEY):
 	$(TIMED) $(BIN)/python dataset/create_mock_survey.py --stars $(word 1,$(STARS)) \
