@@ -159,14 +159,15 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
         run.missing("attention/attention_shares.csv", ATTENTION)
         return
     run.document.text(
-        "Share of the last decoder block's attention on the 5 % of tokens whose flux responds most "
-        "to the label (derivatives of the emulator), what an even spread would give them, and the "
-        "ratio of the two; the same ratio of what the weights of all blocks carry (contributions); "
-        "the ratio that attention in proportion to the response would have; rank correlation of "
-        "attention and response over all tokens."
+        "How much more attention than by chance the right 5 % of the tokens get, and how much more "
+        "than by chance the answers are sensitive to the flux of the right 5 % of the pixels "
+        f"(pixels {shares['pixels'].iloc[-1]}). What is right comes from derivatives of the "
+        "emulator: the flux there responds most to the label, or tells most about it that no other "
+        "label could have done. The best estimator is the linear one of least variance: what its "
+        "weights on the fluxes would give."
     )
-    for pixels, table in attention_text(shares).items():
-        run.document.table(table, f"Pixels {pixels}.")
+    for words, table in attention_text(shares).items():
+        run.document.table(table, f"Times chance, on the 5 % that {words}.")
 
 
 def write_real_stars(run: Run, stars: pd.DataFrame | None) -> None:

@@ -15,16 +15,13 @@ from small_survey import N_PIXELS, write_survey
 from stellarperceptron.attention import (
     MEASURES,
     _block_attention,
-    concentration,
     decoder_attention,
-    label_response,
+    label_sensitivity,
     star_groups,
     token_groups,
-    token_response,
 )
 from stellarperceptron.dataset import LABEL_NAMES
-from stellarperceptron.emulator import Emulator
-from stellarperceptron.spectra import APOGEE_WAVELENGTH, normalize
+from stellarperceptron.spectra import APOGEE_WAVELENGTH
 
 FOLDER = Path(__file__).parents[1] / "results" / "attention"
 NAMES = [f"syn_apogee{i}" for i in range(40)]
@@ -115,86 +112,30 @@ def test_tokens_know_their_pixels():
     np.testing.assert_array_equal(groups.of_pixel, np.arange(40) // 16)
 
 
-# --- responses ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("pixels_per_token", [1, 4])
+def test_sensitivity_is_the_slope_of_the_answer(pixels_per_token):
+    model = make_model(context_length=5, pixels_per_token=pixels_per_token)
+    spectra, pixel, step = make_spectra(4, 40, bad=0.2), 11, 0.02
+    spectra[:, pixel] = 1.0
+    (result,) = label_sensitivity(model, spectra, WAVELENGTH, LABELS)
+    np.testing.assert_array_equal(np.isnan(result[:, 0]), np.isnan(spectra))
+    names, labels = model.tokenize(NAMES), model.tokenize(LABELS)
+    spread = model.inverse_standardize_error(np.ones(len(NAMES)), names)[pixel]
+    moved = []
+    for sign in (-1, 1):
+        changed = spectra.copy()
+        changed[:, pixel] += sign * step * spread
+        answer = model.predict(changed, WAVELENGTH, LABELS, progress=False)[LABELS].to_numpy()
+        moved.append(model.standardize(answer, labels))
+    slope = (moved[1] - moved[0]) / (2 * step)
+    np.testing.assert_allclose(result[..., pixel], slope, atol=3e-3 * np.abs(slope).max())
 
 
-def test_response_is_the_slope_of_the_normalized_flux():
-    emulator, star = Emulator.load("nature"), {"TEFF": 4600.0, "LOGG": 2.3, "FE_H": -0.2}
-    result = label_response(emulator, {name: [value] for name, value in star.items()}, ["TEFF"])
-
-    def flux(teff):
-        spectrum = emulator.flux({**star, "TEFF": teff}, APOGEE_WAVELENGTH, 22_500.0)[0].numpy()
-        return normalize(spectrum, valid_flux=None, clip_high=np.inf)
-
-    slope = (flux(4601.0) - flux(4599.0)) / 2
-    np.testing.assert_allclose(result[0], np.abs(slope), atol=1e-4 * np.abs(slope).max())
-
-
-def test_magnesium_responds_in_its_lines():
-    """The strong triplet of the H band lies at 15,745 to 15,770 A (vacuum)."""
-    star = {"TEFF": [4600.0, 4700.0], "LOGG": [2.3, 2.5], "FE_H": [-0.2, 0.0]}
-    response = label_response(Emulator.load("nature"), star, ["MG_FE"])[0]
-    for line in (15745.0, 15753.3, 15770.1):
-        near = np.abs(APOGEE_WAVELENGTH - line) < 1.5
-        assert response[near].max() > 10 * np.median(response)
-
-
-def test_unknown_label_is_refused():
-    with pytest.raises(ValueError, match="AGE"):
-        label_response(Emulator.load("nature"), {"TEFF": [5000.0]}, ["AGE"])
-
-
-def test_response_of_tokens_is_the_rms_of_their_pixels():
-    pixels = np.array([[0, 1], [2, -1]])
-    np.testing.assert_allclose(
-        token_response(np.array([[3.0, 4.0, 2.0]]), pixels), [[12.5**0.5, 2]]
-    )
-
-
-# --- the one on the other -------------------------------------------------------------------------
-
-RESPONSE = np.linspace(1, 0, 100) ** 3
-
-
-def test_even_attention_is_chance():
-    result = concentration(np.ones(100), RESPONSE, 0.05)
-    assert (result.chance, result.ratio) == pytest.approx((0.05, 1))
-    assert np.isnan(result.rank_correlation)
-
-
-def test_attention_on_what_responds_has_all_of_the_share():
-    result = concentration((np.arange(100) < 5).astype(float), RESPONSE, 0.05)
-    assert (result.share, result.ratio) == pytest.approx((1, 20))
-
-
-def test_attention_that_follows_the_response_has_its_ratio():
-    result = concentration(RESPONSE, RESPONSE, 0.1)
-    assert result.ratio == pytest.approx(result.ratio_of_response)
-    assert result.ratio_of_square > result.ratio_of_response > 1
-    assert result.rank_correlation == pytest.approx(1)
-
-
-def test_attention_that_shuns_the_response_ranks_the_other_way():
-    result = concentration(-RESPONSE + 2, RESPONSE, 0.1)
-    assert result.ratio < 1
-    assert result.rank_correlation == pytest.approx(-1)
-
-
-def test_tokens_that_no_star_has_are_left_out():
-    attention = np.ones(100)
-    attention[::2] = np.nan
-    assert concentration(attention, RESPONSE, 0.1).chance == pytest.approx(5 / 50)
-
-
-@pytest.mark.parametrize("top", [0, 1, -0.1])
-def test_wrong_shares_are_refused(top):
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        concentration(RESPONSE, RESPONSE, top)
-
-
-def test_shapes_must_match():
-    with pytest.raises(ValueError, match="attention"):
-        concentration(RESPONSE[1:], RESPONSE)
+def test_sensitivity_leaves_the_model_as_it_was(model):
+    before = [p.requires_grad for p in model.torch_model.parameters()]
+    list(label_sensitivity(model, make_spectra(3, 40), WAVELENGTH, LABELS, batch_size=2))
+    assert [p.requires_grad for p in model.torch_model.parameters()] == before
+    assert all(p.grad is None for p in model.torch_model.parameters())
 
 
 def test_stars_of_unknown_gravity_are_neither_giants_nor_dwarfs():
@@ -248,7 +189,7 @@ def test_means_are_those_of_the_stored_stars(extracted):
 
 def test_table_compares_with_chance(extracted):
     table = pd.read_csv(extracted["--output"] / "attention_shares.csv")
-    assert set(table.measure) == set(MEASURES)
+    assert set(table.measure) == {*MEASURES, "sensitivity"}
     assert set(table.label) == set(LABEL_NAMES)
     np.testing.assert_allclose(table.ratio, table.share / table.chance, rtol=1e-3)
     assert ((table.share > 0) & (table.share < 1)).all()

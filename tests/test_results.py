@@ -270,15 +270,17 @@ def make_predictions(error, poor_error=None, labels=("TEFF", "FE_H")):
     return pd.DataFrame(columns)
 
 
-def make_shares(ratio, contribution=3.5):
-    names = ["group", "pixels", "measure", "label", "top", "chance", "share", "ratio"]
-    measures = {"last_block": ratio, "contribution": contribution}
+def make_shares(last_block, contribution=3.5, sensitivity=3.5):
+    names = ["group", "pixels", "measure", "ranked_by", "label", "top", "ratio"]
+    measures = {"last_block": last_block, "contribution": contribution, "sensitivity": sensitivity}
     rows = [
-        ("all", "0:7514", measure, label, 0.05, 0.05, 0.1, value)
-        for measure, value in measures.items()
+        (group, "0:3757", measure, ranking, label, 0.05, value)
+        for group in ("giants", "all")
+        for measure, value in {**measures, "all_blocks": 2.0}.items()
+        for ranking in ("response", "information")
         for label in ("FE_H", "MG_FE")
     ]
-    return pd.DataFrame(rows, columns=names).assign(rank_correlation=0.2, ratio_of_response=4.0)
+    return pd.DataFrame(rows, columns=names).assign(ratio_of_best=4.0)
 
 
 def make_stars(teff=3900.0, kind="giant"):
@@ -294,10 +296,11 @@ def make_stars(teff=3900.0, kind="giant"):
         ({"finetuned": 0.6}, [0]),
         ({"hundred": 0.5}, [1, 2]),
         ({"hundred_poor": 0.25}, [2]),
-        ({"ratio": 2.9}, [3]),
+        ({"last_block": 2.9}, [3]),
         ({"contribution": 2.9}, [4]),
-        ({"teff": 4100.0}, [5]),
-        ({"class": "dwarf"}, [6]),
+        ({"sensitivity": 2.9}, [5]),
+        ({"teff": 4100.0}, [6]),
+        ({"class": "dwarf"}, [7]),
     ],
 )
 def test_claims_hold_or_not(changes, failing):
@@ -308,9 +311,10 @@ def test_claims_hold_or_not(changes, failing):
         "hundred": make_predictions(hundred, changes.get("hundred_poor"), labels=("FE_H",)),
     }
     stars = make_stars(changes.get("teff", 3900.0), changes.get("class", "giant"))
-    shares = make_shares(changes.get("ratio", 3.1), changes.get("contribution", 3.5))
+    names = ("last_block", "contribution", "sensitivity")
+    shares = make_shares(*(changes.get(name, 3.5) for name in names))
     claims = claims_table(observed, chunk, shares, stars)
-    assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(7)]
+    assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(8)]
 
 
 def test_claims_need_their_predictions():

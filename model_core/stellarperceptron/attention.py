@@ -1,4 +1,4 @@
-"""Where the decoder looks: attention of each label on each token, and how well it is placed.
+"""Where the model looks: attention of each label on each token, sensitivity to each pixel.
 
 Attention is counted in units of an even spread: 1 is what a token gets when all tokens that a star
 has in a patch share alike, so that neither the length of a context nor bad pixels change the scale.
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stellarperceptron.emulator import LABELS, Emulator
 from stellarperceptron.inference import (
     Patch,
     apogee_pixel_names,
@@ -24,18 +23,14 @@ from stellarperceptron.inference import (
 from stellarperceptron.layers import TransformerBlock
 from stellarperceptron.metrics import GIANTS
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.spectra import APOGEE_WAVELENGTH, pseudo_continuum
 
 __all__ = [
     "MEASURES",
-    "Concentration",
     "TokenGroups",
-    "concentration",
     "decoder_attention",
-    "label_response",
+    "label_sensitivity",
     "star_groups",
     "token_groups",
-    "token_response",
 ]
 
 MEASURES: Mapping[str, str] = MappingProxyType(
@@ -48,8 +43,6 @@ MEASURES: Mapping[str, str] = MappingProxyType(
 """Ways to count attention. `last_block` is the plain one: what `StellarPerceptron.request` and the
 published code return. `contribution` weighs a weight with what it moves: the norm-based attention
 of Kobayashi et al. 2020 (arXiv 2004.10102), summed over the blocks."""
-
-RESOLUTION = 22_500.0  # of APOGEE's spectrographs (Majewski et al. 2017, AJ 154, 94)
 
 
 def star_groups(logg: np.ndarray) -> dict[str, np.ndarray]:
@@ -131,15 +124,93 @@ def decoder_attention(
         For each of `MEASURES` an array (B, Q, T), in units of an even spread; NaN for tokens
         without a valid pixel. T tokens as in `token_groups`.
     """
+    groups = token_groups(model, wavelengths)
+    request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
+    for flux, patches in _dealt(model, spectra, wavelengths, groups, permutations, batch_size):
+        shape = (len(flux), len(request), len(groups.pixels))
+        total = {name: torch.zeros(shape, device=model.device) for name in MEASURES}
+        for patch in patches:
+            first = first_pixels(patch.pixels.cpu().numpy())
+            tokens = torch.as_tensor(groups.of_pixel[first], device=model.device)
+            with torch.inference_mode():
+                part = _patch_attention(model, flux, patch, request)
+            for name, value in part.items():
+                total[name][:, :, tokens] += value / permutations
+        yield {name: value.cpu().numpy() for name, value in total.items()}
+
+
+def label_sensitivity(
+    model: StellarPerceptron,
+    spectra: np.ndarray,
+    wavelengths: np.ndarray,
+    labels: Sequence[str],
+    *,
+    permutations: int = 1,
+    batch_size: int | None = None,
+) -> Iterator[np.ndarray]:
+    """How far each answer moves with the flux of each pixel, batch after batch of stars.
+
+    The derivative of what `StellarPerceptron.predict` answers by a pixel's flux, both standardized:
+    how many of its spreads a label moves when one pixel moves by one of its own. Parameters are
+    those of `decoder_attention`.
+
+    Yields
+    ------
+    ndarray
+        (B, Q, n), NaN for bad pixels.
+    """
+    groups, network = token_groups(model, wavelengths), model.torch_model
+    request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    for flux, patches in _dealt(model, spectra, wavelengths, groups, permutations, batch_size):
+        total = torch.zeros(len(flux), len(request), flux.shape[1], device=model.device)
+        try:
+            for p in trained:  # nobody asks for their gradients
+                p.requires_grad_(False)
+            for patch in patches:
+                # Each label has a copy of the spectrum, and so a gradient of its own.
+                copies = flux[:, patch.pixels].repeat(len(request), 1, 1).requires_grad_()
+                one_pixel = copies.shape[-1] == 1
+                value, *_ = network(
+                    patch.tokens,
+                    copies[..., 0] if one_pixel else None,
+                    request,
+                    patch.encoding,
+                    None if one_pixel else copies,
+                    nan_policy=model.nan_policy,
+                )
+                asked = torch.arange(len(request), device=model.device)
+                asked = asked.repeat_interleave(len(flux))[:, None]
+                (slope,) = torch.autograd.grad(value.gather(1, asked).sum(), copies)
+                slope = slope.unflatten(0, (len(request), -1)).transpose(0, 1)
+                total[:, :, patch.pixels] += slope / len(patches)
+        finally:
+            for p in trained:
+                p.requires_grad_()
+        sensitivity = total.masked_fill(flux.isnan()[:, None], math.nan)
+        yield sensitivity[..., :-1].cpu().numpy()
+
+
+def _dealt(
+    model: StellarPerceptron,
+    spectra: np.ndarray,
+    wavelengths: np.ndarray,
+    groups: TokenGroups,
+    permutations: int,
+    batch_size: int | None,
+) -> Iterator[tuple[Tensor, list[Patch]]]:
+    """Standardized spectra (B, n + 1), batch after batch, and the patches of all permutations.
+
+    The last column, index -1, is the pixel that is not there: NaN. Dropout is off meanwhile.
+    """
     if permutations < 1:
         raise ValueError(f"permutations = {permutations} is below 1")
-    groups = token_groups(model, wavelengths)
     network, context = model.torch_model, model.config.context_length
-    deals = [
-        deal_patches(groups.names, wavelengths, network.embedding_layer, context, seed)
+    patches = [
+        patch
         for seed in range(permutations)
+        for patch in deal_patches(groups.names, wavelengths, network.embedding_layer, context, seed)
     ]
-    request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
     if batch_size is None:
         batch_size = max(1, (4096 if model.device.type == "cpu" else 2**16) // context)
     training = network.training
@@ -148,18 +219,7 @@ def decoder_attention(
         for start in range(0, len(spectra), batch_size):
             flux = np.array(spectra[start : start + batch_size], dtype=np.float32)
             flux = model.standardize(torch.from_numpy(flux).to(model.device), groups.names)
-            # The last column, index -1, is the pixel that is not there.
-            flux = torch.nn.functional.pad(flux, (0, 1), value=math.nan)
-            shape = (len(flux), len(request), len(groups.pixels))
-            total = {name: torch.zeros(shape, device=model.device) for name in MEASURES}
-            for patch in (patch for deal in deals for patch in deal):
-                first = first_pixels(patch.pixels.cpu().numpy())
-                tokens = torch.as_tensor(groups.of_pixel[first], device=model.device)
-                with torch.inference_mode():
-                    part = _patch_attention(model, flux, patch, request)
-                for name, value in part.items():
-                    total[name][:, :, tokens] += value / permutations
-            yield {name: value.cpu().numpy() for name, value in total.items()}
+            yield torch.nn.functional.pad(flux, (0, 1), value=math.nan), patches
     finally:
         network.train(training)
 
@@ -234,130 +294,3 @@ def _block_attention(
     carried = torch.einsum("nhtd,chd->nhtc", v, attention.out_proj.weight.unflatten(1, (heads, -1)))
     contribution = torch.einsum("nhqt,nhtc->nqtc", weights, carried).norm(dim=-1)
     return weights.mean(dim=1), contribution
-
-
-# --- where the spectrum responds ------------------------------------------------------------------
-
-
-def label_response(
-    emulator: Emulator,
-    labels: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    wavelengths: np.ndarray = APOGEE_WAVELENGTH,
-) -> np.ndarray:
-    """How much the normalized flux of typical stars responds to their labels.
-
-    The derivative of the flux after division by its pseudo-continuum, f / c: (f' - c' f / c) / c,
-    at APOGEE's resolution, every other label held fixed; its root mean square over the stars.
-
-    Parameters
-    ----------
-    emulator
-        Labels -> spectrum.
-    labels
-        Labels of N stars, by name (see `standard_labels`); those outside the emulator's range are
-        moved to its edge.
-    names
-        The Q labels to derive by.
-    wavelengths
-        (n,) [Angstrom, vacuum]; the 7,514 pixels, which the pseudo-continuum belongs to.
-
-    Returns
-    -------
-    (Q, n) float64
-        Per K, per dex.
-
-    Raises
-    ------
-    ValueError
-        The emulator does not know a label.
-    """
-    unknown = [name for name in names if name not in LABELS]
-    if unknown:
-        raise ValueError(f"the emulator knows no labels {unknown}, only {list(LABELS)}")
-    known = {name: torch.as_tensor(np.asarray(v, dtype=float)) for name, v in labels.items()}
-    flux = emulator.flux(known, wavelengths, RESOLUTION, "clip")
-    slopes = emulator.derivatives(known, names, wavelengths, RESOLUTION, "clip")  # (N, Q, n)
-
-    # Without clipping the polynomial is linear in the flux, and so has this derivative.
-    continuum = pseudo_continuum(flux, clip_high=math.inf)[:, None]
-    moved = pseudo_continuum(slopes, clip_high=math.inf)
-    slopes = (slopes - moved * flux[:, None] / continuum) / continuum
-    return slopes.square().mean(dim=0).sqrt().numpy()
-
-
-def token_response(response: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Response (Q, T) of tokens: root mean square over their pixels (T, P) of (Q, n)."""
-    squares = np.append(np.square(response), np.full((len(response), 1), np.nan), axis=1)
-    return np.sqrt(np.nanmean(squares[:, pixels], axis=2))
-
-
-@dataclass(frozen=True)
-class Concentration:
-    """How attention lies on the tokens that respond most to a label.
-
-    Attributes
-    ----------
-    chance
-        Share of the tokens that count as responding: what an even spread would give them.
-    share
-        Share of the attention that they get.
-    ratio
-        The one over the other.
-    rank_correlation
-        Spearman's, of attention and response over all tokens; NaN where either is even.
-    ratio_of_response, ratio_of_square
-        The ratio that attention would have if it followed the response, or its square (the
-        information about the label): what could be expected of attention that is well placed.
-    """
-
-    chance: float
-    share: float
-    ratio: float
-    rank_correlation: float
-    ratio_of_response: float
-    ratio_of_square: float
-
-
-def concentration(attention: np.ndarray, response: np.ndarray, top: float = 0.05) -> Concentration:
-    """Compare attention (T,) with response (T,); `top` of the tokens count as responding.
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not match, or a share that is not between 0 and 1.
-    """
-    if np.ndim(attention) != 1 or np.shape(attention) != np.shape(response):
-        raise ValueError(f"attention {np.shape(attention)}, response {np.shape(response)}")
-    if not 0 < top < 1:
-        raise ValueError(f"top is {top}: it must lie between 0 and 1")
-    known = np.isfinite(attention) & np.isfinite(response)
-    attention, response = np.asarray(attention)[known], np.asarray(response)[known]
-    number = max(1, round(top * len(response)))
-    best = np.argsort(-response, kind="stable")[:number]
-    chance = number / len(response)
-
-    def share(values: np.ndarray) -> float:
-        return float(values[best].sum() / values.sum())
-
-    return Concentration(
-        chance=chance,
-        share=share(attention),
-        ratio=share(attention) / chance,
-        rank_correlation=_rank_correlation(attention, response),
-        ratio_of_response=share(response) / chance,
-        ratio_of_square=share(response**2) / chance,
-    )
-
-
-def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation; NaN when all values of one are alike."""
-    one, other = (ranks - ranks.mean() for ranks in (_ranks(one), _ranks(other)))
-    scale = math.sqrt((one @ one) * (other @ other))
-    return float(one @ other) / scale if scale else math.nan
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks (T,), equal values sharing their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -34,12 +34,14 @@ __all__ = [
 
 PACKAGES = ("stellarperceptron", "torch", "numpy", "pandas", "astropy", "h5py", "matplotlib")
 HEADER_TOLERANCE = 300.0  # K, of Teff against the radial-velocity pipeline's
-ATTENTION_MEASURES = {
-    "last_block": "attention of the last decoder block",
-    "contribution": "contributions of all decoder blocks",
-}
-"""What the goal is asked of; see `attention.MEASURES`."""
+ATTENTION_CLAIMS = (
+    ("last_block", "response", "attention of the last decoder block on the 5 % of tokens"),
+    ("contribution", "information", "contributions of all decoder blocks on the 5 % of tokens"),
+    ("sensitivity", "information", "sensitivity of the answers to the 5 % of pixels"),
+)
+"""What the goal is asked of: measure, ranking (see `extract_attention.py`), in words."""
 
+RANKINGS = {"response": "respond most to a label", "information": "tell most about a label"}
 ATTENTION_GOAL = 3.0  # times chance
 # Subset, entry of PAPER_FE_H, and what the ratio of RMSE, 100 stars over network from scratch,
 # must stay below, in words and as a number.
@@ -107,16 +109,16 @@ def claims_table(
                 bool(hundred / scratch < goal),
             )
     if shares is not None:
-        for measure, words in ATTENTION_MEASURES.items():
-            chosen = _of_claim(shares, measure).set_index("label")
+        for measure, ranking, words in ATTENTION_CLAIMS:
+            chosen = _of_claim(shares, measure, ranking).set_index("label")
             chosen = chosen.loc[[label for label in ("FE_H", "MG_FE") if label in chosen.index]]
             if not len(chosen):
                 continue
             add(
-                f"{words} on the 5 % of tokens that respond most to a label: at least 3 times "
-                "chance (in brackets: what following the response gives)",
+                f"{words} that {RANKINGS[ranking]}: at least 3 times chance (in brackets: the best "
+                "linear estimator)",
                 ", ".join(
-                    f"{_symbol(row.Index)} {row.ratio:.1f} ({row.ratio_of_response:.1f})"
+                    f"{_symbol(row.Index)} {row.ratio:.1f} ({row.ratio_of_best:.1f})"
                     for row in chosen.itertuples()
                 ),
                 "by eye",
@@ -149,38 +151,40 @@ def _symbol(label: str) -> str:
     return label_heading(label).split(" [")[0]
 
 
-def _of_claim(shares: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Rows of all stars, all pixels, 5 % of the tokens."""
-    first = shares["pixels"].iloc[0]
-    return shares[
-        (shares["group"] == "all")
-        & (shares["pixels"] == first)
-        & (shares["measure"] == measure)
-        & (shares["top"] == 0.05)
-    ]
+def _trained_pixels(shares: pd.DataFrame) -> pd.DataFrame:
+    """Rows of 5 % of the tokens or pixels, among those that stage 2 was trained on."""
+    return shares[(shares["pixels"] == shares["pixels"].iloc[-1]) & (shares["top"] == 0.05)]
+
+
+def _of_claim(shares: pd.DataFrame, measure: str, ranking: str) -> pd.DataFrame:
+    """Rows of all stars."""
+    part = _trained_pixels(shares)
+    of_all = (part["group"] == "all") & (part["measure"] == measure)
+    return part[of_all & (part["ranked_by"] == ranking)]
 
 
 # --- tables of other scripts ----------------------------------------------------------------------
 
 
 def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Shares of attention to be read, on 5 % of the tokens: a table for each range of pixels."""
-    chosen = shares[(shares["measure"] == "last_block") & (shares["top"] == 0.05)]
-    key = ["group", "pixels", "label"]
-    others = shares[(shares["measure"] == "contribution") & (shares["top"] == 0.05)]
-    chosen = chosen.merge(others[[*key, "ratio"]], "left", key, suffixes=("", "_contribution"))
+    """Times chance, to be read: a table for the tokens or pixels of each ranking, in words."""
     tables = {}
-    for pixels, part in chosen.groupby("pixels", sort=False):
+    for ranking, words in RANKINGS.items():
+        part = _trained_pixels(shares)
+        part = part[part["ranked_by"] == ranking]
+        table = part.pivot_table("ratio", ["group", "label"], "measure", sort=False)
+        best = part.pivot_table("ratio_of_best", ["group", "label"], "measure", sort=False)
         columns = {
-            "": [f"{_symbol(row.label)}, {row.group}" for row in part.itertuples()],
-            "share of attention": [f"{share:.3f}" for share in part["share"]],
-            "by chance": [f"{chance:.3f}" for chance in part["chance"]],
-            "ratio": [f"{ratio:.2f}" for ratio in part["ratio"]],
-            "of contributions": [_number(ratio, 2) for ratio in part["ratio_contribution"]],
-            "ratio of the response": [f"{ratio:.2f}" for ratio in part["ratio_of_response"]],
-            "rank correlation": [_number(value, 2) for value in part["rank_correlation"]],
+            "attention, last block": table["last_block"],
+            "attention, all blocks": table["all_blocks"],
+            "contributions, all blocks": table["contribution"],
+            "best estimator, tokens": best["contribution"],
+            "sensitivity": table["sensitivity"],
+            "best estimator, pixels": best["sensitivity"],
         }
-        tables[str(pixels)] = pd.DataFrame(columns)
+        text = {name: [_number(v, 2) for v in values] for name, values in columns.items()}
+        names = [f"{_symbol(label)}, {group}" for group, label in table.index]
+        tables[words] = pd.DataFrame({"": names, **text})
     return tables
 
 

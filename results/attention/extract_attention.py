@@ -2,13 +2,15 @@ r"""Where the decoder looks when it is asked for each label, and whether the flu
 
 Test stars are drawn at random; giants (1.0 < log g < 3.5), dwarfs (log g > 4.0) and all of them
 are averaged, over several permutations of the pixels. Attention is counted in units of an even
-spread. OUTPUT gets
+spread; beside it, how far the answers move with the flux of each pixel. OUTPUT gets
 
 attention.h5            attention of every star on every token in the last decoder block, the means
-                        by group and measure, the responses of the flux, the mean spectra
-attention_shares.csv    share of attention on the tokens that respond most to a label (derivatives
-                        of the emulator `nature`, rms over 64 stars of the group), against chance,
-                        and the rank correlation of attention and response
+                        by group and measure, the mean sensitivity of the answers to each pixel, the
+                        responses of the flux, the mean spectra
+attention_shares.csv    share of attention on the tokens that respond most to a label, and on those
+                        that tell most about it which no other label could have done (derivatives
+                        of the emulator `nature`, over 64 stars of the group), against chance, and
+                        the rank correlation of attention with either
 
     python extract_attention.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
         --data runs/laptop/survey.h5 --output runs/laptop/attention
@@ -16,6 +18,7 @@ attention_shares.csv    share of attention on the tokens that respond most to a 
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -31,16 +34,21 @@ from tqdm.auto import tqdm
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.attention import (
     MEASURES,
-    concentration,
     decoder_attention,
-    label_response,
+    label_sensitivity,
     star_groups,
     token_groups,
-    token_response,
 )
 from stellarperceptron.dataset import SpectraDataset
 from stellarperceptron.emulator import LABELS, Emulator
 from stellarperceptron.inference import mean_wavelengths
+from stellarperceptron.response import (
+    concentration,
+    label_information,
+    label_response,
+    label_slopes,
+    token_response,
+)
 from stellarperceptron.spectra import APOGEE_WAVELENGTH, PIXEL_RANGES, pixel_range
 from stellarperceptron.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
@@ -48,6 +56,8 @@ from stellarperceptron.utils.data_utils import atomic_output
 
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
 RESPONSE_STARS = 64
+SENSITIVITY_STARS = 200  # of those drawn; a gradient for each label takes its time
+SHOWN = ("MG_FE", "FE_H")  # what is printed; everything is in the table
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -109,8 +119,24 @@ def average(file: h5py.File, batches, groups: dict[str, np.ndarray], shape: tupl
         return {key: value / count[key[0]] for key, value in total.items()}
 
 
+def average_sensitivity(batches, groups: dict[str, np.ndarray], shape: tuple[int, int]) -> dict:
+    """Mean (Q, n), with its sign, of what `label_sensitivity` yields; by group."""
+    total = {group: np.zeros(shape) for group in groups}
+    count, done = {group: np.zeros(shape) for group in groups}, 0
+    with tqdm(total=len(groups["all"]), desc="sensitivity", unit="star", disable=None) as bar:
+        for batch in batches:
+            rows = slice(done, done + len(batch))
+            for group, mask in groups.items():
+                total[group] += np.nansum(batch[mask[rows]], axis=0)
+                count[group] += np.isfinite(batch[mask[rows]]).sum(axis=0)
+            bar.update(len(batch))
+            done = rows.stop
+    with np.errstate(invalid="ignore"):
+        return {(group, "sensitivity"): total[group] / count[group] for group in groups}
+
+
 def main() -> None:
-    """Arguments, data, model, attention, responses, outputs."""
+    """Arguments, data, model, attention, sensitivity, responses, outputs."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     (arguments.output / "complete").unlink(missing_ok=True)
@@ -152,6 +178,9 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
             model, spectra, wavelength, labels, permutations=arguments.permutations
         )
         means = average(file, batches, groups, (len(rows), len(labels), len(tokens.pixels)))
+        few = {name: mask[:SENSITIVITY_STARS] for name, mask in groups.items()}
+        gradients = label_sensitivity(model, spectra[:SENSITIVITY_STARS], wavelength, labels)
+        means |= average_sensitivity(gradients, few, (len(labels), len(wavelength)))
         file.attrs["about"] = json.dumps(
             {
                 "checkpoint_sha256": sha256(checkpoint / "weights.pt"),
@@ -169,26 +198,28 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
         for group, mask in groups.items():
             file[f"{group}/stars"] = int(mask.sum())
             file[f"{group}/spectrum"] = mean_spectrum(spectra[mask])
-            file[f"{group}/response"] = response[group].astype(np.float32)
-            for measure in MEASURES:
+            for kind, values in response[group].items():
+                file[f"{group}/{kind}"] = values.astype(np.float32)
+            for measure in (*MEASURES, "sensitivity"):
                 file[f"{group}/{measure}"] = means[group, measure]
 
     table = shares(means, response, tokens.pixels, labels, part)
     with atomic_output(arguments.output / "attention_shares.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.5g")
-    plain = table[(table.measure == "last_block") & (table.top == 0.05) & (table.group != "all")]
-    print(plain.drop(columns=["measure", "top"]).to_string(index=False, float_format="%.3g"))
+    plain = table[(table.top == 0.05) & (table.group == "all") & table.label.isin(SHOWN)]
+    print(plain.drop(columns=["group", "top"]).to_string(index=False, float_format="%.3g"))
 
 
 def respond(
     catalogue: dict[str, np.ndarray], known: np.ndarray, labels: list[str], wavelength: np.ndarray
-) -> np.ndarray:
-    """Response (Q, n) of the flux of the first stars of a group; `known` (N,) have all labels."""
+) -> dict[str, np.ndarray]:
+    """Response and information (Q, n) of the first stars of a group; `known` have all labels."""
     stars = np.flatnonzero(known)[:RESPONSE_STARS]
     values = {name: value[stars] for name, value in catalogue.items() if name in LABELS}
-    response = label_response(Emulator.load("nature"), values, labels)
+    slopes = label_slopes(Emulator.load("nature"), values, labels)
     borders = (APOGEE_WAVELENGTH[1:] + APOGEE_WAVELENGTH[:-1]) / 2
-    return response[:, np.searchsorted(borders, wavelength)]
+    slopes = slopes[..., np.searchsorted(borders, wavelength)]
+    return {"response": label_response(slopes), "information": label_information(slopes)}
 
 
 def mean_spectrum(spectra: np.ndarray) -> np.ndarray:
@@ -199,23 +230,31 @@ def mean_spectrum(spectra: np.ndarray) -> np.ndarray:
 
 
 def shares(
-    means: dict, response: dict[str, np.ndarray], pixels: np.ndarray, labels: list[str], part: slice
+    means: dict,
+    response: dict[str, dict[str, np.ndarray]],
+    pixels: np.ndarray,
+    labels: list[str],
+    part: slice,
 ) -> pd.DataFrame:
     """Table of `concentration`: in all pixels seen, and in those that stage 2 was trained on."""
     half = PIXEL_RANGES["first_half"]
-    number = np.arange(part.start, part.stop)[pixels.max(axis=1)]  # last pixel of each token
-    ranges = {f"{part.start}:{part.stop}": np.ones(len(pixels), dtype=bool)}
-    if 1 / max(TOPS) < (number < half.stop).sum() < len(pixels):
-        ranges[f"{part.start}:{half.stop}"] = number < half.stop
     lines = []
     for (group, measure), attention in means.items():
-        by_token = token_response(response[group], pixels)
-        for name, inside in ranges.items():
-            for i, label in enumerate(labels):
-                for top in TOPS:
-                    result = concentration(attention[i, inside], by_token[i, inside], top)
-                    key = {"group": group, "pixels": name, "measure": measure, "label": label}
-                    lines.append({**key, "top": top, **asdict(result)})
+        # Sensitivity is one of pixels, attention of tokens.
+        members = np.arange(pixels.max() + 1)[:, None] if measure == "sensitivity" else pixels
+        number = np.arange(part.start, part.stop)[members.max(axis=1)]  # the last pixel of each
+        ranges = {f"{part.start}:{part.stop}": np.ones(len(members), dtype=bool)}
+        if 1 / max(TOPS) < (number < half.stop).sum() < len(members):
+            ranges[f"{part.start}:{half.stop}"] = number < half.stop
+        ranking = {kind: token_response(r, members) for kind, r in response[group].items()}
+        for (name, inside), kind in itertools.product(ranges.items(), ranking):
+            for (i, label), top in itertools.product(enumerate(labels), TOPS):
+                order = ranking[kind][i, inside]
+                result = concentration(np.abs(attention[i, inside]), order, top)
+                best = concentration(ranking["information"][i, inside], order, top)
+                key = {"group": group, "pixels": name, "measure": measure, "ranked_by": kind}
+                key |= {"label": label, "top": top}
+                lines.append({**key, **asdict(result), "ratio_of_best": best.ratio})
     return pd.DataFrame(lines)
 
 
