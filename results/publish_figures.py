@@ -1,6 +1,6 @@
 r"""Copy the figures of a run beside the scripts that draw them, each with a caption.
 
-Figure2.png, Figure3.png and Figure4.png, and FigureN.md with survey, profile and date.
+Figures 2 to 4 and sensitivity.png, and beside each a .md with survey, profile and date.
 
     python publish_figures.py runs/laptop --profile laptop --data runs/laptop/survey.h5
 """
@@ -21,6 +21,7 @@ FIGURES = {
     "figures/Figure2.png": "real_spectra_finetune",
     "figures/Figure3.png": "fe",
     "attention/Figure4.png": "attention",
+    "attention/sensitivity.png": "attention",
 }
 
 

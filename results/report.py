@@ -155,6 +155,11 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
         "giants and dwarfs, with the lines that the paper names.",
         "results/attention/Figure4.py",
     )
+    run.figure(
+        "attention/sensitivity.png",
+        "How far the answers move with the flux of each pixel, hanging down in the same way.",
+        "results/attention/Figure4.py",
+    )
     if shares is None:
         run.missing("attention/attention_shares.csv", ATTENTION)
         return

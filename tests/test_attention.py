@@ -197,7 +197,8 @@ def test_table_compares_with_chance(extracted):
 
 def test_figure_is_drawn(extracted):
     run_script("Figure4", *as_list(extracted))
-    assert (extracted["--output"] / "Figure4.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("Figure4", "sensitivity"):
+        assert (extracted["--output"] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (extracted["--output"] / "complete").exists()
 
 

@@ -31,6 +31,7 @@ CHUNK = {
     "--finetuned": "2_realfinetune_firsthalf",
     "--hundred": "3_fefinetune_chunk",
 }
+ATTENTION_FIGURES = ("attention/Figure4", "attention/sensitivity")
 
 
 def table(run, name):
@@ -209,7 +210,7 @@ def test_report_says_what_is_missing(evaluated, survey, tmp_path):
 
 def test_report_holds_everything(evaluated, survey, tmp_path):
     run = copy_of(evaluated, tmp_path / "run")
-    figures = ("figures/Figure2", "figures/Figure3", "attention/Figure4", "real_stars/2M0")
+    figures = ("figures/Figure2", "figures/Figure3", *ATTENTION_FIGURES, "real_stars/2M0")
     for name in figures:
         path = run / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
@@ -220,7 +221,7 @@ def test_report_holds_everything(evaluated, survey, tmp_path):
     assert not report(run, survey)
     page, text = (run / "report.html").read_text(), (run / "report.md").read_text()
     assert "Missing" not in text
-    # Four figures, and the losses of three stages; no other file and no network.
+    # Five figures, and the losses of three stages; no other file and no network.
     assert page.count('<img src="data:image/png;base64,') == len(figures) + 3
     assert not re.search(r'(src|href)="(?!data:)', page)
     links = re.findall(r"!\[.*\]\((.*)\)", text)
@@ -244,7 +245,7 @@ def test_figures_are_published_with_captions(evaluated, survey, tmp_path):
     run = copy_of(evaluated, tmp_path / "run")
     arguments = (run, "--profile", "smoke", "--data", survey, "--output", tmp_path / "out")
     assert run_here("results/publish_figures.py", *arguments) == 2  # nothing drawn yet
-    for name in ("figures/Figure2", "figures/Figure3", "attention/Figure4"):
+    for name in ("figures/Figure2", "figures/Figure3", *ATTENTION_FIGURES):
         (run / name).parent.mkdir(exist_ok=True)
         shutil.copy(run / "1_basemodel_synthetic" / "loss.png", run / f"{name}.png")
     assert not run_here("results/publish_figures.py", *arguments)

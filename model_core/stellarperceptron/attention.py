@@ -159,36 +159,43 @@ def label_sensitivity(
     ndarray
         (B, Q, n), NaN for bad pixels.
     """
-    groups, network = token_groups(model, wavelengths), model.torch_model
+    groups = token_groups(model, wavelengths)
     request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    for flux, patches in _dealt(model, spectra, wavelengths, groups, permutations, batch_size):
-        total = torch.zeros(len(flux), len(request), flux.shape[1], device=model.device)
-        try:
-            for p in trained:  # nobody asks for their gradients
-                p.requires_grad_(False)
+    trained = [p for p in model.torch_model.parameters() if p.requires_grad]
+    for p in trained:  # nobody asks for their gradients
+        p.requires_grad_(False)
+    dealt = _dealt(model, spectra, wavelengths, groups, permutations, batch_size, len(request))
+    try:
+        for flux, patches in dealt:
+            total = torch.zeros(len(flux), len(request), flux.shape[1], device=model.device)
             for patch in patches:
-                # Each label has a copy of the spectrum, and so a gradient of its own.
-                copies = flux[:, patch.pixels].repeat(len(request), 1, 1).requires_grad_()
-                one_pixel = copies.shape[-1] == 1
-                value, *_ = network(
-                    patch.tokens,
-                    copies[..., 0] if one_pixel else None,
-                    request,
-                    patch.encoding,
-                    None if one_pixel else copies,
-                    nan_policy=model.nan_policy,
-                )
-                asked = torch.arange(len(request), device=model.device)
-                asked = asked.repeat_interleave(len(flux))[:, None]
-                (slope,) = torch.autograd.grad(value.gather(1, asked).sum(), copies)
-                slope = slope.unflatten(0, (len(request), -1)).transpose(0, 1)
-                total[:, :, patch.pixels] += slope / len(patches)
-        finally:
-            for p in trained:
-                p.requires_grad_()
-        sensitivity = total.masked_fill(flux.isnan()[:, None], math.nan)
-        yield sensitivity[..., :-1].cpu().numpy()
+                total[:, :, patch.pixels] += _patch_slopes(model, flux, patch, request)
+            total = (total / len(patches)).masked_fill(flux.isnan()[:, None], math.nan)
+            yield total[..., :-1].cpu().numpy()
+    finally:
+        for p in trained:
+            p.requires_grad_()
+
+
+def _patch_slopes(
+    model: StellarPerceptron, flux: Tensor, patch: Patch, request_tokens: Tensor
+) -> Tensor:
+    """Derivatives (N, Q, T, P) of the answers by the pixels of one patch, standardized."""
+    labels = len(request_tokens)
+    # Each label has a copy of the spectra, and so a gradient of its own.
+    pixels = flux[:, patch.pixels].repeat(labels, 1, 1).requires_grad_()  # (Q N, T, P)
+    one_pixel = pixels.shape[-1] == 1
+    value, _ = model.torch_model(
+        patch.tokens,
+        pixels[..., 0] if one_pixel else None,
+        request_tokens,
+        patch.encoding,
+        None if one_pixel else pixels,
+        nan_policy=model.nan_policy,
+    )
+    own = value.unflatten(0, (labels, -1)).diagonal(dim1=0, dim2=2)  # (N, Q)
+    (slopes,) = torch.autograd.grad(own.sum(), pixels)
+    return slopes.unflatten(0, (labels, -1)).transpose(0, 1)
 
 
 def _dealt(
@@ -198,10 +205,12 @@ def _dealt(
     groups: TokenGroups,
     permutations: int,
     batch_size: int | None,
+    copies: int = 1,
 ) -> Iterator[tuple[Tensor, list[Patch]]]:
     """Standardized spectra (B, n + 1), batch after batch, and the patches of all permutations.
 
-    The last column, index -1, is the pixel that is not there: NaN. Dropout is off meanwhile.
+    The last column, index -1, is the pixel that is not there: NaN. Dropout is off meanwhile. Where
+    each star is shown in several copies, batches are so much smaller.
     """
     if permutations < 1:
         raise ValueError(f"permutations = {permutations} is below 1")
@@ -212,7 +221,7 @@ def _dealt(
         for patch in deal_patches(groups.names, wavelengths, network.embedding_layer, context, seed)
     ]
     if batch_size is None:
-        batch_size = max(1, (4096 if model.device.type == "cpu" else 2**16) // context)
+        batch_size = max(1, (4096 if model.device.type == "cpu" else 2**15) // context // copies)
     training = network.training
     network.eval()
     try:

@@ -1,8 +1,10 @@
 r"""Figure 4: where the decoder looks for each label, under the mean spectra of giants and dwarfs.
 
 Attention hangs down from its line as absorption does; the number is its largest value, in units of
-an even spread. Dashed: `notable_spectral_lines.csv`, the lines that the SpectraFM paper names, with
-the labels whose attention it found there.
+an even spread. `sensitivity.png` beside it shows in the same way how far the answers move with the
+flux of each pixel (in a label's spread for a pixel's, signs left out). Dashed:
+`notable_spectral_lines.csv`, the lines that the SpectraFM paper names, with the labels whose
+attention it found there.
 
     python Figure4.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
         --data runs/laptop/survey.h5 --output runs/laptop/attention
@@ -46,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="the survey it was extracted on")
     parser.add_argument(
-        "--output", type=Path, required=True, help="output of extract_attention.py; gets Figure4"
+        "--output", type=Path, required=True, help="output of extract_attention.py; gets both"
     )
     parser.add_argument("--measure", default="last_block", help=f"one of {', '.join(MEASURES)}")
     arguments = parser.parse_args()
@@ -58,8 +60,9 @@ def main() -> None:
         checkpoint = resolve_checkpoint(arguments.checkpoint)
         with SpectraDataset.open(arguments.data) as dataset, open_attention(path) as file:
             require_source(file, checkpoint, dataset)
-            figure = draw(file, arguments.measure, pd.read_csv(LINES))
-        save_figure(figure, arguments.output / "Figure4.png")
+            lines = pd.read_csv(LINES)
+            for measure, name in ((arguments.measure, "Figure4"), ("sensitivity", "sensitivity")):
+                save_figure(draw(file, measure, lines), arguments.output / f"{name}.png")
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     (arguments.output / "complete").touch()
@@ -96,7 +99,6 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
     groups = {name: title for name, title in GROUPS.items() if name in file}
     if not groups:
         raise ValueError(f"{file.filename} has neither giants nor dwarfs: extract more --stars")
-    token, place = np.nonzero(pixels >= 0)
     use_style()
     figure = Figure(figsize=(14, 0.4 + 5.0 * len(groups)), layout="constrained")
     panels = chip_axes(figure, rows=len(groups))
@@ -105,8 +107,7 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
     for number, (group, title) in enumerate(groups.items()):
         row = panels[number]
         spectrum, stars = spectra[group], int(file[f"{group}/stars"][()])
-        attention = np.full((len(labels), len(wavelength)), np.nan)
-        attention[:, pixels[token, place]] = file[f"{group}/{measure}"][:][:, token]
+        attention = by_pixel(file[f"{group}/{measure}"][:], pixels, len(wavelength))
         for axes in row:
             low, high = axes.get_xlim()
             inside = (wavelength > low - 1) & (wavelength < high + 1)
@@ -114,7 +115,19 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
             draw_chip(axes, wavelength[inside], spectrum[inside], scaled, top)
             draw_lines(axes, lines, names=number == 0)
         finish_row(row, labels, attention, top, f"{title}: mean of {stars} stars")
+        what = measure if measure == "sensitivity" else "attention"
+        row[0].set_ylabel(f"{what} (down)  |  flux / continuum", labelpad=8)
     return figure
+
+
+def by_pixel(values: np.ndarray, pixels: np.ndarray, number: int) -> np.ndarray:
+    """Size (Q, n) of what stands for each of the pixels, or for tokens of (T, P) pixels."""
+    if values.shape[1] == number:
+        return np.abs(values)
+    token, place = np.nonzero(pixels >= 0)
+    result = np.full((len(values), number), np.nan)
+    result[:, pixels[token, place]] = values[:, token]
+    return result
 
 
 def draw_chip(
@@ -158,14 +171,13 @@ def finish_row(
     first, last = row[0], row[-1]
     first.set_ylim(top - SPACING * len(labels) - 0.01, 1.14)
     first.set_yticks([*flux, *bases], [*(f"{value:.1f}" for value in flux), *symbols])
-    first.set_ylabel("attention (down)  |  flux / continuum", labelpad=8)
     first.text(
         *(0.012, 0.985, title), transform=first.transAxes, va="top", fontweight="bold", fontsize=10
     )
     style = {"transform": last.get_yaxis_transform(), "va": "center", "fontsize": "small"}
     last.text(1.01, bases[0] + 0.7 * SPACING, "largest", **style)
     for base, values in zip(bases, attention, strict=True):
-        last.text(1.01, base, f"{np.nanmax(values):.1f}", **style)
+        last.text(1.01, base, f"{np.nanmax(values):.2g}", **style)
     last.tick_params(axis="y", right=False)
 
 

@@ -56,7 +56,6 @@ from stellarperceptron.utils.data_utils import atomic_output
 
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
 RESPONSE_STARS = 64
-SENSITIVITY_STARS = 200  # of those drawn; a gradient for each label takes its time
 SHOWN = ("MG_FE", "FE_H")  # what is printed; everything is in the table
 
 
@@ -178,9 +177,8 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
             model, spectra, wavelength, labels, permutations=arguments.permutations
         )
         means = average(file, batches, groups, (len(rows), len(labels), len(tokens.pixels)))
-        few = {name: mask[:SENSITIVITY_STARS] for name, mask in groups.items()}
-        gradients = label_sensitivity(model, spectra[:SENSITIVITY_STARS], wavelength, labels)
-        means |= average_sensitivity(gradients, few, (len(labels), len(wavelength)))
+        gradients = label_sensitivity(model, spectra, wavelength, labels)
+        means |= average_sensitivity(gradients, groups, (len(labels), len(wavelength)))
         file.attrs["about"] = json.dumps(
             {
                 "checkpoint_sha256": sha256(checkpoint / "weights.pt"),
