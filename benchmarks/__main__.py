@@ -18,6 +18,7 @@ from benchmarks import cpu, gpu
 from benchmarks.common import record
 
 SUITES = {"cpu": cpu.suite, "gpu": gpu.suite}
+TABLES = ("scaling", "options")  # benchmarks with tables of their own
 
 
 def main() -> None:
@@ -55,11 +56,10 @@ def main() -> None:
             results["failed"][benchmark] = f"{type(error).__name__}: {error}"
             found = {}
         results["seconds"][benchmark] = time.perf_counter() - begin
-        if benchmark == "scaling":
-            results |= found
-        else:
-            results["rows"] |= found
-        for what, line in found.items() if benchmark != "scaling" else ():
+        rows = {} if benchmark in TABLES else found
+        results["rows"] |= rows
+        results |= found if benchmark in TABLES else {}
+        for what, line in rows.items():
             ratio = f", {line['ratio']:.1f} times faster" if line["ratio"] else ""
             print(
                 f"  {what}: {1e3 * line['ours_s_per_star']:.3g} ms a star{ratio}, "

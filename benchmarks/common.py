@@ -90,8 +90,8 @@ def _timed(function: Callable[[], Any]) -> tuple[float, float]:
 
 
 def measure_in_turn(
-    functions: dict[str, Callable[[], Any]], repeats: int
-) -> dict[str, dict[str, float]]:
+    functions: dict[Any, Callable[[], Any]], repeats: int
+) -> dict[Any, dict[str, float]]:
     """Time functions in turn, A B A B ..., so that a drift of the machine meets all alike.
 
     Parameters
@@ -106,7 +106,7 @@ def measure_in_turn(
     dict
         For each name: medians `cpu_s` and `wall_s` [s], and the fastest and slowest `cpu_s`.
     """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    times: dict[Any, list[tuple[float, float]]] = {name: [] for name in functions}
     for counted in range(repeats + 1):
         for name, function in functions.items():
             elapsed = _timed(function)

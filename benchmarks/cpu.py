@@ -14,11 +14,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from tests.dr17_files import write_archive
 
 from benchmarks import inference, reading, scaling, training
 from benchmarks.common import ceilings, measure_in_turn, row
 from stellarperceptron.attention import decoder_attention
+from stellarperceptron.config import PRECISIONS
 from stellarperceptron.dataset import SpectraDataset, SurveyWriter
 from stellarperceptron.distributed import Process
 from stellarperceptron.profiles import read_profile
@@ -27,6 +29,8 @@ from stellarperceptron.stages import new_model, read_data, split_rows
 from stellarperceptron.survey import MockSurvey
 from stellarperceptron.training import train
 from stellarperceptron.training_data import usable_stars
+from stellarperceptron.training_generator import TrainingGenerator
+from stellarperceptron.utils.memory import freed_memory_kept
 
 STAGE_1 = Path(__file__).resolve().parents[1] / "training" / "1_basemodel_synthetic"
 SPECTRUM_BYTES = 4 * len(APOGEE_WAVELENGTH)  # in float32
@@ -260,6 +264,67 @@ def archive_rows(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def option_rows(sizes: Sizes) -> dict[str, Any]:
+    """The same work with one and two threads, in float32 and bfloat16."""
+    stars, few = max(2, sizes.batch // 8), max(2, sizes.predicted // 4)
+    flux, labels = training.random_survey(stars)
+    model, other = inference.paper_model(), inference.paper_model()
+    data = training.prepare(model, flux, labels)
+    batch = next(iter(TrainingGenerator(data, np.arange(stars), stars, 512)))
+    optimizer = torch.optim.AdamW(model.torch_model.parameters(), lr=1e-4, fused=True)
+    wavelengths = APOGEE_WAVELENGTH[:3757]
+
+    def work(threads: int, precision: str) -> dict[str, Callable[[], Any]]:
+        step = training.step_of(model, data, batch, optimizer, PRECISIONS[precision])
+
+        def with_threads(function: Callable[[], Any]) -> Callable[[], None]:
+            def call():
+                torch.set_num_threads(threads)
+                function()
+
+            return call
+
+        return {
+            "training step": with_threads(step),
+            "inference": with_threads(
+                lambda: other.predict(
+                    flux[:few, :3757],
+                    wavelengths,
+                    inference.LABELS,
+                    precision=precision,
+                    progress=False,
+                )
+            ),
+        }
+
+    options = [(n, kind) for n in (1, 2) for kind in ("float32", "bfloat16")]
+    before = torch.get_num_threads()
+    try:
+        with freed_memory_kept():
+            times = measure_in_turn(
+                {
+                    (*option, name): function
+                    for option in options
+                    for name, function in work(*option).items()
+                },
+                sizes.repeats,
+            )
+    finally:
+        torch.set_num_threads(before)
+    per_star = {"training step": stars, "inference": few}
+    return {
+        "options": [
+            {
+                "threads": threads,
+                "precision": precision,
+                "work": name,
+                "s_per_star": seconds["wall_s"] / per_star[name],
+            }
+            for (threads, precision, name), seconds in times.items()
+        ]
+    }
+
+
 def suite(small: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Names and functions of all benchmarks, in the order in which they run."""
     sizes = SMALL if small else Sizes()
@@ -268,4 +333,5 @@ def suite(small: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     yield "attention", lambda: attention_rows(sizes)
     yield "survey", lambda: survey_rows(sizes)
     yield "archive", lambda: archive_rows(sizes)
+    yield "options", lambda: option_rows(sizes)
     yield "scaling", lambda: {"scaling": scaling.measure(sizes.grown)}

@@ -116,6 +116,26 @@ def suite_table(record: dict[str, Any]) -> str:
     return "\n".join([about, "", table, "", notes, *extras, *failed])
 
 
+def options_table(options: list[dict[str, Any]]) -> str:
+    """Stars a second by work, threads and precision, and their ratio to the first."""
+    first = {}
+    for case in options:
+        first.setdefault(case["work"], case["s_per_star"])
+    return markdown(
+        ["stars/s", "threads", "precision", "rate", "ratio"],
+        (
+            [
+                case["work"],
+                str(case["threads"]),
+                case["precision"],
+                1 / case["s_per_star"],
+                first[case["work"]] / case["s_per_star"],
+            ]
+            for case in sorted(options, key=lambda case: case["work"] != "training step")
+        ),
+    )
+
+
 def scaling_tables(scaling: dict[str, Any]) -> dict[str, str]:
     """Tables of what `benchmarks.scaling` measured, by marker."""
     reference = scaling["reference"]
@@ -295,6 +315,8 @@ def main() -> None:
     if not any(records.values()):
         sys.exit(f"there are no results in {RESULTS}: python -m benchmarks --suite cpu")
     pages = {suite: suite_table(record) for suite, record in records.items() if record}
+    if records["cpu"] and "options" in records["cpu"]["results"]:
+        pages["options"] = options_table(records["cpu"]["results"]["options"])
     recipes = newest("sweep")
     if recipes:
         pages["sweep"] = sweep_table(recipes)

@@ -95,6 +95,15 @@ def test_a_benchmark_that_fails_does_not_lose_the_others(tmp_path, monkeypatch, 
     assert "3.0 times faster" in capsys.readouterr().out
 
 
+def test_options_are_compared_with_the_first():
+    cases = [(1, "float32", "training step", 0.2), (1, "float32", "inference", 0.1)]
+    cases += [(2, "float32", "training step", 0.1), (2, "float32", "inference", 0.08)]
+    names = ("threads", "precision", "work", "s_per_star")
+    text = table.options_table([dict(zip(names, case, strict=True)) for case in cases])
+    assert "| training step | 2 | float32 | 10 | 2 |" in text
+    assert "| inference | 2 | float32 | 12.5 | 1.25 |" in text
+
+
 def test_markers_are_filled_again_and_again():
     page = "before <!-- cpu -->\nold\n<!-- end of cpu --> after"
     once = table.fill(page, "cpu", "new")
@@ -108,7 +117,7 @@ def test_markers_are_filled_again_and_again():
 def test_pages_have_the_markers(measured):
     pages = table.HERE
     page = (pages / "README.md").read_text()
-    for name in ("cpu", "gpu", "sweep"):
+    for name in ("cpu", "options", "gpu", "sweep"):
         table.fill(page, name, "")
     scaling_page = (pages / "SCALING.md").read_text()
     for name in [*table.scaling_tables(measured), "surveys"]:
