@@ -209,7 +209,7 @@ def write_training(run: Run) -> None:
     document.heading("How this was made")
     timings = timings_table(run.folder)
     if timings is not None:
-        document.table(timings, "Steps of `make reproduce`, start-up included.")
+        document.table(timings, "Steps of `make reproduce`, start-up included; some run in pairs.")
     document.table(machine_table())
     evaluations = []
     for path in sorted((run.folder / "evaluation").glob("*.json")):
