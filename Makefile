@@ -5,7 +5,7 @@
 #                               profiles: smoke, laptop, laptop_pixel, paper, gpu
 #                DATA=survey.h5 another survey than the mock one (with a RUN=folder of its own)
 #                SEED=1         other weights and choices (with a RUN=folder of its own)
-#                JOBS=1         one step at a time; two where there are two cores, unless told
+#                JOBS=1         one step at a time; smoke and laptop take two, given two cores
 # make published                stage 3 and baseline once more, the epoch chosen as in the paper, with
 #                               other stars' labels; evaluated beside those of `reproduce`
 # make publish-figures          copy the figures of a run beside the scripts that draw them, and its
@@ -59,9 +59,10 @@ ON_OBSERVED_2 := $(RUN)/evaluation/2_realfinetune_firsthalf_on_observed.csv
 CHUNK_3 := $(RUN)/evaluation/3_fefinetune_chunk_fehpredictions.csv
 OF_CHUNK = $(RUN)/evaluation/$(1)_fehpredictions.csv
 REPORT := $(RUN)/report.html
-# The baseline needs no stage, and evaluations need not wait for the next one. Each step has one
-# thread.
-JOBS ?= $(shell test "$$(getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 1)
+# The baseline needs no stage, and evaluations need not wait for the next one. Steps have one thread
+# on a CPU; on a GPU, which the large profiles are for, they would stand in each other's way.
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+JOBS ?= $(if $(filter paper gpu,$(PROFILE))$(filter 1,$(CORES)),1,2)
 
 CHECK = @test -f $@ || { echo "$(@D) was interrupted: run make again"; exit 1; }
 ARGUMENTS = --profile $(PROFILE) --data $(DATA) --output $(@D) $(if $(SEED),--seed $(SEED))
@@ -148,7 +149,8 @@ $(RUN)/figures/Figure3.png: $(CHUNK_3)
 $(RUN)/attention/attention_shares.csv: $(STAGE_2)/complete
 	$(TIMED) $(BIN)/python results/attention/extract_attention.py $(ATTENTION)
 
-$(RUN)/attention/Figure4.png: $(RUN)/attention/attention_shares.csv
+# (A pattern, since one call makes both.)
+$(RUN)/%/Figure4.png $(RUN)/%/sensitivity.png: $(RUN)/%/attention_shares.csv
 	$(TIMED) $(BIN)/python results/attention/Figure4.py $(ATTENTION)
 
 $(RUN)/real_stars/predictions.csv: $(STAGE_2)/complete
@@ -156,7 +158,7 @@ $(RUN)/real_stars/predictions.csv: $(STAGE_2)/complete
 	  --output $(@D)
 
 $(REPORT): $(RUN)/tables/Table1.md $(RUN)/figures/Figure2.png $(RUN)/figures/Figure3.png \
-  $(RUN)/attention/Figure4.png $(RUN)/real_stars/predictions.csv
+  $(RUN)/attention/Figure4.png $(RUN)/attention/sensitivity.png $(RUN)/real_stars/predictions.csv
 	$(BIN)/python results/report.py $(RUN) --profile $(PROFILE) --data $(DATA)
 
 publish-figures: $(INSTALLED)

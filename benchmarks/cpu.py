@@ -317,7 +317,7 @@ def option_rows(sizes: Sizes) -> dict[str, Any]:
             {
                 "threads": threads,
                 "precision": precision,
-                "work": name,
+                "work": f"{name}, {per_star[name]} stars",
                 "s_per_star": seconds["wall_s"] / per_star[name],
             }
             for (threads, precision, name), seconds in times.items()

@@ -1,8 +1,8 @@
 """Recipes of training compared: batch, learning rate, labels of a star, warm-up.
 
 A small model (dimension 64, 4 heads, 64 one-pixel tokens) learns from a mock survey, once with the
-published recipe (batch 64, learning rate 1e-4, one label of a star, no warm-up, cosine with 6.5
-warm restarts over the training) and, with a part of its star visits, with each combination that is
+published recipe (batch 64, learning rate 1e-4, one label of a star, no warm-up, cosine with warm
+restarts, about 6.5 periods) and, with a part of its star visits, with each combination that is
 asked for (one cosine after the warm-up, gradients clipped at 1). All are judged alike: loss of all
 labels of the same validation stars, the mean over labels. OUTPUT.json gets the curves, OUTPUT.png
 shows them; the table that is printed says when each recipe reached the published one's least loss.
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from matplotlib import pyplot as plt
 
 CONTEXT = 64
 PUBLISHED = {"name": "published", "batch": 64, "rate": 1e-4, "labels": "one", "warmup": 0.0}
-RESTARTS = 325 / 50  # of the published training (Koblischke & Bovy 2024, section 3)
+PERIODS = 325 / 50  # of the published schedule (Koblischke & Bovy 2024, section 3)
 SHARED = ("stars", "dim")  # what recipes must have in common to be compared
 
 
@@ -65,7 +66,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--warmups", type=float, nargs="+", default=[0.05], help="share of steps (%(default)s)")
     add("--limit", type=float, default=3600, help="begin no recipe after so many seconds")
     add("--output", type=Path, default=Path("sweep"), help="path without ending, of both files")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.dim < 1 or arguments.dim % MODEL["embedding_dim"]:
+        parser.error(f"--dim {arguments.dim} is no multiple of {MODEL['embedding_dim']}")
+    return arguments
 
 
 def recipes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -120,7 +124,7 @@ def prepare(stars: dict[str, np.ndarray], dim: int) -> tuple[Any, TrainingData]:
 def schedule_of(recipe: dict[str, Any], steps: int) -> Schedule:
     """The published schedule, as long as the training; or a warm-up and one cosine."""
     if recipe["name"] == "published":
-        period = max(1, round(recipe["epochs"] / RESTARTS))
+        period = max(1, round(recipe["epochs"] / PERIODS))
         return Schedule("cosine_warm_restarts", restart_epochs=period)
     return Schedule("warmup_cosine", warmup_steps=round(recipe["warmup"] * steps))
 
@@ -168,6 +172,18 @@ def reached(curve: dict[str, list], loss: float, what: str = "cpu_s") -> float |
     """CPU seconds, or star visits, until a loss; None if it was not reached."""
     pairs = zip(curve[what], curve["loss"], strict=True)
     return next((amount for amount, value in pairs if value <= loss), None)
+
+
+def goal(results: list[dict[str, Any]]) -> float | None:
+    """Least loss of the published recipe, of its longest training; None without it."""
+    published = [result for result in results if result["name"] == "published"]
+    return min(max(published, key=lambda r: r["epochs"])["loss"]) if published else None
+
+
+def left(todo: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Recipes that have no results yet."""
+    known = {(result["name"], result["epochs"]) for result in results}
+    return [recipe for recipe in todo if (recipe["name"], recipe["epochs"]) not in known]
 
 
 def known_results(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -225,9 +241,11 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)
     path = arguments.output.with_suffix(".json")
-    results = known_results(path, arguments)
-    known = {(result["name"], result["epochs"]) for result in results}
-    todo = [r for r in recipes(arguments) if (r["name"], r["epochs"]) not in known]
+    try:
+        results = known_results(path, arguments)
+    except ValueError as error:
+        sys.exit(str(error))
+    todo = left(recipes(arguments), results)
     stars = mock_stars(arguments.stars) if todo else {}
     begin = time.perf_counter()
     for number, recipe in enumerate(tqdm(todo, unit="recipe", disable=None)):
@@ -239,13 +257,12 @@ def main() -> None:
         record("sweep", {**shared, "recipes": results}, path)
         draw(results, path.with_suffix(".png"))
         print(f"{recipe['name']:45s} loss {results[-1]['loss'][-1]:.3f}", flush=True)
-    published = [result for result in results if result["name"] == "published"]
-    if not published:
+    loss = goal(results)
+    if loss is None:
         return
-    goal = min(published[0]["loss"])
-    print(f"CPU seconds until the published recipe's {goal:.3f}:")
-    for result in sorted(results, key=lambda r: reached(r, goal) or math.inf):
-        when = reached(result, goal)
+    print(f"CPU seconds until the published recipe's {loss:.3f}:")
+    for result in sorted(results, key=lambda r: reached(r, loss) or math.inf):
+        when = reached(result, loss)
         print(f"{result['name']:45s} {'never' if when is None else f'{when:.1f}'}")
 
 

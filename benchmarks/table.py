@@ -34,11 +34,12 @@ ESTIMATED_SHARE = 0.25  # of a GPU's peak, where none was measured
 
 
 def newest(benchmark: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Newest stored record of a benchmark, of full size; None without one."""
+    """Newest stored record of a benchmark, of full size and with something in it, or None."""
     records = []
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        whole = not content["results"].get("small")
+        results = content["results"]
+        whole = not results.get("small") and (results.get("rows") or results.get("recipes"))
         if content["benchmark"] == benchmark and whole:
             records.append((content["date"], path.stat().st_mtime, path.name, content))
     return max(records, key=lambda r: r[:3])[-1] if records else None
@@ -122,7 +123,7 @@ def options_table(options: list[dict[str, Any]]) -> str:
     for case in options:
         first.setdefault(case["work"], case["s_per_star"])
     return markdown(
-        ["stars/s", "threads", "precision", "rate", "ratio"],
+        ["", "threads", "precision", "stars/s", "ratio"],
         (
             [
                 case["work"],
@@ -131,7 +132,7 @@ def options_table(options: list[dict[str, Any]]) -> str:
                 1 / case["s_per_star"],
                 first[case["work"]] / case["s_per_star"],
             ]
-            for case in sorted(options, key=lambda case: case["work"] != "training step")
+            for case in sorted(options, key=lambda case: case["work"], reverse=True)
         ),
     )
 
@@ -242,15 +243,16 @@ def surveys_table(cpu: dict[str, Any], gpu: dict[str, Any] | None) -> str:
 def sweep_table(record: dict[str, Any]) -> str:
     """Recipes in the order in which they reach the published one's least loss."""
     recipes = record["results"]["recipes"]
-    published = next(recipe for recipe in recipes if recipe["name"] == "published")
-    goal = min(published["loss"])
+    goal = sweep.goal(recipes)
+    if goal is None:
+        raise ValueError("the sweep has no published recipe to compare with")
 
     def when(recipe: dict[str, Any], what: str) -> float | None:
         return sweep.reached(recipe, goal, what)
 
     lines = [
         [
-            ("published, " if recipe is published else "") + str(recipe["batch"]),
+            ("published, " if recipe["name"] == "published" else "") + str(recipe["batch"]),
             f"{recipe['rate']:g}",
             recipe["labels"],
             f"{recipe['warmup']:.0%}" if recipe["warmup"] else "none",
@@ -266,8 +268,10 @@ def sweep_table(record: dict[str, Any]) -> str:
     about = (
         f"{record['hardware']['processor']}, one thread, {record['date']}; "
         f"{record['results']['stars']:,} mock stars, {record['results']['dim']} dimensions, 64 "
-        f"one-pixel tokens; the published recipe's least loss is {goal:.3f} a label. "
-        f"`{record['command']}` was the last call of several."
+        f"one-pixel tokens; the published recipe's least loss is {goal:.3f} a label".replace(
+            "-", "−"
+        )
+        + f". The last call: `{record['command']}`."
     )
     return f"{about}\n\n{markdown(head, lines)}"
 

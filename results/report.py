@@ -164,12 +164,13 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
         run.missing("attention/attention_shares.csv", ATTENTION)
         return
     run.document.text(
-        "How much more attention than by chance the right 5 % of the tokens get, and how much more "
-        "than by chance the answers are sensitive to the flux of the right 5 % of the pixels "
-        f"(pixels {shares['pixels'].iloc[-1]}). What is right comes from derivatives of the "
-        "emulator: the flux there responds most to the label, or tells most about it that no other "
-        "label could have done. The best estimator is the linear one of least variance: what its "
-        "weights on the fluxes would give."
+        "Two questions to each label: how much of the attention falls on the right 5 % of the "
+        "tokens, and how much of the answer's sensitivity to flux on the right 5 % of the pixels, "
+        f"among pixels {shares['pixels'].iloc[-1]}; in units of what chance would put there. Right "
+        "are those whose flux responds most to the label (derivatives of the emulator), and those "
+        "that tell most about it, responding as no combination of the other labels does. Beside it "
+        "stands what the best linear unbiased estimator would have: the ratio of its weights, as "
+        "the network's of fluxes in units of their spread in the survey."
     )
     for words, table in attention_text(shares).items():
         run.document.table(table, f"Times chance, on the 5 % that {words}.")

@@ -1,4 +1,4 @@
-"""Attention of the decoder, the responses of the flux, and how the one lies on the other."""
+"""Attention of the decoder, sensitivity of the answers, and the scripts that look at both."""
 
 import importlib.util
 import sys
@@ -117,7 +117,8 @@ def test_sensitivity_is_the_slope_of_the_answer(pixels_per_token):
     model = make_model(context_length=5, pixels_per_token=pixels_per_token)
     spectra, pixel, step = make_spectra(4, 40, bad=0.2), 11, 0.02
     spectra[:, pixel] = 1.0
-    (result,) = label_sensitivity(model, spectra, WAVELENGTH, LABELS)
+    (batch,) = label_sensitivity(model, spectra, WAVELENGTH, LABELS)
+    result = batch["sensitivity"]
     np.testing.assert_array_equal(np.isnan(result[:, 0]), np.isnan(spectra))
     names, labels = model.tokenize(NAMES), model.tokenize(LABELS)
     spread = model.inverse_standardize_error(np.ones(len(NAMES)), names)[pixel]
@@ -131,11 +132,26 @@ def test_sensitivity_is_the_slope_of_the_answer(pixels_per_token):
     np.testing.assert_allclose(result[..., pixel], slope, atol=3e-3 * np.abs(slope).max())
 
 
+def test_sensitivity_counts_the_patches_that_a_star_is_seen_in(model):
+    """A star with a single valid pixel is seen in one of the patches, as `predict` knows."""
+    model = make_model(context_length=5)
+    spectra = np.full((1, 40), np.nan)
+    spectra[0, 7] = 1.0
+    (batch,) = label_sensitivity(model, spectra, WAVELENGTH, LABELS)
+    short = make_model(context_length=40)  # with the same weights
+    (alone,) = label_sensitivity(short, spectra, WAVELENGTH, LABELS)
+    assert np.abs(alone["sensitivity"][0, :, 7]).min() > 0
+    np.testing.assert_allclose(batch["sensitivity"], alone["sensitivity"], rtol=1e-4)
+
+
 def test_sensitivity_leaves_the_model_as_it_was(model):
-    before = [p.requires_grad for p in model.torch_model.parameters()]
+    network = model.torch_model.train()
+    model.set_trainable(freeze_decoder=True)
+    before = [p.requires_grad for p in network.parameters()]
+    assert len(set(before)) == 2
     list(label_sensitivity(model, make_spectra(3, 40), WAVELENGTH, LABELS, batch_size=2))
-    assert [p.requires_grad for p in model.torch_model.parameters()] == before
-    assert all(p.grad is None for p in model.torch_model.parameters())
+    assert [p.requires_grad for p in network.parameters()] == before and network.training
+    assert all(p.grad is None for p in network.parameters())
 
 
 def test_stars_of_unknown_gravity_are_neither_giants_nor_dwarfs():

@@ -84,7 +84,9 @@ def test_a_benchmark_that_fails_does_not_lose_the_others(tmp_path, monkeypatch, 
         raise RuntimeError("no disk")
 
     output = tmp_path / "results.json"
+    options = {"options": [{"work": "training step"}]}
     functions = {"bad": fails, "good": lambda: suite()["results"]["rows"]}
+    functions["options"] = lambda: options
     monkeypatch.setitem(main.SUITES, "cpu", lambda small: functions.items())
     monkeypatch.setattr("sys.argv", ["benchmarks", "--suite", "cpu", "--output", str(output)])
     with pytest.raises(SystemExit, match="failed: bad"):
@@ -92,6 +94,7 @@ def test_a_benchmark_that_fails_does_not_lose_the_others(tmp_path, monkeypatch, 
     results = json.loads(output.read_text())["results"]
     assert results["failed"] == {"bad": "RuntimeError: no disk"}
     assert set(results["rows"]) == set(suite()["results"]["rows"])
+    assert results["options"] == options["options"]
     assert "3.0 times faster" in capsys.readouterr().out
 
 
@@ -130,6 +133,9 @@ def test_the_newest_whole_record_counts(tmp_path):
         (tmp_path / f"{date}.json").write_text(json.dumps(content))
     assert table.newest("suite-cpu", tmp_path)["date"] == "2026-01-02"
     assert table.newest("suite-gpu", tmp_path) is None
+    only_options = suite(rows={}) | {"date": "2026-01-04"}
+    (tmp_path / "options.json").write_text(json.dumps(only_options))
+    assert table.newest("suite-cpu", tmp_path)["date"] == "2026-01-02"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +167,8 @@ def test_sweep_has_a_table_in_the_order_of_success():
 
 def test_sweep_goes_on_where_it_was(tmp_path):
     """A recipe that is known is not trained again; those of other stars are refused."""
+    more = [{"name": "published", "epochs": 1}, {"name": "published", "epochs": 2}]
+    assert sweep.left(more, more[:1]) == more[1:]
     path = tmp_path / "sweep.json"
     recipe = {"name": "published", "epochs": 1}
     path.write_text(json.dumps({"results": {"stars": 10, "dim": 64, "recipes": [recipe]}}))
@@ -169,6 +177,13 @@ def test_sweep_goes_on_where_it_was(tmp_path):
     assert sweep.known_results(tmp_path / "nothing.json", same) == []
     with pytest.raises(ValueError, match="--stars 10, not 20"):
         sweep.known_results(path, other)
+
+
+def test_the_longest_published_training_is_the_goal():
+    published = {**sweep.PUBLISHED, **CURVE}
+    results = [{**published, "epochs": 3}, {**published, "epochs": 9, "loss": [0.3, 0.4]}]
+    assert sweep.goal(results) == 0.3
+    assert sweep.goal([{"name": "other", "epochs": 3}]) is None
 
 
 def test_published_schedule_is_as_long_as_the_training():

@@ -5,6 +5,7 @@ import pytest
 
 from stellarperceptron.emulator import Emulator
 from stellarperceptron.response import (
+    best_linear_weights,
     concentration,
     label_information,
     label_response,
@@ -56,9 +57,19 @@ def test_information_is_what_no_other_label_could_tell():
 
 def test_information_is_that_of_the_inverse_of_the_fisher_matrix():
     slopes = np.random.default_rng(0).normal(size=(3, 4, 30)) * np.array([[1e-3], [1], [1], [5]])
-    best = [np.linalg.solve(star @ star.T, star) for star in slopes]  # unbiased, least variance
-    expected = np.mean([w**2 / np.square(w).sum(axis=1, keepdims=True) for w in best], axis=0)
-    np.testing.assert_allclose(np.square(label_information(slopes)), expected, rtol=1e-8)
+    inverse = [np.linalg.inv(star @ star.T) for star in slopes]
+    best = [a @ star for a, star in zip(inverse, slopes, strict=True)]
+    np.testing.assert_allclose(best_linear_weights(slopes), np.mean(best, axis=0), rtol=1e-8)
+    # Variance of a label: an element of the inverse, the sum of the squares of its weights.
+    shares = [w**2 / np.diag(a)[:, None] for a, w in zip(inverse, best, strict=True)]
+    np.testing.assert_allclose(
+        np.square(label_information(slopes)), np.mean(shares, axis=0), rtol=1e-8
+    )
+
+
+def test_best_linear_weights_know_one_label_from_the_others():
+    slopes = np.random.default_rng(1).normal(size=(1, 4, 30))
+    np.testing.assert_allclose(best_linear_weights(slopes) @ slopes[0].T, np.eye(4), atol=1e-12)
 
 
 def test_response_of_tokens_is_the_rms_of_their_pixels():

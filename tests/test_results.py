@@ -1,5 +1,6 @@
 """Evaluations, figures, tables and the report, as scripts, on stages trained at toy size."""
 
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.baseline import BaselineNetwork
 from stellarperceptron.dataset import SpectraDataset
 from stellarperceptron.predictions import metrics_of_predictions
-from stellarperceptron.run_summary import claims_table
+from stellarperceptron.run_summary import attention_text, claims_table
 from stellarperceptron.stages import resolve_checkpoint
 
 FINETUNE = "results/real_spectra_finetune"
@@ -226,7 +227,7 @@ def test_report_holds_everything(evaluated, survey, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert len(links) == len(figures) + 3 and all((run / link).is_file() for link in links)
-    for words in ("[Fe/H] 3.2", "astroNN catalogue, paper", "| all | 8 |", "Provenance", '"seed"'):
+    for words in ("[Fe/H] 3.2", "astroNN catalogue, paper", "| sum | 8 |", "Provenance", '"seed"'):
         assert words in text
 
 
@@ -271,16 +272,26 @@ def make_predictions(error, poor_error=None, labels=("TEFF", "FE_H")):
     return pd.DataFrame(columns)
 
 
-def make_shares(last_block, contribution=3.5, sensitivity=3.5):
-    names = ["group", "pixels", "measure", "ranked_by", "label", "top", "ratio"]
-    measures = {"last_block": last_block, "contribution": contribution, "sensitivity": sensitivity}
-    rows = [
-        (group, "0:3757", measure, ranking, label, 0.05, value)
-        for group in ("giants", "all")
-        for measure, value in {**measures, "all_blocks": 2.0}.items()
-        for ranking in ("response", "information")
-        for label in ("FE_H", "MG_FE")
-    ]
+def make_shares(last_block=3.5, contribution=3.5, sensitivity=3.5):
+    """Each row has a value of its own; those that the claims ask for have the ones given."""
+    names = ["pixels", "group", "measure", "ranked_by", "label", "top", "ratio"]
+    asked = {
+        ("last_block", "response"): last_block,
+        ("contribution", "response"): contribution,
+        ("sensitivity", "information"): sensitivity,
+    }
+    rows = []
+    for pixels, group, measure, ranking, label, top in itertools.product(
+        ("0:7514", "0:3757"),
+        ("giants", "all"),
+        ("last_block", "all_blocks", "contribution", "sensitivity"),
+        ("response", "information"),
+        ("TEFF", "FE_H", "MG_FE"),
+        (0.02, 0.05),
+    ):
+        right = (pixels, group, top) == ("0:3757", "all", 0.05) and label != "TEFF"
+        ratio = asked.get((measure, ranking), 0.5) if right else 0.1 + 0.01 * len(rows)
+        rows.append((pixels, group, measure, ranking, label, top, ratio))
     return pd.DataFrame(rows, columns=names).assign(ratio_of_best=4.0)
 
 
@@ -313,9 +324,22 @@ def test_claims_hold_or_not(changes, failing):
     }
     stars = make_stars(changes.get("teff", 3900.0), changes.get("class", "giant"))
     names = ("last_block", "contribution", "sensitivity")
-    shares = make_shares(*(changes.get(name, 3.5) for name in names))
+    shares = make_shares(**{name: changes[name] for name in names if name in changes})
     claims = claims_table(observed, chunk, shares, stars)
     assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(8)]
+
+
+def test_shares_of_an_older_version_are_refused():
+    with pytest.raises(ValueError, match=r"run extract_attention\.py"):
+        attention_text(make_shares().drop(columns="ratio_of_best"))
+
+
+def test_shares_are_shown_by_ranking():
+    tables = attention_text(make_shares(sensitivity=3.3))
+    assert list(tables) == ["respond most to a label", "tell most about a label"]
+    table = tables["tell most about a label"].set_index("")
+    assert table.loc["[Fe/H], all", "sensitivity"] == "3.30"
+    assert table.loc["[Fe/H], all", "best linear, tokens"] == "4.00"
 
 
 def test_claims_need_their_predictions():
@@ -355,7 +379,8 @@ def test_make_does_nothing_twice(tmp_path):
     files = ["survey.h5", *(f"{stage}/complete" for stage in stages), *evaluation]
     files += ["evaluation/3_fefinetune_chunk_fehpredictions.csv", "tables/Table1.md"]
     files += ["figures/Figure2.png", "figures/Figure3.png", "attention/attention_shares.csv"]
-    files += ["attention/Figure4.png", "real_stars/predictions.csv", "report.html"]
+    files += ["attention/Figure4.png", "attention/sensitivity.png"]
+    files += ["real_stars/predictions.csv", "report.html"]
     for second, name in enumerate(files):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -1,7 +1,6 @@
 """The training loop: what it learns, and that nothing is lost, whatever happens to it."""
 
 import csv
-import dataclasses
 import functools
 import json
 import os
@@ -23,7 +22,7 @@ from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import Process
 from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.run_folder import RunFolder
-from stellarperceptron.training import TrainingError, _PerceptronTask, train
+from stellarperceptron.training import TrainingError, train
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SCRIPT = Path(__file__).with_name("train_tiny.py")
@@ -76,21 +75,6 @@ def test_training_learns():
     history = train_here(model, epochs=15, learning_rate=3e-3, labels_per_star="all")
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
     assert history[-1]["val_mse_loss"] < history[0]["val_mse_loss"]
-
-
-@pytest.mark.parametrize(
-    ("context", "augmented", "spared"),
-    [(15, False, True), (15, True, True), (25, False, True), (25, True, False), (40, False, False)],
-)
-def test_attention_needs_no_mask_where_all_contexts_fill(context, augmented, spared):
-    """Stars have 30 to 40 valid pixels; an augmentation may take some of them."""
-    model = make_model(context_length=context)
-    data = tiny_data(model)
-    if augmented:
-        data = dataclasses.replace(data, augment=lambda values, generator: values)
-    rows = np.arange(STARS)
-    task = _PerceptronTask(model, data, rows, rows[:0], TrainingOptions(), ALONE)
-    assert task.complete == spared
 
 
 @pytest.mark.parametrize("kill_at", [5, 20])

@@ -147,7 +147,7 @@ def label_sensitivity(
     *,
     permutations: int = 1,
     batch_size: int | None = None,
-) -> Iterator[np.ndarray]:
+) -> Iterator[dict[str, np.ndarray]]:
     """How far each answer moves with the flux of each pixel, batch after batch of stars.
 
     The derivative of what `StellarPerceptron.predict` answers by a pixel's flux, both standardized:
@@ -156,34 +156,34 @@ def label_sensitivity(
 
     Yields
     ------
-    ndarray
-        (B, Q, n), NaN for bad pixels.
+    dict
+        "sensitivity": (B, Q, n), NaN for bad pixels.
     """
     groups = token_groups(model, wavelengths)
     request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
     trained = [p for p in model.torch_model.parameters() if p.requires_grad]
     for p in trained:  # nobody asks for their gradients
         p.requires_grad_(False)
-    dealt = _dealt(model, spectra, wavelengths, groups, permutations, batch_size, len(request))
     try:
-        for flux, patches in dealt:
+        for flux, patches in _dealt(model, spectra, wavelengths, groups, permutations, batch_size):
             total = torch.zeros(len(flux), len(request), flux.shape[1], device=model.device)
+            seen = torch.zeros(len(flux), 1, 1, device=model.device)
             for patch in patches:
-                total[:, :, patch.pixels] += _patch_slopes(model, flux, patch, request)
-            total = (total / len(patches)).masked_fill(flux.isnan()[:, None], math.nan)
-            yield total[..., :-1].cpu().numpy()
+                pixels = flux[:, patch.pixels]
+                total[:, :, patch.pixels] += _slopes(model, pixels, patch, request)
+                seen += (~pixels.isnan()).flatten(1).any(dim=1)[:, None, None]
+            total = (total / seen).masked_fill(flux.isnan()[:, None], math.nan)
+            yield {"sensitivity": total[..., :-1].cpu().numpy()}
     finally:
         for p in trained:
             p.requires_grad_()
 
 
-def _patch_slopes(
-    model: StellarPerceptron, flux: Tensor, patch: Patch, request_tokens: Tensor
+def _slopes(
+    model: StellarPerceptron, pixels: Tensor, patch: Patch, request_tokens: Tensor
 ) -> Tensor:
-    """Derivatives (N, Q, T, P) of the answers by the pixels of one patch, standardized."""
-    labels = len(request_tokens)
-    # Each label has a copy of the spectra, and so a gradient of its own.
-    pixels = flux[:, patch.pixels].repeat(labels, 1, 1).requires_grad_()  # (Q N, T, P)
+    """Derivatives (N, Q, T, P) of the answers by the pixels (N, T, P) of a patch, standardized."""
+    pixels = pixels.requires_grad_()
     one_pixel = pixels.shape[-1] == 1
     value, _ = model.torch_model(
         patch.tokens,
@@ -193,9 +193,8 @@ def _patch_slopes(
         None if one_pixel else pixels,
         nan_policy=model.nan_policy,
     )
-    own = value.unflatten(0, (labels, -1)).diagonal(dim1=0, dim2=2)  # (N, Q)
-    (slopes,) = torch.autograd.grad(own.sum(), pixels)
-    return slopes.unflatten(0, (labels, -1)).transpose(0, 1)
+    slopes = [torch.autograd.grad(answer.sum(), pixels, retain_graph=True)[0] for answer in value.T]
+    return torch.stack(slopes, dim=1)
 
 
 def _dealt(
@@ -205,12 +204,10 @@ def _dealt(
     groups: TokenGroups,
     permutations: int,
     batch_size: int | None,
-    copies: int = 1,
 ) -> Iterator[tuple[Tensor, list[Patch]]]:
     """Standardized spectra (B, n + 1), batch after batch, and the patches of all permutations.
 
-    The last column, index -1, is the pixel that is not there: NaN. Dropout is off meanwhile. Where
-    each star is shown in several copies, batches are so much smaller.
+    The last column, index -1, is the pixel that is not there: NaN. Dropout is off meanwhile.
     """
     if permutations < 1:
         raise ValueError(f"permutations = {permutations} is below 1")
@@ -221,7 +218,7 @@ def _dealt(
         for patch in deal_patches(groups.names, wavelengths, network.embedding_layer, context, seed)
     ]
     if batch_size is None:
-        batch_size = max(1, (4096 if model.device.type == "cpu" else 2**15) // context // copies)
+        batch_size = max(1, (4096 if model.device.type == "cpu" else 2**15) // context)
     training = network.training
     network.eval()
     try:

@@ -12,6 +12,7 @@ from stellarperceptron.spectra import APOGEE_WAVELENGTH, pseudo_continuum
 
 __all__ = [
     "Concentration",
+    "best_linear_weights",
     "concentration",
     "label_information",
     "label_response",
@@ -92,15 +93,41 @@ def label_information(slopes: np.ndarray) -> np.ndarray:
         Square root of each pixel's share of the information, mean of the stars; the squares sum to
         one over the pixels.
     """
-    shares = np.zeros(slopes.shape[1:])
-    for star in slopes:
+    own = np.square(_own_slopes(slopes))
+    return np.sqrt((own / own.sum(axis=2, keepdims=True).clip(1e-300)).mean(axis=0))
+
+
+def best_linear_weights(slopes: np.ndarray) -> np.ndarray:
+    """Weights of the best linear unbiased estimator of each label, mean of the stars.
+
+    Of all linear functions of the flux whose mean is the label, whatever the other labels are, the
+    one of least variance in white noise: ``(D D^T)^-1 D`` (Aitken 1936, Proc. R. Soc. Edinburgh 55,
+    42). Its derivative by the flux is to be compared with a network's.
+
+    Parameters
+    ----------
+    slopes
+        D of each star, (N, Q, n), see `label_slopes`.
+
+    Returns
+    -------
+    (Q, n) float64
+        Label per unit of flux.
+    """
+    own = _own_slopes(slopes)
+    return (own / np.square(own).sum(axis=2, keepdims=True).clip(1e-300)).mean(axis=0)
+
+
+def _own_slopes(slopes: np.ndarray) -> np.ndarray:
+    """Part (N, Q, n) of each label's slope that no combination of the others' imitates."""
+    result = np.empty_like(slopes)
+    for star, own in zip(slopes, result, strict=True):
         for i, slope in enumerate(star):
             others = np.delete(star, i, axis=0).T  # (n, Q - 1)
             # In units of their lengths, which differ by a thousand between K and dex.
             others = others / np.linalg.norm(others, axis=0).clip(1e-300)
-            own = slope - others @ np.linalg.lstsq(others, slope)[0]
-            shares[i] += np.square(own) / max(np.square(own).sum(), 1e-300) / len(slopes)
-    return np.sqrt(shares)
+            own[i] = slope - others @ np.linalg.lstsq(others, slope)[0]
+    return result
 
 
 def token_response(response: np.ndarray, pixels: np.ndarray) -> np.ndarray:

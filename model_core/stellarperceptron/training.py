@@ -59,11 +59,11 @@ class _PerceptronTask:
             fixed=True,
             **shared,
         )
-        # Where every star fills its context, no attention needs a mask. An augmentation may make
-        # pixels bad, those that noise moves by more than ten spreads, but not half of all tokens.
+        # Where every star fills its context, no attention needs a mask.
         everyone = np.concatenate([training_rows, validation_rows])
-        needed = self.training.context_length * (1 if data.augment is None else 2)
-        self.complete = fewest_tokens(data, everyone) >= needed and not options.outputs_padding
+        fills = fewest_tokens(data, everyone) >= self.training.context_length
+        # (An augmentation may make a pixel bad.)
+        self.complete = fills and not options.outputs_padding and data.augment is None
         labels = len(data.label_tokens) if options.labels_per_star == "all" else 1
         # Gradients take twice the arithmetic of the answer.
         self.flops_per_star = 3 * model.flops_per_star(self.training.context_length, labels)

@@ -75,9 +75,12 @@ def open_attention(path: Path) -> h5py.File:
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: {remedy}")
     try:
-        return h5py.File(path)
+        file = h5py.File(path)
     except OSError as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    if not any(f"{group}/sensitivity" in file for group in (*GROUPS, "all")):
+        raise ValueError(f"{path} is of an older version: {remedy}")
+    return file
 
 
 def require_source(file: h5py.File, checkpoint: Path, dataset: SpectraDataset) -> None:
@@ -107,7 +110,9 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
     for number, (group, title) in enumerate(groups.items()):
         row = panels[number]
         spectrum, stars = spectra[group], int(file[f"{group}/stars"][()])
-        attention = by_pixel(file[f"{group}/{measure}"][:], pixels, len(wavelength))
+        values = file[f"{group}/{measure}"][:]
+        of_pixels = measure == "sensitivity"
+        attention = np.abs(values) if of_pixels else by_pixel(values, pixels, len(wavelength))
         for axes in row:
             low, high = axes.get_xlim()
             inside = (wavelength > low - 1) & (wavelength < high + 1)
@@ -115,15 +120,13 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
             draw_chip(axes, wavelength[inside], spectrum[inside], scaled, top)
             draw_lines(axes, lines, names=number == 0)
         finish_row(row, labels, attention, top, f"{title}: mean of {stars} stars")
-        what = measure if measure == "sensitivity" else "attention"
+        what = measure if of_pixels else "attention"
         row[0].set_ylabel(f"{what} (down)  |  flux / continuum", labelpad=8)
     return figure
 
 
 def by_pixel(values: np.ndarray, pixels: np.ndarray, number: int) -> np.ndarray:
-    """Size (Q, n) of what stands for each of the pixels, or for tokens of (T, P) pixels."""
-    if values.shape[1] == number:
-        return np.abs(values)
+    """Values (Q, T) of tokens with (T, P) pixels, for each of the pixels (Q, n)."""
     token, place = np.nonzero(pixels >= 0)
     result = np.full((len(values), number), np.nan)
     result[:, pixels[token, place]] = values[:, token]

@@ -43,6 +43,7 @@ from stellarperceptron.dataset import SpectraDataset
 from stellarperceptron.emulator import LABELS, Emulator
 from stellarperceptron.inference import mean_wavelengths
 from stellarperceptron.response import (
+    best_linear_weights,
     concentration,
     label_information,
     label_response,
@@ -55,7 +56,15 @@ from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
+RANKINGS = ("response", "information")  # see `stellarperceptron.response`
 RESPONSE_STARS = 64
+UNITS = {
+    **dict.fromkeys(MEASURES, "1 is an even spread over the tokens"),
+    "sensitivity": "spreads of the label a spread of the pixel",
+    "response": "label's unit (K or dex) to the power of -1",
+    "information": "square root of the share of the pixel",
+    "best_weights": "label's unit (K or dex)",
+}
 SHOWN = ("MG_FE", "FE_H")  # what is printed; everything is in the table
 
 
@@ -85,53 +94,35 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def average(file: h5py.File, batches, groups: dict[str, np.ndarray], shape: tuple) -> dict:
-    """Stream attention to the file batch by batch; return its means by group and measure.
+def average(batches, groups: dict[str, np.ndarray], what: str, store=None) -> dict:
+    """Means of what batches of stars have, by group and measure; NaN where no star has any.
 
     Parameters
     ----------
-    file
-        Open for writing; gets `attention` (N, Q, T) of the last block, NaN for missing tokens.
     batches
-        What `decoder_attention` yields.
+        What `decoder_attention` or `label_sensitivity` yields.
     groups
         Masks (N,) of the stars.
-    shape
-        (N, Q, T).
+    what
+        Shown beside the progress.
+    store
+        Called with the rows and measures of each batch.
     """
-    chunks = (min(64, shape[0]), *shape[1:])
-    stored = file.create_dataset("attention", shape, "f2", chunks=chunks, compression="gzip")
-    total = {(group, measure): np.zeros(shape[1:]) for group in groups for measure in MEASURES}
-    count = {group: np.zeros(shape[1:]) for group in groups}
-    done = 0
-    with tqdm(total=shape[0], desc="attention", unit="star", disable=None) as bar:
+    total, count, done = {}, {}, 0
+    with tqdm(total=len(next(iter(groups.values()))), desc=what, unit="star", disable=None) as bar:
         for batch in batches:
-            rows = slice(done, done + len(batch["last_block"]))
-            stored[rows] = batch["last_block"]
-            for group, mask in groups.items():
-                for measure in MEASURES:
-                    total[group, measure] += np.nansum(batch[measure][mask[rows]], axis=0)
-                count[group] += np.isfinite(batch["last_block"][mask[rows]]).sum(axis=0)
+            rows = slice(done, done + len(next(iter(batch.values()))))
+            if store is not None:
+                store(rows, batch)
+            for measure, values in batch.items():
+                for group, mask in groups.items():
+                    part, key = values[mask[rows]], (group, measure)
+                    total[key] = total.get(key, 0.0) + np.nansum(part, axis=0, dtype=float)
+                    count[key] = count.get(key, 0) + np.isfinite(part).sum(axis=0)
             bar.update(rows.stop - done)
             done = rows.stop
-    with np.errstate(invalid="ignore"):  # a token that no star of the group has: NaN
-        return {key: value / count[key[0]] for key, value in total.items()}
-
-
-def average_sensitivity(batches, groups: dict[str, np.ndarray], shape: tuple[int, int]) -> dict:
-    """Mean (Q, n), with its sign, of what `label_sensitivity` yields; by group."""
-    total = {group: np.zeros(shape) for group in groups}
-    count, done = {group: np.zeros(shape) for group in groups}, 0
-    with tqdm(total=len(groups["all"]), desc="sensitivity", unit="star", disable=None) as bar:
-        for batch in batches:
-            rows = slice(done, done + len(batch))
-            for group, mask in groups.items():
-                total[group] += np.nansum(batch[mask[rows]], axis=0)
-                count[group] += np.isfinite(batch[mask[rows]]).sum(axis=0)
-            bar.update(len(batch))
-            done = rows.stop
     with np.errstate(invalid="ignore"):
-        return {(group, "sensitivity"): total[group] / count[group] for group in groups}
+        return {key: total[key] / count[key] for key in total}
 
 
 def main() -> None:
@@ -171,14 +162,24 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
     response = {
         name: respond(catalogue, mask & known, labels, wavelength) for name, mask in groups.items()
     }
+    spread = model.inverse_standardize_error(np.ones(len(wavelength)), tokens.names)
     path = arguments.output / "attention.h5"
     with atomic_output(path) as temporary, h5py.File(temporary, "w") as file:
-        batches = decoder_attention(
-            model, spectra, wavelength, labels, permutations=arguments.permutations
+        shape = (len(rows), len(labels), len(tokens.pixels))
+        chunks = (min(64, shape[0]), *shape[1:])
+        stored = file.create_dataset("attention", shape, "f2", chunks=chunks, compression="gzip")
+        means = average(
+            decoder_attention(
+                model, spectra, wavelength, labels, permutations=arguments.permutations
+            ),
+            groups,
+            "attention",
+            lambda rows, batch: stored.write_direct(
+                batch["last_block"].astype("f2"), dest_sel=np.s_[rows]
+            ),
         )
-        means = average(file, batches, groups, (len(rows), len(labels), len(tokens.pixels)))
         gradients = label_sensitivity(model, spectra, wavelength, labels)
-        means |= average_sensitivity(gradients, groups, (len(labels), len(wavelength)))
+        means |= average(gradients, groups, "sensitivity")
         file.attrs["about"] = json.dumps(
             {
                 "checkpoint_sha256": sha256(checkpoint / "weights.pt"),
@@ -189,7 +190,6 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
             }
         )
         file.attrs["labels"] = labels
-        file.attrs["unit"] = "1 is an even spread over the tokens"
         file["rows"], file["wavelength"] = rows, wavelength
         file["token_pixels"] = tokens.pixels
         file["token_wavelength"] = mean_wavelengths(tokens.pixels, wavelength)
@@ -200,8 +200,10 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
                 file[f"{group}/{kind}"] = values.astype(np.float32)
             for measure in (*MEASURES, "sensitivity"):
                 file[f"{group}/{measure}"] = means[group, measure]
+            for name, unit in UNITS.items():
+                file[f"{group}/{name}"].attrs["unit"] = unit
 
-    table = shares(means, response, tokens.pixels, labels, part)
+    table = shares(means, response, spread, tokens.pixels, labels, part)
     with atomic_output(arguments.output / "attention_shares.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.5g")
     plain = table[(table.top == 0.05) & (table.group == "all") & table.label.isin(SHOWN)]
@@ -211,13 +213,17 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
 def respond(
     catalogue: dict[str, np.ndarray], known: np.ndarray, labels: list[str], wavelength: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Response and information (Q, n) of the first stars of a group; `known` have all labels."""
+    """Response, information and best weights (Q, n) of the first stars that are `known` (N,)."""
     stars = np.flatnonzero(known)[:RESPONSE_STARS]
     values = {name: value[stars] for name, value in catalogue.items() if name in LABELS}
     slopes = label_slopes(Emulator.load("nature"), values, labels)
     borders = (APOGEE_WAVELENGTH[1:] + APOGEE_WAVELENGTH[:-1]) / 2
     slopes = slopes[..., np.searchsorted(borders, wavelength)]
-    return {"response": label_response(slopes), "information": label_information(slopes)}
+    return {
+        "response": label_response(slopes),
+        "information": label_information(slopes),
+        "best_weights": best_linear_weights(slopes),
+    }
 
 
 def mean_spectrum(spectra: np.ndarray) -> np.ndarray:
@@ -230,11 +236,16 @@ def mean_spectrum(spectra: np.ndarray) -> np.ndarray:
 def shares(
     means: dict,
     response: dict[str, dict[str, np.ndarray]],
+    spread: np.ndarray,
     pixels: np.ndarray,
     labels: list[str],
     part: slice,
 ) -> pd.DataFrame:
-    """Table of `concentration`: in all pixels seen, and in those that stage 2 was trained on."""
+    """Table of `concentration`: in all pixels seen, and in those that stage 2 was trained on.
+
+    Best weights (Q, n) are multiplied by the spread (n,) of the pixels: as the network's, they are
+    those of standardized fluxes then.
+    """
     half = PIXEL_RANGES["first_half"]
     lines = []
     for (group, measure), attention in means.items():
@@ -244,12 +255,14 @@ def shares(
         ranges = {f"{part.start}:{part.stop}": np.ones(len(members), dtype=bool)}
         if 1 / max(TOPS) < (number < half.stop).sum() < len(members):
             ranges[f"{part.start}:{half.stop}"] = number < half.stop
-        ranking = {kind: token_response(r, members) for kind, r in response[group].items()}
-        for (name, inside), kind in itertools.product(ranges.items(), ranking):
+        ranking = {kind: token_response(response[group][kind], members) for kind in RANKINGS}
+        weights = token_response(spread * response[group]["best_weights"], members)
+        for (name, inside), kind in itertools.product(ranges.items(), RANKINGS):
             for (i, label), top in itertools.product(enumerate(labels), TOPS):
-                order = ranking[kind][i, inside]
-                result = concentration(np.abs(attention[i, inside]), order, top)
-                best = concentration(ranking["information"][i, inside], order, top)
+                order, values = ranking[kind][i, inside], np.abs(attention[i, inside])
+                result = concentration(values, order, top)
+                seen = np.where(np.isnan(values), np.nan, weights[i, inside])
+                best = concentration(seen, order, top)
                 key = {"group": group, "pixels": name, "measure": measure, "ranked_by": kind}
                 key |= {"label": label, "top": top}
                 lines.append({**key, **asdict(result), "ratio_of_best": best.ratio})
