@@ -55,7 +55,7 @@ class Sizes:
     device: str = "cuda"
     precision: str = "bfloat16"
     compile: bool = True
-    batches: tuple[int, ...] = (64, 1024, 2048)
+    batches: tuple[int, ...] = (64, 256, 1024)
     epoch_stars: int = STARS
     mock_stars: int = 4096
     predicted: int = 20_000

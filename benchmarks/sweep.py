@@ -221,9 +221,11 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
                 "alpha": 0.25 + 0.75 * (rates.index(result["rate"]) + 1) / len(rates),
                 "linestyle": "-" if result["labels"] == "all" else "--",
                 "label": "{batch}, {rate:g}, {labels}, {warmup:.0%}".format(**result),
+                "lw": 1.2,
             }
         axes.plot(result["visits"], result["loss"], **style)
-    axes.set(xscale="log", xlabel="star visits", ylabel="validation loss a label")
+    axes.set(xlabel="star visits", ylabel="validation loss a label")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(
         title="batch, learning rate, labels, warm-up",
         fontsize=7,

@@ -1,5 +1,7 @@
 """Write the tables of README.md and SCALING.md here from the newest stored results.
 
+Those of a CPU are written for each kind of processor that there are results of.
+
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; tables whose results are not
 there stay as they are.
 
@@ -33,8 +35,8 @@ SURVEYS = {
 ESTIMATED_SHARE = 0.25  # of a GPU's peak, where none was measured
 
 
-def newest(benchmark: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Newest stored record of a benchmark, of full size and with something in it, or None."""
+def stored(benchmark: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Stored records of a benchmark, of full size and with something in them, newest first."""
     records = []
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -42,7 +44,16 @@ def newest(benchmark: str, folder: Path = RESULTS) -> dict[str, Any] | None:
         whole = not results.get("small") and (results.get("rows") or results.get("recipes"))
         if content["benchmark"] == benchmark and whole:
             records.append((content["date"], path.stat().st_mtime, path.name, content))
-    return max(records, key=lambda r: r[:3])[-1] if records else None
+    return [record[-1] for record in sorted(records, key=lambda r: r[:3], reverse=True)]
+
+
+def newest_of_each(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first record of each kind of processor: its name and its vector instructions."""
+    kinds: dict[tuple, dict[str, Any]] = {}
+    for record in records:
+        machine = record["hardware"]
+        kinds.setdefault((machine["processor"], machine.get("instructions")), record)
+    return list(kinds.values())
 
 
 def number(value: float | None) -> str:
@@ -74,7 +85,7 @@ def percent(share: float) -> str:
 
 def suite_table(record: dict[str, Any]) -> str:
     """All rows of a suite, and below them what they are compared with."""
-    results, machine = record["results"], record["hardware"]
+    results = record["results"]
     rows = results["rows"]
     table = markdown(
         ["stars/s", "ours", "published manner", "ratio", "floor", "share of the floor"],
@@ -92,7 +103,7 @@ def suite_table(record: dict[str, Any]) -> str:
     )
     limits = next(iter(rows.values()))["ceilings"]
     about = (
-        f"{machine['gpu'] or machine['processor']}, PyTorch {machine['torch']}, {record['date']}; "
+        f"{machine(record)}, PyTorch {record['hardware']['torch']}, {record['date']}; "
         f"ceilings {limits['flop_per_s'] / 1e9:,.0f} GFLOP/s, "
         f"{limits['bytes_per_s'] / 1e9:.3g} GB/s copied (they are measured anew for each line). "
         f"`{record['command']}`"
@@ -117,12 +128,12 @@ def suite_table(record: dict[str, Any]) -> str:
     return "\n".join([about, "", table, "", notes, *extras, *failed])
 
 
-def options_table(options: list[dict[str, Any]]) -> str:
+def options_table(record: dict[str, Any]) -> str:
     """Stars a second by work, threads and precision, and their ratio to the first."""
-    first = {}
+    options, first = record["results"]["options"], {}
     for case in options:
         first.setdefault(case["work"], case["s_per_star"])
-    return markdown(
+    table = markdown(
         ["", "threads", "precision", "stars/s", "ratio"],
         (
             [
@@ -135,6 +146,16 @@ def options_table(options: list[dict[str, Any]]) -> str:
             for case in sorted(options, key=lambda case: case["work"], reverse=True)
         ),
     )
+    return f"{machine(record)}, {record['date']}\n\n{table}"
+
+
+def machine(record: dict[str, Any]) -> str:
+    """Processor or GPU, and what multiplies on it."""
+    hardware = record["hardware"]
+    if hardware["gpu"]:
+        return hardware["gpu"]
+    kind = hardware.get("instructions")
+    return hardware["processor"] + (f" ({kind})" if kind else "")
 
 
 def scaling_tables(scaling: dict[str, Any]) -> dict[str, str]:
@@ -266,7 +287,7 @@ def sweep_table(record: dict[str, Any]) -> str:
     head = ["batch", "learning rate", "labels a star", "warm-up", "star visits", "last loss"]
     head += ["visits until the published loss", "CPU seconds"]
     about = (
-        f"{record['hardware']['processor']}, one thread, {record['date']}; "
+        f"{machine(record)}, one thread, {record['date']}; "
         f"{record['results']['stars']:,} mock stars, {record['results']['dim']} dimensions, 64 "
         f"one-pixel tokens; the published recipe's least loss is {goal:.3f} a label".replace(
             "-", "−"
@@ -274,6 +295,22 @@ def sweep_table(record: dict[str, Any]) -> str:
         + f". The last call: `{record['command']}`."
     )
     return f"{about}\n\n{markdown(head, lines)}"
+
+
+def width_table(records: list[dict[str, Any]]) -> str:
+    """Last loss by learning rate and dimensions of a token, of sweeps that differ in these."""
+    losses = {
+        (record["results"]["dim"], recipe["rate"]): recipe["loss"][-1]
+        for record in records
+        for recipe in record["results"]["recipes"]
+    }
+    rates = sorted({rate for _, rate in losses})
+    lines = (
+        [str(dim)]
+        + [f"{losses.get((dim, rate), math.nan):.3f}".replace("-", "−") for rate in rates]
+        for dim in sorted({dim for dim, _ in losses})
+    )
+    return markdown(["dimensions", *(f"rate {rate:g}" for rate in rates)], lines)
 
 
 def fill(text: str, name: str, table: str) -> str:
@@ -306,35 +343,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for suite in ("cpu", "gpu"):
-        parser.add_argument(
-            f"--{suite}", type=Path, help="JSON file (default: the newest of that suite)"
-        )
     parser.add_argument("--pages", type=Path, default=HERE, help="folder of the two pages")
     arguments = parser.parse_args()
-    records = {}
-    for suite in ("cpu", "gpu"):
-        path = getattr(arguments, suite)
-        records[suite] = json.loads(path.read_text()) if path else newest(f"suite-{suite}")
-    if not any(records.values()):
+    cpu, gpu = newest_of_each(stored("suite-cpu")), stored("suite-gpu")
+    if not cpu + gpu:
         sys.exit(f"there are no results in {RESULTS}: python -m benchmarks --suite cpu")
-    pages = {suite: suite_table(record) for suite, record in records.items() if record}
-    if records["cpu"] and "options" in records["cpu"]["results"]:
-        pages["options"] = options_table(records["cpu"]["results"]["options"])
-    recipes = newest("sweep")
-    if recipes:
-        pages["sweep"] = sweep_table(recipes)
+    pages = {}
+    if cpu:
+        pages["cpu"] = "\n\n".join(map(suite_table, cpu))
+    if gpu:
+        pages["gpu"] = suite_table(gpu[0])
+    options = [record for record in cpu if "options" in record["results"]]
+    if options:
+        pages["options"] = "\n\n".join(map(options_table, options))
+    sweeps = stored("sweep")
+    compared = [r for r in sweeps if sweep.goal(r["results"]["recipes"]) is not None]
+    if compared:
+        pages["sweep"] = sweep_table(compared[0])
+    if len(compared) < len(sweeps):
+        pages["width"] = width_table([r for r in sweeps if r not in compared])
     write(arguments.pages / "README.md", pages)
-    cpu = records["cpu"]
-    if cpu is not None:
-        scaling = cpu["results"].get("scaling")
-        tables = scaling_tables(scaling) if scaling else {}
+
+    grown = [record for record in cpu if "scaling" in record["results"]]
+    if grown:
+        tables = scaling_tables(grown[0]["results"]["scaling"])
         if {"training step, paper's model", "inference, 3,757 pixels, 5 labels"} <= set(
-            cpu["results"]["rows"]
+            grown[0]["results"]["rows"]
         ):  # an interrupted run may lack them
-            tables["surveys"] = surveys_table(cpu, records["gpu"])
+            tables["surveys"] = surveys_table(grown[0], gpu[0] if gpu else None)
         write(arguments.pages / "SCALING.md", tables)
-    print("written from", *(r["command"] for r in records.values() if r), sep="\n  ")
+    print("written from", *(r["command"] for r in cpu + gpu[:1]), sep="\n  ")
 
 
 if __name__ == "__main__":

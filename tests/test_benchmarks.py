@@ -102,9 +102,26 @@ def test_options_are_compared_with_the_first():
     cases = [(1, "float32", "training step", 0.2), (1, "float32", "inference", 0.1)]
     cases += [(2, "float32", "training step", 0.1), (2, "float32", "inference", 0.08)]
     names = ("threads", "precision", "work", "s_per_star")
-    text = table.options_table([dict(zip(names, case, strict=True)) for case in cases])
+    options = [dict(zip(names, case, strict=True)) for case in cases]
+    text = table.options_table(suite(options=options))
     assert "| training step | 2 | float32 | 10 | 2 |" in text
     assert "| inference | 2 | float32 | 12.5 | 1.25 |" in text
+
+
+def test_each_kind_of_processor_has_its_newest_record():
+    new, other, old = (suite() | {"date": f"2026-01-0{day}"} for day in (3, 2, 1))
+    other["hardware"] = {**MACHINE, "instructions": "AVX2"}
+    assert table.newest_of_each([new, other, old]) == [new, other]
+    assert "A processor (AVX2), PyTorch 2" in table.suite_table(other)
+
+
+def test_losses_by_width():
+    def record(dim, rates):
+        recipes = [{"rate": rate, "loss": [0.5, loss]} for rate, loss in rates.items()]
+        return {"results": {"dim": dim, "recipes": recipes}}
+
+    text = table.width_table([record(128, {1e-3: -0.25}), record(64, {1e-3: 0.1, 2e-3: 0.2})])
+    assert text.splitlines()[2:] == ["| 64 | 0.100 | 0.200 |", "| 128 | −0.250 | nan |"]
 
 
 def test_markers_are_filled_again_and_again():
@@ -120,7 +137,7 @@ def test_markers_are_filled_again_and_again():
 def test_pages_have_the_markers(measured):
     pages = table.HERE
     page = (pages / "README.md").read_text()
-    for name in ("cpu", "options", "gpu", "sweep"):
+    for name in ("cpu", "options", "gpu", "sweep", "width"):
         table.fill(page, name, "")
     scaling_page = (pages / "SCALING.md").read_text()
     for name in [*table.scaling_tables(measured), "surveys"]:
@@ -131,11 +148,11 @@ def test_the_newest_whole_record_counts(tmp_path):
     for date, small in (("2026-01-01", False), ("2026-01-02", False), ("2026-01-03", True)):
         content = suite(small=small) | {"date": date}
         (tmp_path / f"{date}.json").write_text(json.dumps(content))
-    assert table.newest("suite-cpu", tmp_path)["date"] == "2026-01-02"
-    assert table.newest("suite-gpu", tmp_path) is None
+    assert table.stored("suite-cpu", tmp_path)[0]["date"] == "2026-01-02"
+    assert table.stored("suite-gpu", tmp_path) == []
     only_options = suite(rows={}) | {"date": "2026-01-04"}
     (tmp_path / "options.json").write_text(json.dumps(only_options))
-    assert table.newest("suite-cpu", tmp_path)["date"] == "2026-01-02"
+    assert table.stored("suite-cpu", tmp_path)[0]["date"] == "2026-01-02"
 
 
 @pytest.mark.parametrize(
