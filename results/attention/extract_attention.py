@@ -9,8 +9,9 @@ attention.h5            attention of every star on every token in the last decod
                         responses of the flux, the mean spectra
 attention_shares.csv    share of attention on the tokens that respond most to a label, and on those
                         that tell most about it which no other label could have done (derivatives
-                        of the emulator `nature`, over 64 stars of the group), against chance, and
-                        the rank correlation of attention with either
+                        of the emulator `nature`, over 64 stars of the group), against chance and
+                        the best linear unbiased estimator, and the rank correlation with either;
+                        the same of the sensitivity, by pixel
 
     python extract_attention.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
         --data runs/laptop/survey.h5 --output runs/laptop/attention
@@ -61,9 +62,9 @@ RESPONSE_STARS = 64
 UNITS = {
     **dict.fromkeys(MEASURES, "1 is an even spread over the tokens"),
     "sensitivity": "spreads of the label a spread of the pixel",
-    "response": "label's unit (K or dex) to the power of -1",
-    "information": "square root of the share of the pixel",
-    "best_weights": "label's unit (K or dex)",
+    "response": "1 / K or 1 / dex",
+    "information": "square root of a pixel's share",
+    "best_weights": "K or dex",
 }
 SHOWN = ("MG_FE", "FE_H")  # what is printed; everything is in the table
 
@@ -168,18 +169,16 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
         shape = (len(rows), len(labels), len(tokens.pixels))
         chunks = (min(64, shape[0]), *shape[1:])
         stored = file.create_dataset("attention", shape, "f2", chunks=chunks, compression="gzip")
-        means = average(
-            decoder_attention(
-                model, spectra, wavelength, labels, permutations=arguments.permutations
-            ),
-            groups,
-            "attention",
-            lambda rows, batch: stored.write_direct(
-                batch["last_block"].astype("f2"), dest_sel=np.s_[rows]
-            ),
+
+        def store(rows: slice, batch: dict[str, np.ndarray]) -> None:
+            stored[rows] = batch["last_block"]
+
+        attention = decoder_attention(
+            model, spectra, wavelength, labels, permutations=arguments.permutations
         )
-        gradients = label_sensitivity(model, spectra, wavelength, labels)
-        means |= average(gradients, groups, "sensitivity")
+        sensitivity = label_sensitivity(model, spectra, wavelength, labels)
+        means = average(attention, groups, "attention", store)
+        means |= average(sensitivity, groups, "sensitivity")
         file.attrs["about"] = json.dumps(
             {
                 "checkpoint_sha256": sha256(checkpoint / "weights.pt"),
