@@ -286,13 +286,12 @@ def sweep_table(record: dict[str, Any]) -> str:
     ]
     head = ["batch", "learning rate", "labels a star", "warm-up", "star visits", "last loss"]
     head += ["visits until the published loss", "CPU seconds"]
+    least = f"{goal:.3f}".replace("-", "−")
     about = (
         f"{machine(record)}, one thread, {record['date']}; "
         f"{record['results']['stars']:,} mock stars, {record['results']['dim']} dimensions, 64 "
-        f"one-pixel tokens; the published recipe's least loss is {goal:.3f} a label".replace(
-            "-", "−"
-        )
-        + f". The last call: `{record['command']}`."
+        f"one-pixel tokens; the published recipe's least loss is {least} a label. The last call: "
+        f"`{record['command']}`."
     )
     return f"{about}\n\n{markdown(head, lines)}"
 
