@@ -1,5 +1,7 @@
 """Where spectra are kept, and that it makes no difference to the batches."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -80,3 +82,31 @@ def test_random_changes_do_not_depend_on_the_number_of_processes():
         torch.testing.assert_close(
             whole.inputs, torch.cat([part.inputs for part in parts]), rtol=0, atol=0
         )
+
+
+def test_items_are_made_ahead_in_another_thread():
+    made = []
+
+    def items():
+        for i in range(6):
+            made.append((i, threading.get_ident()))
+            yield i
+
+    coming = streaming.made_ahead(items(), ahead=3)
+    assert next(coming) == 0
+    assert [next(coming) for _ in range(2)] == [1, 2]
+    coming.close()  # waits for what is under way
+    assert [i for i, _ in made] == [0, 1, 2, 3, 4, 5]
+    assert threading.get_ident() not in {thread for _, thread in made}
+    assert list(streaming.made_ahead(items())) == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_fails_ahead_fails_when_it_is_asked_for():
+    def items():
+        yield 1
+        raise OSError("the disk is gone")
+
+    coming = streaming.made_ahead(items())
+    assert next(coming) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(coming)

@@ -18,6 +18,7 @@ import train_tiny
 from conftest import LABELS, make_model, make_spectra
 from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 
+from stellarperceptron import training_loop
 from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import Process
 from stellarperceptron.nn_utils import linear_warmup_cosine
@@ -75,6 +76,17 @@ def test_training_learns():
     history = train_here(model, epochs=15, learning_rate=3e-3, labels_per_star="all")
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
     assert history[-1]["val_mse_loss"] < history[0]["val_mse_loss"]
+
+
+def test_batches_that_are_made_ahead_are_the_same(monkeypatch):
+    trained = []
+    for cores in (0, 1):
+        monkeypatch.setattr(training_loop, "spare_cores", lambda processes, cores=cores: cores)
+        model = make_model()
+        train_here(model, epochs=2)
+        trained.append(model.torch_model.state_dict())
+    for name, tensor in trained[0].items():
+        assert torch.equal(tensor, trained[1][name]), name
 
 
 @pytest.mark.parametrize("kill_at", [5, 20])

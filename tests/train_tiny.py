@@ -15,9 +15,9 @@ from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import process_group
 from stellarperceptron.nn_utils import cosine_annealing_warm_restarts, linear_warmup_cosine
 from stellarperceptron.run_folder import RunFolder
+from stellarperceptron.trainer import Trainer
 from stellarperceptron.training import train
 from stellarperceptron.training_data import prepare_training_data
-from stellarperceptron.training_generator import TrainingGenerator
 
 STARS = 80
 NAMES = [f"syn_apogee{i}" for i in range(40)]
@@ -46,18 +46,17 @@ def main(folder, *arguments) -> None:
     options = TrainingOptions(
         **{"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "keep_checkpoints": 0, **values}
     )
-    made = 0
-    batch = TrainingGenerator._batch
+    trained = 0
+    train_batch = Trainer.train_batch
 
-    def counted(self, *arguments):
-        nonlocal made
-        if not self.fixed:
-            made += 1
-            if made == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if made == terminate_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-        return batch(self, *arguments)
+    def counted(self, batch):
+        nonlocal trained
+        trained += 1
+        if trained == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trained == terminate_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_batch(self, batch)
 
     rates, step = [], torch.optim.AdamW.step
 
@@ -66,7 +65,7 @@ def main(folder, *arguments) -> None:
         return step(self, *arguments)
 
     with (
-        patch.object(TrainingGenerator, "_batch", counted),
+        patch.object(Trainer, "train_batch", counted),
         patch.object(torch.optim.AdamW, "step", noted),
         process_group("cpu") as process,
     ):

@@ -1,18 +1,48 @@
 """Where the spectra lie, on the device or in the host's memory, and how batches get from there."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["MEMORIES", "batches_of_values", "memory_for"]
+__all__ = ["MEMORIES", "batches_of_values", "made_ahead", "memory_for", "spare_cores"]
 
 MEMORIES = ("auto", "device", "host")
 # The rest of a device's free memory is for the network, its optimizer and activations.
 _SHARE_OF_FREE_MEMORY = 0.5
+
+
+Item = TypeVar("Item")
+
+
+def spare_cores(processes: int = 1) -> int:
+    """Cores that this many processes, with PyTorch's threads each, leave idle."""
+    own = getattr(os, "sched_getaffinity", None)
+    cores = len(own(0)) if own else os.cpu_count() or 1
+    return cores - processes * torch.get_num_threads()
+
+
+def made_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
+    """The same items, made by a thread while the caller works with those before.
+
+    Parameters
+    ----------
+    items
+        Asked for by that thread alone, in order.
+    ahead
+        Items that are made before they are asked for.
+    """
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        coming = deque(pool.submit(next, source, end) for _ in range(ahead))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(pool.submit(next, source, end))
+            yield item
 
 
 def _free_memory(device: torch.device) -> int:

@@ -14,6 +14,7 @@ from stellarperceptron.checkpoint import load_tensors
 from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import Process, Termination
 from stellarperceptron.run_folder import RunFolder
+from stellarperceptron.streaming import made_ahead, spare_cores
 from stellarperceptron.trainer import Task, Trainer
 from stellarperceptron.utils.memory import freed_memory_kept
 
@@ -175,7 +176,10 @@ def _train_epoch(
     """Train what is left of an epoch; after a notice of termination, save and exit."""
     process, total = trainer.process, len(trainer.training)
     shown = time.monotonic()
-    for batch in trainer.training.batches(trainer.epoch, start=trainer.batch):
+    batches = trainer.training.batches(trainer.epoch, start=trainer.batch)
+    if process.device.type == "cpu" and spare_cores(process.world_size) > 0:
+        batches = made_ahead(batches)  # a GPU makes them itself, in its own time
+    for batch in batches:
         stepped = trainer.train_batch(batch)
         bar.update()
         if not bar.disable and time.monotonic() - shown > 2:
