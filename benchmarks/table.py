@@ -35,14 +35,13 @@ SURVEYS = {
 ESTIMATED_SHARE = 0.25  # of a GPU's peak, where none was measured
 
 
-def stored(benchmark: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Stored records of a benchmark, of full size and with something in them, newest first."""
+def stored(benchmark: str, part: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Stored records of a benchmark, of full size, whose results have a part; newest first."""
     records = []
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         results = content["results"]
-        whole = not results.get("small") and (results.get("rows") or results.get("recipes"))
-        if content["benchmark"] == benchmark and whole:
+        if content["benchmark"] == benchmark and results.get(part) and not results.get("small"):
             records.append((content["date"], path.stat().st_mtime, path.name, content))
     return [record[-1] for record in sorted(records, key=lambda r: r[:3], reverse=True)]
 
@@ -344,7 +343,7 @@ def main() -> None:
     )
     parser.add_argument("--pages", type=Path, default=HERE, help="folder of the two pages")
     arguments = parser.parse_args()
-    cpu, gpu = newest_of_each(stored("suite-cpu")), stored("suite-gpu")
+    cpu, gpu = newest_of_each(stored("suite-cpu", "rows")), stored("suite-gpu", "rows")
     if not cpu + gpu:
         sys.exit(f"there are no results in {RESULTS}: python -m benchmarks --suite cpu")
     pages = {}
@@ -352,10 +351,10 @@ def main() -> None:
         pages["cpu"] = "\n\n".join(map(suite_table, cpu))
     if gpu:
         pages["gpu"] = suite_table(gpu[0])
-    options = [record for record in cpu if "options" in record["results"]]
+    options = newest_of_each(stored("suite-cpu", "options"))
     if options:
         pages["options"] = "\n\n".join(map(options_table, options))
-    sweeps = stored("sweep")
+    sweeps = stored("sweep", "recipes")
     compared = [r for r in sweeps if sweep.goal(r["results"]["recipes"]) is not None]
     if compared:
         pages["sweep"] = sweep_table(compared[0])
@@ -363,7 +362,7 @@ def main() -> None:
         pages["width"] = width_table([r for r in sweeps if r not in compared])
     write(arguments.pages / "README.md", pages)
 
-    grown = [record for record in cpu if "scaling" in record["results"]]
+    grown = stored("suite-cpu", "scaling")
     if grown:
         tables = scaling_tables(grown[0]["results"]["scaling"])
         if {"training step, paper's model", "inference, 3,757 pixels, 5 labels"} <= set(

@@ -148,11 +148,12 @@ def test_the_newest_whole_record_counts(tmp_path):
     for date, small in (("2026-01-01", False), ("2026-01-02", False), ("2026-01-03", True)):
         content = suite(small=small) | {"date": date}
         (tmp_path / f"{date}.json").write_text(json.dumps(content))
-    assert table.stored("suite-cpu", tmp_path)[0]["date"] == "2026-01-02"
-    assert table.stored("suite-gpu", tmp_path) == []
-    only_options = suite(rows={}) | {"date": "2026-01-04"}
+    assert table.stored("suite-cpu", "rows", tmp_path)[0]["date"] == "2026-01-02"
+    assert table.stored("suite-gpu", "rows", tmp_path) == []
+    only_options = suite(rows={}, options=[1]) | {"date": "2026-01-04"}
     (tmp_path / "options.json").write_text(json.dumps(only_options))
-    assert table.stored("suite-cpu", tmp_path)[0]["date"] == "2026-01-02"
+    assert table.stored("suite-cpu", "rows", tmp_path)[0]["date"] == "2026-01-02"
+    assert table.stored("suite-cpu", "options", tmp_path) == [only_options]
 
 
 @pytest.mark.parametrize(
