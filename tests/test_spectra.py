@@ -63,7 +63,8 @@ def test_written_grid_is_read_back_exactly(tmp_path):
 
 def test_shipped_grid_is_the_one_of_the_package():
     shipped = Path(__file__).parents[1] / "dataset" / "apogee_wavelength_sol.csv"
-    np.testing.assert_array_equal(np.loadtxt(shipped), APOGEE_WAVELENGTH)
+    # Powers differ in their last bit between processors with and without AVX-512.
+    np.testing.assert_array_max_ulp(np.loadtxt(shipped), APOGEE_WAVELENGTH, maxulp=1)
 
 
 @pytest.mark.reference
