@@ -79,7 +79,7 @@ def markdown(head: list[str], lines: Iterable[list[Any]]) -> str:
 
 def percent(share: float) -> str:
     """Share as per cent."""
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def suite_table(record: dict[str, Any]) -> str:
