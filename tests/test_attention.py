@@ -14,7 +14,6 @@ from small_survey import N_PIXELS, write_survey
 
 from stellarperceptron.attention import (
     MEASURES,
-    _block_attention,
     decoder_attention,
     label_sensitivity,
     star_groups,
@@ -80,30 +79,6 @@ def test_last_block_differs_from_the_mean_of_all(model):
 def test_permutations_must_be_some(model):
     with pytest.raises(ValueError, match="permutations = 0"):
         attention_of(model, make_spectra(3, 40), permutations=0)
-
-
-def test_weights_of_a_block_are_its_own(model):
-    block = model.torch_model.torch_decoder.decoder_transformer_block_1
-    query, context = torch.randn(2, 3, 16), torch.randn(2, 9, 16)
-    attend = torch.rand(2, 9) < 0.8
-    with torch.inference_mode():
-        _, expected = block(query, context, attend, need_weights=True)
-        weights, _ = _block_attention(block, query, context, attend)
-    torch.testing.assert_close(weights, expected[..., :-1])
-
-
-def test_contribution_is_what_a_token_adds_to_the_attention(model):
-    """Of a single token: the output less the output when its value is nothing."""
-    attention = model.torch_model.torch_decoder.decoder_transformer_block_2.attention
-    block = model.torch_model.torch_decoder.decoder_transformer_block_2
-    query, context = torch.randn(4, 3, 16), torch.randn(4, 1, 16)
-    with torch.no_grad():
-        _, contribution = _block_attention(block, query, context, None)
-        whole, _ = attention(query, context, context)
-        attention.in_proj_weight[32:] = 0
-        attention.in_proj_bias[32:] = 0
-        without, _ = attention(query, context, context)
-    torch.testing.assert_close(contribution[..., 0], (whole - without).norm(dim=-1))
 
 
 def test_tokens_know_their_pixels():

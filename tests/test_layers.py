@@ -147,3 +147,42 @@ def test_attention_dropout_is_active_in_training_only():
 def test_the_network_keeps_its_own_embed_map(model):
     model.embed_map[3] = 7
     assert model.torch_model.embedding_layer.embed_map[3] == 1
+
+
+def test_contributions_are_what_the_attention_adds(model):
+    """Of a single token: the output less the output when its value is nothing."""
+    block = model.torch_model.torch_decoder.decoder_transformer_block_2
+    attention = block.attention
+    query, context = torch.randn(4, 3, 16), torch.randn(4, 1, 16)
+    with torch.no_grad():
+        _, contribution = block.contributions(query, context)
+        whole, _ = attention(query, context, context)
+        attention.in_proj_weight[32:] = 0
+        attention.in_proj_bias[32:] = 0
+        without, _ = attention(query, context, context)
+    torch.testing.assert_close(contribution[..., 0], (whole - without).norm(dim=-1))
+
+
+def test_weights_of_contributions_are_those_of_the_block(model):
+    block = model.torch_model.torch_decoder.decoder_transformer_block_1
+    query, context = torch.randn(2, 3, 16), torch.randn(2, 9, 16)
+    attend = torch.rand(2, 9) < 0.8
+    with torch.inference_mode():
+        _, expected = block(query, context, attend, need_weights=True)
+        weights, lengths = block.contributions(query, context, attend)
+    torch.testing.assert_close(weights, expected[..., :-1])
+    assert (lengths[~attend[:, None].expand(lengths.shape)] == 0).all()
+
+
+def test_contributions_teach_the_attention_of_the_decoder_only(model):
+    network = model.torch_model
+    pixels = torch.randn(2, 8)
+    tokens = torch.arange(1, 9)
+    *_, contributions = network(
+        tokens, pixels, torch.tensor([41]), encoding=torch.zeros(8, 16), contributions_of=1
+    )
+    assert contributions.shape == (1, 1, 8)
+    contributions.square().sum().backward()
+    taught = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert taught
+    assert all(n.startswith("torch_decoder.") and ".attention." in n for n in taught)

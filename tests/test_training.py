@@ -21,7 +21,7 @@ from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 from stellarperceptron import training_loop
 from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import Process
-from stellarperceptron.nn_utils import linear_warmup_cosine
+from stellarperceptron.nn_utils import contribution_entropy, linear_warmup_cosine
 from stellarperceptron.run_folder import RunFolder
 from stellarperceptron.training import TrainingError, train
 
@@ -76,6 +76,25 @@ def test_training_learns():
     history = train_here(model, epochs=15, learning_rate=3e-3, labels_per_star="all")
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
     assert history[-1]["val_mse_loss"] < history[0]["val_mse_loss"]
+
+
+def test_entropy_gathers_contributions():
+    def entropy_after(weight):
+        model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+        options = {"epochs": 10, "learning_rate": 3e-3, "labels_per_star": "all"}
+        train_here(model, attention_entropy=weight, **options)
+        network, data = model.torch_model.eval(), tiny_data(model)
+        with torch.inference_mode():
+            *_, contributions = network(
+                data.tokens,
+                data.values[..., 0],
+                data.label_tokens,
+                data.encoding,
+                contributions_of=STARS,
+            )
+            return contribution_entropy(contributions).item()
+
+    assert entropy_after(10.0) < 0.8 * entropy_after(0.0)
 
 
 def test_batches_that_are_made_ahead_are_the_same(monkeypatch):

@@ -20,7 +20,6 @@ from stellarperceptron.inference import (
     first_pixels,
     group_pixels,
 )
-from stellarperceptron.layers import TransformerBlock
 from stellarperceptron.metrics import GIANTS
 from stellarperceptron.model import StellarPerceptron
 
@@ -245,19 +244,13 @@ def _patch_attention(
         None if one_pixel else pixels,
         nan_policy=model.nan_policy,
     )
-    query = network.embedding_layer(request_tokens).expand(len(flux), -1, -1)
-    weights, contribution = [], 0.0
-    for block in network.torch_decoder.children():
-        if not isinstance(block, TransformerBlock):
-            continue
-        block_weights, lengths = _block_attention(block, query, perception, attend)
-        weights.append(_even(block_weights, present))
-        contribution = contribution + lengths
-        query, _ = block(query, perception, attend)
+    request = network.request(request_tokens, len(flux))
+    weights, lengths = network.torch_decoder.contributions(request, perception, attend)
+    weights = [_even(block, present) for block in weights]
     return {
         "last_block": weights[-1],
         "all_blocks": torch.stack(weights).mean(dim=0),
-        "contribution": _even(contribution, present),
+        "contribution": _even(sum(lengths), present),
     }
 
 
@@ -266,37 +259,3 @@ def _even(attention: Tensor, present: Tensor) -> Tensor:
     attention = attention * present[:, None]
     scaled = attention * present.sum(dim=1)[:, None, None] / attention.sum(dim=2, keepdim=True)
     return scaled.masked_fill(~present[:, None], math.nan)
-
-
-def _block_attention(
-    block: TransformerBlock, query: Tensor, context: Tensor, attend: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attention of requests (N, Q, D) on tokens (N, T, D) in one block, without the learned key.
-
-    Returns
-    -------
-    weights : (N, Q, T)
-        Softmax weights, mean of the heads.
-    contribution : (N, Q, T)
-        Length of the vector sum_h w_h W_out,h v_h that comes from a token.
-    """
-    attention, heads = block.attention, block.head_num
-    w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
-    b_q, b_k, b_v = attention.in_proj_bias.chunk(3)
-
-    def split(x: Tensor) -> Tensor:  # (N, L, D) -> (N, H, L, D / H)
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    q, k, v = (
-        split(x @ w.T + b)
-        for x, w, b in ((query, w_q, b_q), (context, w_k, b_k), (context, w_v, b_v))
-    )
-    k = torch.cat([k, split(attention.bias_k).expand(len(k), -1, -1, -1)], dim=2)
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if attend is not None:
-        mask = torch.nn.functional.pad(attend, (0, 1), value=True)
-        scores = scores.masked_fill(~mask[:, None, None], -math.inf)
-    weights = scores.softmax(dim=-1)[..., :-1]  # (N, H, Q, T)
-    carried = torch.einsum("nhtd,chd->nhtc", v, attention.out_proj.weight.unflatten(1, (heads, -1)))
-    contribution = torch.einsum("nhqt,nhtc->nqtc", weights, carried).norm(dim=-1)
-    return weights.mean(dim=1), contribution

@@ -196,6 +196,9 @@ class TrainingOptions:
         See `TrainingGenerator`.
     gradient_accumulation
         Batches to an optimizer step.
+    attention_entropy
+        Weight of a second loss beside the first: the entropy of what the decoder takes from each
+        token [nats], see `contribution_entropy`. It makes each answer read from few tokens.
     max_gradient_norm
         Longer gradients are shortened to this; 0: never.
     precision
@@ -222,6 +225,7 @@ class TrainingOptions:
     narrow_share: float = 0.0
     narrow_tokens: int = 0
     gradient_accumulation: int = 1
+    attention_entropy: float = 0.0
     max_gradient_norm: float = 0.0
     precision: str = "float32"
     compile: bool = False
@@ -243,7 +247,7 @@ class TrainingOptions:
         for name in ("checkpoint_every_n_epochs", "keep_checkpoints", *whole):
             if not getattr(self, name) >= 0:
                 yield f"{name} = {getattr(self, name)} is negative"
-        for name in ("weight_decay", "max_gradient_norm"):
+        for name in ("weight_decay", "attention_entropy", "max_gradient_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 yield f"{name} = {getattr(self, name)} is not a number of at least 0"
         if not 0 < self.learning_rate < math.inf:

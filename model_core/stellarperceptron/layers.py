@@ -314,6 +314,39 @@ class TransformerBlock(nn.Module):
         output = linear(output.flatten(-2), a.out_proj.weight, a.out_proj.bias)
         return output, weights.mean(dim=2) if need_weights else None
 
+    def contributions(
+        self, query: Tensor, context: Tensor, attend: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What attention takes from each token, the learned key left out.
+
+        Parameters
+        ----------
+        query, context, attend
+            Of a cross-attention, see `forward`.
+
+        Returns
+        -------
+        weights : Tensor
+            (N, Q, L) softmax weights, mean of the heads.
+        lengths : Tensor
+            (N, Q, L) length of the vector ``sum_h w_h W_out,h v_h`` that the weights carry from a
+            token: the norm-based attention of Kobayashi et al. 2020 (arXiv 2004.10102).
+        """
+        a, heads = self.attention, self.head_num
+        w_q, w_kv = a.in_proj_weight.tensor_split([query.shape[-1]])
+        b_q, b_kv = a.in_proj_bias.tensor_split([query.shape[-1]])
+        q = _split_heads(linear(query, w_q, b_q), heads)
+        k, v = (_split_heads(x, heads) for x in linear(context, w_kv, b_kv).chunk(2, dim=-1))
+        learned = _split_heads(a.bias_k.to(k.dtype), heads).expand(len(k), -1, -1, -1)
+        scores = q @ torch.cat([k, learned], dim=2).transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if attend is not None:
+            mask = F.pad(attend, (0, 1), value=True)[:, None, None, :]
+            scores = scores.masked_fill(~mask, -math.inf)
+        weights = scores.softmax(dim=-1)[..., :-1]  # (N, H, Q, L)
+        carried = torch.einsum("nhld,chd->nhlc", v, a.out_proj.weight.unflatten(1, (heads, -1)))
+        lengths = torch.einsum("nhql,nhlc->nqlc", weights.to(carried.dtype), carried).norm(dim=-1)
+        return weights.mean(dim=1), lengths
+
 
 class StellarPerceptronEncoder(nn.Module):
     """Two self-attention blocks, the second with half the heads and half the width.
@@ -399,6 +432,25 @@ class StellarPerceptronDecoder(nn.Module):
         for i in range(3, 7):
             x = self.dropout(self.activation(self.get_submodule(f"decoder_dense_{i}")(x)))
         return self.decoder_out(x)[..., 0], self.decoder_logvar_out(x)[..., 0], weights
+
+    def contributions(
+        self, request: Tensor, perception: Tensor, attend: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and lengths of the three blocks, see `TransformerBlock.contributions`.
+
+        Gradients reach the attention of the blocks, not what they are given: a decoder is to read
+        where the information lies, the encoder is not to carry it where the decoder reads.
+        """
+        weights, lengths = [], []
+        query, perception = request.detach(), perception.detach()
+        for i in range(1, 4):
+            block = self.get_submodule(f"decoder_transformer_block_{i}")
+            block_weights, block_lengths = block.contributions(query, perception, attend)
+            weights.append(block_weights)
+            lengths.append(block_lengths)
+            with torch.no_grad():
+                query, _ = block(query, perception, attend)
+        return weights, lengths
 
 
 class StellarPerceptronTorchModel(nn.Module):
@@ -488,13 +540,34 @@ class StellarPerceptronTorchModel(nn.Module):
         *,
         nan_policy: str = "mask",
         complete: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Perceive and answer: see `encode` and `decode`."""
+        contributions_of: int = 0,
+    ) -> tuple[Tensor, ...]:
+        """Perceive and answer: see `encode` and `decode`.
+
+        Returns
+        -------
+        value, logvar : Tensor
+            (N, Q), standardized.
+        contributions : Tensor
+            (n, Q, L), of the first n = `contributions_of` stars and only if there are any: what the
+            answers take from each token, see `TransformerBlock.contributions`, sum of the blocks.
+        """
         perception, attend, _ = self.encode(
             tokens, inputs, encoding, pixels, nan_policy=nan_policy, complete=complete
         )
         value, logvar, _ = self.decode(request_tokens, perception, attend)
-        return value, logvar
+        if not contributions_of:
+            return value, logvar
+        some = slice(contributions_of)
+        request = self.request(request_tokens, len(perception))
+        _, lengths = self.torch_decoder.contributions(
+            request[some], perception[some], None if attend is None else attend[some]
+        )
+        return value, logvar, sum(lengths)
+
+    def request(self, request_tokens: Tensor, stars: int) -> Tensor:
+        """Embed requests (stars, Q) or, alike for all stars, (Q,): (stars, Q, D)."""
+        return self.embedding_layer(request_tokens).expand(stars, -1, -1)
 
     def decode(
         self,
@@ -521,5 +594,5 @@ class StellarPerceptronTorchModel(nn.Module):
         weights : Tensor or None
             (N, Q, L + 1), see `TransformerBlock.forward`.
         """
-        request = self.embedding_layer(request_tokens).expand(len(perception), -1, -1)
+        request = self.request(request_tokens, len(perception))
         return self.torch_decoder(request, perception, attend, need_weights)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import (
 )
 
 __all__ = [
+    "contribution_entropy",
     "cosine_annealing_warm_restarts",
     "linear_warmup_cosine",
     "mean_squared_error",
@@ -74,6 +75,24 @@ def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """
     known, y_true = _known(y_true, y_pred)
     return _sum_requests_mean_stars((y_true - y_pred).square(), known)
+
+
+def contribution_entropy(contributions: Tensor) -> Tensor:
+    """Shannon entropy of how an answer's contributions are shared among the tokens [nats].
+
+    Parameters
+    ----------
+    contributions
+        (N, Q, L), not negative; see `StellarPerceptronTorchModel.forward`.
+
+    Returns
+    -------
+    Tensor
+        Scalar: summed over the Q requests, averaged over the N stars. ln L is an even spread, 0 one
+        token alone.
+    """
+    shares = contributions / contributions.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+    return torch.special.entr(shares.clamp_min(1e-12)).sum(dim=(1, 2)).mean()
 
 
 def cosine_annealing_warm_restarts(

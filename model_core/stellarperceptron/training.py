@@ -1,5 +1,6 @@
 """Training of `StellarPerceptron` on stars that lie ready."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,12 @@ class _PerceptronTask:
         # (An augmentation may make a pixel bad.)
         self.complete = fills and not options.outputs_padding and data.augment is None
         labels = len(data.label_tokens) if options.labels_per_star == "all" else 1
+        # How answers are read from tokens is penalised on a quarter of a batch: it costs time.
+        self.looked_at = math.ceil(options.batch_size / 4) if options.attention_entropy else 0
         # Gradients take twice the arithmetic of the answer.
         self.flops_per_star = 3 * model.flops_per_star(self.training.context_length, labels)
 
-    def answer(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def answer(self, module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         encoding = self.data.encode(batch, self.network.embedding_layer.encode_wavelength)
         return module(
             batch.tokens,
@@ -77,6 +80,7 @@ class _PerceptronTask:
             encoding,
             batch.pixels,
             complete=self.complete,
+            contributions_of=self.looked_at if self.network.training else 0,
         )
 
     def save(self, folder: Path, network: nn.Module, optimizer, epoch: int, training_state) -> None:
