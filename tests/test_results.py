@@ -272,12 +272,13 @@ def make_predictions(error, poor_error=None, labels=("TEFF", "FE_H")):
     return pd.DataFrame(columns)
 
 
-def make_shares(last_block=3.5, contribution=3.5, sensitivity=3.5):
+def make_shares(last_block=3.5, contribution=3.5, telling=3.5, sensitivity=3.5):
     """Each row has a value of its own; those that the claims ask for have the ones given."""
     names = ["pixels", "group", "measure", "ranked_by", "label", "top", "ratio"]
     asked = {
         ("last_block", "response"): last_block,
         ("contribution", "response"): contribution,
+        ("contribution", "information"): telling,
         ("sensitivity", "information"): sensitivity,
     }
     rows = []
@@ -310,9 +311,10 @@ def make_stars(teff=3900.0, kind="giant"):
         ({"hundred_poor": 0.25}, [2]),
         ({"last_block": 2.9}, [3]),
         ({"contribution": 2.9}, [4]),
-        ({"sensitivity": 2.9}, [5]),
-        ({"teff": 4100.0}, [6]),
-        ({"class": "dwarf"}, [7]),
+        ({"telling": 2.9}, [5]),
+        ({"sensitivity": 2.9}, [6]),
+        ({"teff": 4100.0}, [7]),
+        ({"class": "dwarf"}, [8]),
     ],
 )
 def test_claims_hold_or_not(changes, failing):
@@ -323,10 +325,10 @@ def test_claims_hold_or_not(changes, failing):
         "hundred": make_predictions(hundred, changes.get("hundred_poor"), labels=("FE_H",)),
     }
     stars = make_stars(changes.get("teff", 3900.0), changes.get("class", "giant"))
-    names = ("last_block", "contribution", "sensitivity")
+    names = ("last_block", "contribution", "telling", "sensitivity")
     shares = make_shares(**{name: changes[name] for name in names if name in changes})
     claims = claims_table(observed, chunk, shares, stars)
-    assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(8)]
+    assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(9)]
 
 
 def test_shares_of_an_older_version_are_refused():

@@ -38,6 +38,7 @@ RANKINGS = {"response": "respond most to a label", "information": "tell most abo
 ATTENTION_CLAIMS = (
     ("last_block", "response", "attention of the last decoder block on the 5 % of tokens"),
     ("contribution", "response", "contributions of all decoder blocks on the 5 % of tokens"),
+    ("contribution", "information", "contributions of all decoder blocks on the 5 % of tokens"),
     ("sensitivity", "information", "sensitivity of the answers to the 5 % of pixels"),
 )
 """What the goal is asked of: measure, ranking (see `extract_attention.py`), in words."""
