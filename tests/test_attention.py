@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import make_model, make_spectra
 from small_survey import N_PIXELS, write_survey
 

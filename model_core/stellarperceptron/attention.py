@@ -245,7 +245,9 @@ def _patch_attention(
         nan_policy=model.nan_policy,
     )
     request = network.request(request_tokens, len(flux))
-    weights, lengths = network.torch_decoder.contributions(request, perception, attend)
+    decoder = network.torch_decoder
+    *queries, _, _ = decoder.read(request, perception, attend)
+    weights, lengths = decoder.contributions(queries, perception, attend)
     weights = [_even(block, present) for block in weights]
     return {
         "last_block": weights[-1],

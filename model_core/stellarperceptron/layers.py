@@ -6,6 +6,7 @@ requests, P pixels a token, D embedding dimensions, H attention heads.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -426,31 +427,48 @@ class StellarPerceptronDecoder(nn.Module):
         weights : Tensor or None
             (N, Q, L + 1), see `TransformerBlock.forward`.
         """
-        x, _ = self.decoder_transformer_block_1(request, perception, attend)
-        x, _ = self.decoder_transformer_block_2(x, perception, attend)
-        x, weights = self.decoder_transformer_block_3(x, perception, attend, need_weights)
+        *_, x, weights = self.read(request, perception, attend, need_weights)
+        return *self.answer(x), weights
+
+    def read(
+        self,
+        request: Tensor,
+        perception: Tensor,
+        attend: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """What each of the three blocks asks, what the last one gives (N, Q, D), its weights."""
+        results, weights = [request], None
+        for i in range(1, 4):
+            block = self.get_submodule(f"decoder_transformer_block_{i}")
+            x, weights = block(results[-1], perception, attend, need_weights and i == 3)
+            results.append(x)
+        return *results, weights
+
+    def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and log-variance (N, Q) of what was read (N, Q, D)."""
         for i in range(3, 7):
             x = self.dropout(self.activation(self.get_submodule(f"decoder_dense_{i}")(x)))
-        return self.decoder_out(x)[..., 0], self.decoder_logvar_out(x)[..., 0], weights
+        return self.decoder_out(x)[..., 0], self.decoder_logvar_out(x)[..., 0]
 
     def contributions(
-        self, request: Tensor, perception: Tensor, attend: Tensor | None = None
+        self, queries: Sequence[Tensor], perception: Tensor, attend: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and lengths of the three blocks, see `TransformerBlock.contributions`.
 
-        Gradients reach the attention of the blocks, not what they are given: a decoder is to read
-        where the information lies, the encoder is not to carry it where the decoder reads.
+        `queries` are what the blocks ask, see `read`. Gradients reach the attention of the blocks,
+        not what they are given: the decoder is to read where the information lies, the encoder not
+        to carry it where the decoder reads.
         """
-        weights, lengths = [], []
-        query, perception = request.detach(), perception.detach()
-        for i in range(1, 4):
-            block = self.get_submodule(f"decoder_transformer_block_{i}")
-            block_weights, block_lengths = block.contributions(query, perception, attend)
-            weights.append(block_weights)
-            lengths.append(block_lengths)
-            with torch.no_grad():
-                query, _ = block(query, perception, attend)
-        return weights, lengths
+        perception = perception.detach()
+        blocks = [
+            self.get_submodule(f"decoder_transformer_block_{i + 1}").contributions(
+                query.detach(), perception, attend
+            )
+            for i, query in enumerate(queries)
+        ]
+        weights, lengths = zip(*blocks, strict=True)
+        return list(weights), list(lengths)
 
 
 class StellarPerceptronTorchModel(nn.Module):
@@ -555,15 +573,15 @@ class StellarPerceptronTorchModel(nn.Module):
         perception, attend, _ = self.encode(
             tokens, inputs, encoding, pixels, nan_policy=nan_policy, complete=complete
         )
-        value, logvar, _ = self.decode(request_tokens, perception, attend)
+        request, decoder = self.request(request_tokens, len(perception)), self.torch_decoder
+        *queries, x, _ = decoder.read(request, perception, attend)
+        answer = decoder.answer(x)
         if not contributions_of:
-            return value, logvar
+            return answer
         some = slice(contributions_of)
-        request = self.request(request_tokens, len(perception))
-        _, lengths = self.torch_decoder.contributions(
-            request[some], perception[some], None if attend is None else attend[some]
-        )
-        return value, logvar, sum(lengths)
+        attend = None if attend is None else attend[some]
+        _, lengths = decoder.contributions([q[some] for q in queries], perception[some], attend)
+        return *answer, sum(lengths)
 
     def request(self, request_tokens: Tensor, stars: int) -> Tensor:
         """Embed requests (stars, Q) or, alike for all stars, (Q,): (stars, Q, D)."""
