@@ -1,7 +1,8 @@
 r"""Figure 4: where the decoder looks for each label, under the mean spectra of giants and dwarfs.
 
-Attention hangs down from its line as absorption does; the number is its largest value, in units of
-an even spread. `sensitivity.png` beside it shows in the same way how far the answers move with the
+Attention (unless another measure is asked for, what the three decoder blocks take from a token, see
+`stellarperceptron.attention`) hangs down from its line as absorption does; the number is its largest
+value, in units of an even spread. `sensitivity.png` beside it shows in the same way how far the answers move with the
 flux of each pixel (in a label's spread for a pixel's, signs left out). Dashed:
 `notable_spectral_lines.csv`, the lines that the SpectraFM paper names, with the labels whose
 attention it found there.
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="output of extract_attention.py; gets both"
     )
-    parser.add_argument("--measure", default="last_block", help=f"one of {', '.join(MEASURES)}")
+    parser.add_argument("--measure", default="contribution", help=f"one of {', '.join(MEASURES)}")
     arguments = parser.parse_args()
     if arguments.measure not in MEASURES:
         parser.error(f"--measure is one of {', '.join(MEASURES)}, not {arguments.measure}")
