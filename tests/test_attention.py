@@ -155,7 +155,8 @@ def extracted(tmp_path_factory):
     model = make_model(N_PIXELS, LABEL_NAMES, context_length=6, pixels_per_token=4)
     model.save(folder / "model")
     arguments = ["--checkpoint", folder / "model", "--data", survey, "--output", folder / "out"]
-    run_script("extract_attention", *arguments, "--permutations", 2, "--threads", 1)
+    options = ["--pixels", "full", "--permutations", 2, "--threads", 1]
+    run_script("extract_attention", *arguments, *options)
     return dict(zip(arguments[::2], arguments[1::2], strict=True))
 
 
@@ -219,4 +220,5 @@ def test_survey_without_abundances_is_refused(extracted, tmp_path):
         labels[:, 2:] = np.nan
         file["test/labels"][:] = labels
     with pytest.raises(SystemExit, match=r"no star of .* with all labels"):
-        run_script("extract_attention", *as_list(extracted, data=survey, output=tmp_path / "out"))
+        changed = as_list(extracted, data=survey, output=tmp_path / "out", pixels="full")
+        run_script("extract_attention", *changed)

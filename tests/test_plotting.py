@@ -60,6 +60,13 @@ def test_chips_are_as_wide_as_their_wavelength_ranges():
     assert per_angstrom == pytest.approx([per_angstrom[0]] * 3, rel=1e-6)
 
 
+def test_chips_are_clipped_to_what_is_shown():
+    axes = chip_axes(Figure(), between=(15700.0, 16000.0))
+    assert axes.shape == (1, 2)  # blue and green
+    assert axes[0, 0].get_xlim()[0] == 15700
+    assert axes[0, 1].get_xlim()[1] == 16000
+
+
 def test_the_same_figure_is_the_same_bytes(tmp_path):
     for name in "ab":
         figure = Figure()

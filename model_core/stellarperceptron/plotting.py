@@ -253,7 +253,10 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def chip_axes(
-    figure: Figure | SubFigure, rows: int = 1, chips: Sequence[str] = tuple(CHIP_PIXELS)
+    figure: Figure | SubFigure,
+    rows: int = 1,
+    chips: Sequence[str] = tuple(CHIP_PIXELS),
+    between: tuple[float, float] = (0.0, np.inf),
 ) -> np.ndarray:
     """Axes side by side for APOGEE's three detectors, as wide as their wavelength ranges.
 
@@ -265,6 +268,8 @@ def chip_axes(
         Number of rows; each shares its flux axis, each column its wavelength axis.
     chips
         Some of "blue", "green" and "red".
+    between
+        Wavelengths that are shown [Angstrom]; detectors without any are left out.
 
     Returns
     -------
@@ -272,9 +277,10 @@ def chip_axes(
         The spines between neighbouring detectors are left out. Wavelengths are labelled below the
         last row.
     """
-    ranges = [APOGEE_WAVELENGTH[CHIP_PIXELS[chip]][[0, -1]] for chip in chips]
+    ranges = [np.clip(APOGEE_WAVELENGTH[CHIP_PIXELS[chip]][[0, -1]], *between) for chip in chips]
+    ranges = [span for span in ranges if span[0] < span[1]]
     axes = figure.subplots(
-        *(rows, len(chips)),
+        *(rows, len(ranges)),
         squeeze=False,
         sharex="col",
         sharey="row",
@@ -284,7 +290,7 @@ def chip_axes(
         for axis in axes[:, column]:
             axis.set_xlim(*span)
             axis.spines["left"].set_visible(column == 0)
-            axis.spines["right"].set_visible(column == len(chips) - 1)
-            axis.tick_params(axis="y", left=column == 0, right=column == len(chips) - 1)
-    axes[-1, len(chips) // 2].set_xlabel("vacuum wavelength [Å]")
+            axis.spines["right"].set_visible(column == len(ranges) - 1)
+            axis.tick_params(axis="y", left=column == 0, right=column == len(ranges) - 1)
+    axes[-1, len(ranges) // 2].set_xlabel("vacuum wavelength [Å]")
     return axes

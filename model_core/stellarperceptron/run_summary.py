@@ -147,14 +147,14 @@ def _symbol(label: str) -> str:
     return label_heading(label).split(" [")[0]
 
 
-def _trained_pixels(shares: pd.DataFrame) -> pd.DataFrame:
-    """Rows of 5 % of the tokens or pixels, among those that stage 2 was trained on."""
+def _five_per_cent(shares: pd.DataFrame) -> pd.DataFrame:
+    """Rows of 5 % of the tokens or pixels, of the last range of pixels in the table."""
     return shares[(shares["pixels"] == shares["pixels"].iloc[-1]) & (shares["top"] == 0.05)]
 
 
 def _of_claim(shares: pd.DataFrame, measure: str, ranking: str) -> pd.DataFrame:
     """Rows of all stars, for the iron and magnesium abundances that the survey has."""
-    part = _trained_pixels(shares)
+    part = _five_per_cent(shares)
     part = part[(part["group"] == "all") & (part["measure"] == measure)]
     part = part[part["ranked_by"] == ranking].set_index("label")
     return part.loc[[label for label in ("FE_H", "MG_FE") if label in part.index]]
@@ -180,7 +180,7 @@ def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
         raise ValueError("attention_shares.csv is of an older version: run extract_attention.py")
     tables = {}
     for ranking, words in RANKINGS.items():
-        part = _trained_pixels(shares)
+        part = _five_per_cent(shares)
         part = part[part["ranked_by"] == ranking]
         table = part.pivot_table("ratio", ["group", "label"], "measure", sort=False)
         best = part.pivot_table("ratio_of_best", ["group", "label"], "measure", sort=False)

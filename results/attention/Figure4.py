@@ -104,7 +104,7 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
         raise ValueError(f"{file.filename} has neither giants nor dwarfs: extract more --stars")
     use_style()
     figure = Figure(figsize=(14, 0.4 + 5.0 * len(groups)), layout="constrained")
-    panels = chip_axes(figure, rows=len(groups))
+    panels = chip_axes(figure, len(groups), between=(wavelength.min(), wavelength.max()))
     spectra = {name: file[f"{name}/spectrum"][:] for name in groups}
     top = min(np.nanmin(spectrum) for spectrum in spectra.values()) - 0.02  # where attention begins
     for number, (group, title) in enumerate(groups.items()):

@@ -51,7 +51,7 @@ from stellarperceptron.response import (
     label_slopes,
     token_response,
 )
-from stellarperceptron.spectra import APOGEE_WAVELENGTH, PIXEL_RANGES, pixel_range
+from stellarperceptron.spectra import APOGEE_WAVELENGTH, pixel_range
 from stellarperceptron.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
@@ -81,7 +81,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--kind", default="observed", help="observed or synthetic spectra")
     parser.add_argument(
-        "--pixels", default="full", help="full, first_half, fe_chunk or start:stop (of 7,514)"
+        "--pixels",
+        default="first_half",
+        help="full, first_half (what stage 2 is trained on), fe_chunk or start:stop (of 7,514)",
     )
     parser.add_argument(
         "--stars", type=positive, default=600, help="number of test stars; all if fewer"
@@ -240,31 +242,25 @@ def shares(
     labels: list[str],
     part: slice,
 ) -> pd.DataFrame:
-    """Table of `concentration`: in all pixels seen, and in those that stage 2 was trained on.
+    """Table of `concentration`.
 
     Best weights (Q, n) are multiplied by the spread (n,) of the pixels: as the network's, they are
     those of standardized fluxes then.
     """
-    half = PIXEL_RANGES["first_half"]
     lines = []
     for (group, measure), attention in means.items():
         # Sensitivity is one of pixels, attention of tokens.
         members = np.arange(pixels.max() + 1)[:, None] if measure == "sensitivity" else pixels
-        number = np.arange(part.start, part.stop)[members.max(axis=1)]  # the last pixel of each
-        ranges = {f"{part.start}:{part.stop}": np.ones(len(members), dtype=bool)}
-        if 1 / max(TOPS) < (number < half.stop).sum() < len(members):
-            ranges[f"{part.start}:{half.stop}"] = number < half.stop
         ranking = {kind: token_response(response[group][kind], members) for kind in RANKINGS}
         weights = token_response(spread * response[group]["best_weights"], members)
-        for (name, inside), kind in itertools.product(ranges.items(), RANKINGS):
-            for (i, label), top in itertools.product(enumerate(labels), TOPS):
-                order, values = ranking[kind][i, inside], np.abs(attention[i, inside])
-                result = concentration(values, order, top)
-                seen = np.where(np.isnan(values), np.nan, weights[i, inside])
-                best = concentration(seen, order, top)
-                key = {"group": group, "pixels": name, "measure": measure, "ranked_by": kind}
-                key |= {"label": label, "top": top}
-                lines.append({**key, **asdict(result), "ratio_of_best": best.ratio})
+        for kind, (i, label), top in itertools.product(RANKINGS, enumerate(labels), TOPS):
+            values = np.abs(attention[i])
+            result = concentration(values, ranking[kind][i], top)
+            seen = np.where(np.isnan(values), np.nan, weights[i])
+            best = concentration(seen, ranking[kind][i], top)
+            key = {"group": group, "pixels": f"{part.start}:{part.stop}", "measure": measure}
+            key |= {"ranked_by": kind, "label": label, "top": top}
+            lines.append({**key, **asdict(result), "ratio_of_best": best.ratio})
     return pd.DataFrame(lines)
 
 
