@@ -198,7 +198,8 @@ class TrainingOptions:
         Batches to an optimizer step.
     attention_entropy
         Weight of a second loss beside the first: the entropy of what the decoder takes from each
-        token [nats], see `contribution_entropy`. It makes each answer read from few tokens.
+        token [nats], see `contribution_entropy`. It makes each answer read from few tokens; stars
+        that show a narrow stretch are left out.
     max_gradient_norm
         Longer gradients are shortened to this; 0: never.
     precision

@@ -73,7 +73,7 @@ class _PerceptronTask:
 
     def answer(self, module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         encoding = self.data.encode(batch, self.network.embedding_layer.encode_wavelength)
-        return module(
+        answer = module(
             batch.tokens,
             batch.inputs,
             batch.request_tokens,
@@ -82,6 +82,12 @@ class _PerceptronTask:
             complete=self.complete,
             contributions_of=self.looked_at if self.network.training else 0,
         )
+        if len(answer) > 2 and batch.narrow is not None:
+            # Nothing to choose from in a narrow stretch, which must be read whole: no entropy.
+            value, logvar, contributions = answer
+            wide = ~batch.narrow[: len(contributions), None, None]
+            return value, logvar, contributions * wide
+        return answer
 
     def save(self, folder: Path, network: nn.Module, optimizer, epoch: int, training_state) -> None:
         write_checkpoint(

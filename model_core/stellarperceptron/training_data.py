@@ -39,6 +39,8 @@ class Batch:
         (B, 1), or (Q,) when all labels are requested.
     labels, label_errors : Tensor
         (B, 1) or (B, Q) standardized; NaN where a star has no such label.
+    narrow : Tensor or None
+        (B,) whether a star shows a narrow stretch of its spectrum only; None: no star does.
     """
 
     stars: Tensor
@@ -49,6 +51,7 @@ class Batch:
     request_tokens: Tensor
     labels: Tensor
     label_errors: Tensor
+    narrow: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ class TrainingGenerator:
             request_tokens,
             labels,
             errors,
+            self._stretch(stars)[0] if self.narrow_share else None,
         )
 
     def _choose_pixels(self, stars: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,13 +212,16 @@ class TrainingGenerator:
 
     def _outside_stretch(self, stars: Tensor) -> Tensor:
         """(B, T) tokens that a star with a narrow range does not have; none for other stars."""
-        tokens = len(self.data.tokens)
-        whether, where = self._keys(_NARROW, stars, self._pixel_hash[:2].view(1, -1)).unbind(1)
-        narrow = whether < self.narrow_share * LARGEST
-        first = where % (tokens - self.narrow_tokens + 1)
-        distance = torch.arange(tokens, device=stars.device) - first[:, None]
+        narrow, first = self._stretch(stars)
+        distance = torch.arange(len(self.data.tokens), device=stars.device) - first[:, None]
         inside = (distance >= 0) & (distance < self.narrow_tokens)
         return narrow[:, None] & ~inside
+
+    def _stretch(self, stars: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) whether a star has a narrow range, and the first token of its stretch."""
+        whether, where = self._keys(_NARROW, stars, self._pixel_hash[:2].view(1, -1)).unbind(1)
+        first = where % (len(self.data.tokens) - self.narrow_tokens + 1)
+        return whether < self.narrow_share * LARGEST, first
 
     def _choose_labels(self, stars: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         data = self.data
