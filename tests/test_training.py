@@ -23,7 +23,7 @@ from stellarperceptron.config import TrainingOptions
 from stellarperceptron.distributed import Process
 from stellarperceptron.nn_utils import contribution_entropy, linear_warmup_cosine
 from stellarperceptron.run_folder import RunFolder
-from stellarperceptron.training import TrainingError, train
+from stellarperceptron.training import TrainingError, _PerceptronTask, train
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SCRIPT = Path(__file__).with_name("train_tiny.py")
@@ -95,6 +95,21 @@ def test_entropy_gathers_contributions():
             return contribution_entropy(contributions).item()
 
     assert entropy_after(10.0) < 0.8 * entropy_after(0.0)
+
+
+def test_no_entropy_is_asked_of_narrow_stretches():
+    model = make_model(context_length=10)
+    model.torch_model.train()
+    options = TrainingOptions(batch_size=32, attention_entropy=1.0, narrow_share=0.5)
+    process = Process(0, 1, model.device)
+    task = _PerceptronTask(model, tiny_data(model), np.arange(64), np.arange(64), options, process)
+    batch = next(task.training.batches())
+    *_, contributions = task.answer(task.network, batch)
+    assert len(contributions) == 8  # a quarter of the batch
+    assert torch.equal((contributions == 0).all(dim=(1, 2)), batch.narrow[:8])
+    assert 0 < batch.narrow[:8].sum() < 8
+    contribution_entropy(contributions).backward()
+    assert all(p.grad.isfinite().all() for p in task.network.parameters() if p.grad is not None)
 
 
 def test_batches_that_are_made_ahead_are_the_same(monkeypatch):

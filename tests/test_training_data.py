@@ -191,6 +191,7 @@ def test_narrow_stars_have_neighbouring_tokens(bad):
     positions = batch.positions.sort(dim=1).values
     if bad == 0:
         narrow = positions[:, -1] - positions[:, 0] == 9
+        assert torch.equal(narrow, batch.narrow)
         assert 0.4 < narrow.float().mean() < 0.6
         starts = positions[narrow, 0]
         assert starts.min() < 4 and starts.max() > 26
