@@ -46,13 +46,16 @@ def test_loss_sums_requests_and_averages_stars():
 
 
 def test_entropy_counts_the_tokens_that_contribute():
-    """Of k tokens alike, the others nothing: ln k, of each request."""
+    """The same k tokens for both requests, the others nothing: ln k."""
     for k in (1, 3, 6):
         contributions = torch.zeros(4, 2, 6)
         contributions[..., :k] = 0.7
-        assert contribution_entropy(contributions).item() == pytest.approx(
-            2 * math.log(k), abs=1e-6
-        )
+        assert contribution_entropy(contributions).item() == pytest.approx(math.log(k), abs=1e-6)
+
+
+def test_entropy_is_least_where_each_request_has_a_token_of_its_own():
+    contributions = torch.eye(3, 6).expand(4, 3, 6)
+    assert contribution_entropy(contributions).item() == pytest.approx(-1.5 * math.log(3), abs=1e-6)
 
 
 def test_entropy_of_no_contributions_has_a_gradient():

@@ -197,9 +197,9 @@ class TrainingOptions:
     gradient_accumulation
         Batches to an optimizer step.
     attention_entropy
-        Weight of a second loss beside the first: the entropy of what the decoder takes from each
-        token [nats], see `contribution_entropy`. It makes each answer read from few tokens; stars
-        that show a narrow stretch are left out.
+        Weight of a second loss beside the first, of the entropy of what the decoder takes from
+        each token, see `contribution_entropy`. It makes each answer read from few tokens of its
+        own; stars that show a narrow stretch are left out.
     max_gradient_norm
         Longer gradients are shortened to this; 0: never.
     precision

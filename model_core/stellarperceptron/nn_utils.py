@@ -78,7 +78,11 @@ def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
 
 
 def contribution_entropy(contributions: Tensor) -> Tensor:
-    """Shannon entropy of how an answer's contributions are shared among the tokens [nats].
+    """How widely answers are read, and how alike: small when each is read from its own few tokens.
+
+    ``sum_q H(p_q) - Q/2 H(mean_q p_q)`` with the shares p_q of the tokens in what request q takes,
+    and Shannon's entropy H [nats]: half of it is the requests' entropy, the other half is, with
+    its sign reversed, their Jensen-Shannon divergence (Lin 1991, IEEE Trans. Inf. Theory 37, 145).
 
     Parameters
     ----------
@@ -88,11 +92,16 @@ def contribution_entropy(contributions: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Scalar: summed over the Q requests, averaged over the N stars. ln L is an even spread, 0 one
-        token alone.
+        Scalar: summed over the Q requests, averaged over the N stars. Q/2 ln L is an even spread,
+        0 one token for all requests, -Q/2 ln Q one of its own for each.
     """
+
+    def entropy(shares: Tensor) -> Tensor:
+        return torch.special.entr(shares.clamp_min(1e-12)).sum(dim=-1)
+
     shares = contributions / contributions.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-    return torch.special.entr(shares.clamp_min(1e-12)).sum(dim=(1, 2)).mean()
+    together = shares.shape[1] / 2 * entropy(shares.mean(dim=1))
+    return (entropy(shares).sum(dim=1) - together).mean()
 
 
 def cosine_annealing_warm_restarts(
