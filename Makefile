@@ -120,14 +120,16 @@ $(BASELINE)_published/complete: | $(DATA)
 FINETUNE := results/real_spectra_finetune
 FIGURE_2 := --pretrained $(ON_OBSERVED_1) --finetuned $(ON_OBSERVED_2)
 EVALUATE = --data $(DATA) --output $(RUN)/evaluation
+# All stars from the whole first half of the band: in the arithmetic that they were trained in.
+IN_FULL = $(EVALUATE) $(if $(filter gpu,$(PROFILE)),--precision bfloat16)
 ATTENTION = --data $(DATA) --checkpoint $(STAGE_2) --output $(RUN)/attention
 
 $(ON_OBSERVED_1): $(STAGE_1)/complete
-	$(TIMED) $(BIN)/python $(FINETUNE)/evaluate_1_basemodel_synthetic_epoch325.py $(EVALUATE) \
+	$(TIMED) $(BIN)/python $(FINETUNE)/evaluate_1_basemodel_synthetic_epoch325.py $(IN_FULL) \
 	  --checkpoint $(STAGE_1)
 
 $(ON_OBSERVED_2): $(STAGE_2)/complete
-	$(TIMED) $(BIN)/python $(FINETUNE)/evaluate_2_realfinetune_firsthalf_epoch_10.py $(EVALUATE) \
+	$(TIMED) $(BIN)/python $(FINETUNE)/evaluate_2_realfinetune_firsthalf_epoch_10.py $(IN_FULL) \
 	  --checkpoint $(STAGE_2)
 
 $(CHUNK_3): $(STAGE_1)/complete $(STAGE_2)/complete $(STAGE_3)/complete $(BASELINE)/complete

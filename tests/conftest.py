@@ -72,6 +72,7 @@ def evaluated(survey, chain, tmp_path_factory) -> Path:
 def make_model(pixels: int = 40, labels=LABELS, seed: int = 1, **config) -> StellarPerceptron:
     """A tiny model with random weights and a standardization."""
     sizes = {
+        "device": "cpu",
         "context_length": 16,
         "embedding_dim": 16,
         "encoder_head_num": 4,
@@ -84,7 +85,6 @@ def make_model(pixels: int = 40, labels=LABELS, seed: int = 1, **config) -> Stel
     model = StellarPerceptron(
         vocabs,
         embed_map=dict.fromkeys(pixel_names, "syn_apogee0"),
-        device="cpu",
         seed=seed,
         **(sizes | config),
     )

@@ -1,5 +1,6 @@
 """Perceive, request and predict, as users call them."""
 
+import functools
 import subprocess
 import sys
 import warnings
@@ -159,6 +160,15 @@ def test_predict_averages_its_patches(spectra, pixels_per_token):
         [model.inverse_standardize(value, tokens), model.inverse_standardize_error(error, tokens)]
     )
     np.testing.assert_allclose(predict(model, spectra), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pixels_per_token", [1, 3])
+def test_compiled_predictions_are_the_same(monkeypatch, spectra, pixels_per_token):
+    # Tracing without a code generator: no compiler is needed, and no minutes.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = make_model(pixels_per_token=pixels_per_token, context_length=9)
+    compiled = predict(model, spectra, compile=True, batch_size=3)  # five stars in patches of 7, 8
+    np.testing.assert_allclose(compiled, predict(model, spectra), rtol=1e-5, atol=1e-6)
 
 
 def test_inverse_variance_weights_the_patches(model, spectra):

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stellarperceptron import ModelConfig
-from stellarperceptron.model_core import StellarPerceptronCore
+from stellarperceptron.model_core import (
+    StellarPerceptronCore,
+    _median_and_spread,
+    _sorted_median_and_spread,
+)
 
 VOCABS = [*(f"syn_apogee{i}" for i in range(20)), *LABELS]
 
@@ -167,3 +171,14 @@ def test_embed_map_follows_the_row_that_the_target_uses():
 def test_padding_has_its_own_row(embed_map):
     with pytest.raises(ValueError, match="row of its own"):
         StellarPerceptronCore(VOCABS, embed_map=embed_map)
+
+
+@pytest.mark.parametrize("stars", [1, 2, 7, 8])
+def test_medians_of_a_gpu_are_those_of_a_cpu(stars):
+    values = np.random.default_rng(stars).normal(size=(stars, 50)).astype(np.float32)
+    values[np.random.default_rng(1).random(values.shape) < 0.3] = np.nan
+    values[:, 3] = np.nan
+    expected = _median_and_spread(values, torch.device("cpu"))
+    found = _sorted_median_and_spread(torch.from_numpy(values))
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-15)

@@ -175,6 +175,7 @@ def deal_patches(
     embedding_layer: NonLinearEmbedding,
     context_length: int,
     seed: int = 0,
+    fill: bool = False,
 ) -> list[Patch]:
     """Deal pixels out at random into as few patches of equal size as the context allows.
 
@@ -188,18 +189,25 @@ def deal_patches(
         Largest number of tokens in a patch.
     seed
         Of the permutation (published: a fixed one, seed 0).
+    fill
+        Where sizes differ by one token, give the shorter patches one of padding.
     """
     device = embedding_layer.embeddings.device
     groups = group_pixels(wavelengths, tokens, embedding_layer.pixels_per_token)
     deal = np.random.default_rng(seed).permutation(len(groups))
     patches = []
-    for part in np.array_split(deal, math.ceil(len(groups) / context_length)):
-        mean = torch.as_tensor(mean_wavelengths(groups[part], wavelengths), device=device)
+    parts = np.array_split(deal, math.ceil(len(groups) / context_length))  # the longer ones first
+    for part in parts:
+        padding = (0, len(parts[0]) - len(part) if fill else 0)
+        patch_tokens = np.pad(tokens[first_pixels(groups[part])], padding)
+        mean = np.pad(mean_wavelengths(groups[part], wavelengths), padding)
         patches.append(
             Patch(
-                torch.as_tensor(groups[part], device=device),
-                torch.as_tensor(tokens[first_pixels(groups[part])], device=device),
-                embedding_layer.encode_wavelength(mean),
+                torch.as_tensor(
+                    np.pad(groups[part], (padding, (0, 0)), constant_values=-1), device=device
+                ),
+                torch.as_tensor(patch_tokens, device=device),
+                embedding_layer.encode_wavelength(torch.as_tensor(mean, device=device)),
             )
         )
     return patches
@@ -212,13 +220,14 @@ def predict_patches(
     request_tokens: Tensor,
     combine: str = "mean",
     nan_policy: str = "mask",
+    always_mask: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Perceive patch by patch and combine the answers.
 
     Parameters
     ----------
     network
-        The network.
+        The network, or what `torch.compile` made of it.
     flux
         (N, n) standardized, NaN for bad pixels.
     patches
@@ -229,6 +238,8 @@ def predict_patches(
         "mean" or "inverse_variance", see `StellarPerceptron.predict`.
     nan_policy
         See `StellarPerceptronTorchModel.encode`.
+    always_mask
+        Spare the question whether a patch is complete, which a GPU has to stop for.
 
     Returns
     -------
@@ -252,7 +263,7 @@ def predict_patches(
             patch.encoding,
             None if one_pixel else pixels,
             nan_policy=nan_policy,
-            complete=not bool(missing.any()),
+            complete=not (always_mask or bool(missing.any())),
         )
         value, logvar = value.float(), logvar.float()
         if combine == "mean":

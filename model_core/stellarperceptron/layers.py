@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stellarperceptron.utils.compiled_attention import (
+    compiled_self_attention,
+    compiled_self_attention_applies,
+)
 from stellarperceptron.utils.dropout import Dropout
 from stellarperceptron.utils.linear import Linear, linear
 from stellarperceptron.utils.self_attention import fast_self_attention_applies, self_attention
@@ -247,9 +251,14 @@ class TransformerBlock(nn.Module):
         a = self.attention
         projected = linear(x, a.in_proj_weight, a.in_proj_bias)
         dropout = self.attention_dropout_rate if self.training else 0.0
-        if need_weights or dropout or not fast_self_attention_applies(projected):
+        if need_weights or dropout:
             return self._attend(*projected.chunk(3, dim=-1), attend, need_weights)
-        attended = self_attention(projected, a.bias_k, a.bias_v, attend, self.head_num)
+        if fast_self_attention_applies(projected):
+            attended = self_attention(projected, a.bias_k, a.bias_v, attend, self.head_num)
+        elif compiled_self_attention_applies(projected, self.head_num):
+            attended = compiled_self_attention(projected, a.bias_k, a.bias_v, attend, self.head_num)
+        else:
+            return self._attend(*projected.chunk(3, dim=-1), attend, need_weights)
         return linear(attended, a.out_proj.weight, a.out_proj.bias), None
 
     def _cross_attention(self, query, context, attend, need_weights):
@@ -449,7 +458,9 @@ class StellarPerceptronDecoder(nn.Module):
         """Value and log-variance (N, Q) of what was read (N, Q, D)."""
         for i in range(3, 7):
             x = self.dropout(self.activation(self.get_submodule(f"decoder_dense_{i}")(x)))
-        return self.decoder_out(x)[..., 0], self.decoder_logvar_out(x)[..., 0]
+        with torch.autocast(x.device.type, enabled=False):  # rounding answers would be seen in them
+            x = x.to(self.decoder_out.weight.dtype)
+            return self.decoder_out(x)[..., 0], self.decoder_logvar_out(x)[..., 0]
 
     def contributions(
         self, queries: Sequence[Tensor], perception: Tensor, attend: Tensor | None = None

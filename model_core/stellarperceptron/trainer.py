@@ -115,7 +115,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             process.device.type, enabled=options.precision == "float16"
         )
-        self.compiled = torch.compile(self.network) if options.compile else self.network
+        self.compiled = self.network
+        if options.compile:
+            self.compiled = torch.compile(self.network, dynamic=False)
         self.module = self.compiled
         if process.world_size > 1:
             gpu = process.device.type == "cuda"

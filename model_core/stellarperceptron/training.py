@@ -36,6 +36,7 @@ class _PerceptronTask:
         process: Process,
     ):
         self.model, self.data, self.network = model, data, model.torch_model
+        self.compile = options.compile
         shared = {
             "labels_per_star": options.labels_per_star,
             "seed": options.seed,
@@ -72,6 +73,10 @@ class _PerceptronTask:
         self.flops_per_star = 3 * model.flops_per_star(self.training.context_length, labels)
 
     def answer(self, module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        stars, training = len(batch.stars), self.network.training
+        if self.compile:  # for one shape: every other would take as long to compile
+            batches = self.training if training else self.validation
+            batch = batch.filled(min(batches.batch_size, len(batches.rows)))
         encoding = self.data.encode(batch, self.network.embedding_layer.encode_wavelength)
         answer = module(
             batch.tokens,
@@ -80,8 +85,9 @@ class _PerceptronTask:
             encoding,
             batch.pixels,
             complete=self.complete,
-            contributions_of=self.looked_at if self.network.training else 0,
+            contributions_of=self.looked_at if training else 0,
         )
+        answer = tuple(part[:stars] for part in answer)
         if len(answer) > 2 and batch.narrow is not None:
             # Nothing to choose from in a narrow stretch, which must be read whole: no entropy.
             value, logvar, contributions = answer

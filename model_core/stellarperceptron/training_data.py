@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -52,6 +52,17 @@ class Batch:
     labels: Tensor
     label_errors: Tensor
     narrow: Tensor | None = None
+
+    def filled(self, size: int) -> "Batch":
+        """A batch of `size` stars, the same ones over and over."""
+        if size == len(self.stars):
+            return self
+        rows = torch.arange(size, device=self.stars.device) % len(self.stars)
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.request_tokens.ndim == 1:  # alike for all stars
+            del parts["request_tokens"]
+        more = {name: part[rows] for name, part in parts.items() if part is not None}
+        return replace(self, **more)
 
 
 @dataclass(frozen=True)
@@ -176,7 +187,7 @@ def prepare_training_data(
         everything = np.empty((stars, len(tokens)), dtype=np.float32)
         for part in blocks:
             everything[part] = read(part)
-        model.fit_standardization(everything, tokens)
+        model.fit_standardization(everything, tokens, device)
         source = everything.__getitem__
     else:
         source = read

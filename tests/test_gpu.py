@@ -1,0 +1,114 @@
+"""What only a GPU does: kernels made by the compiler, copies beside the computation."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_model, make_spectra
+from test_self_attention import expected
+from test_training_data import make_data
+from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
+
+from stellarperceptron.config import TrainingOptions
+from stellarperceptron.distributed import Process
+from stellarperceptron.training import train
+from stellarperceptron.training_generator import TrainingGenerator
+from stellarperceptron.utils.compiled_attention import compiled_self_attention
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+WIDE = {"embedding_dim": 64, "encoder_dropout_rate": 0.0, "decoder_dropout_rate": 0.0}
+
+
+def model_on(device):
+    """The same tiny model wherever it is, with heads that the compiled attention takes."""
+    model, same = make_model(device=device, **WIDE), make_model(**WIDE)
+    model.torch_model.load_state_dict(same.torch_model.state_dict())
+    return model
+
+
+def trained(device, data=tiny_data, **options):
+    """History of a short training whose last batch is smaller than the others."""
+    model = model_on(device)
+    options = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3} | options
+    return train(
+        model,
+        data(model),
+        np.arange(61),
+        np.arange(64, STARS),
+        TrainingOptions(**options),
+        Process(0, 1, torch.device(device)),
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("head_dim", [16, 32])
+def test_compiled_attention_has_the_right_gradients(masked, head_dim):
+    torch.manual_seed(0)
+    parameters = [torch.randn(3, 130, 6 * head_dim, device="cuda")]
+    parameters += [torch.randn(1, 1, 2 * head_dim, device="cuda") for _ in range(2)]
+    attend = None
+    if masked:
+        attend = torch.rand(3, 130, device="cuda") < 0.7
+        attend[0] = False  # the learned key alone is left
+    for parameter in parameters:
+        parameter.requires_grad_()
+    gradient = torch.randn(3, 130, 2 * head_dim, device="cuda")
+    actual = torch.compile(compiled_self_attention, dynamic=False)(*parameters, attend, 2)
+    reference = expected(*parameters, attend, heads=2)
+    torch.testing.assert_close(actual, reference.float(), rtol=0, atol=1e-5)
+    ours = torch.autograd.grad(actual, parameters, gradient)
+    theirs = torch.autograd.grad(reference, parameters, gradient.double())
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=0, atol=1e-5 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("labels", ["one", "all"])
+def test_training_is_the_same_compiled_and_on_a_cpu(labels):
+    with warnings.catch_warnings(action="ignore"):
+        compiled = trained("cuda", compile=True, labels_per_star=labels)
+    plain, on_cpu = (trained(device, labels_per_star=labels) for device in ("cuda", "cpu"))
+    for history in (plain, compiled):
+        for name in ("loss", "val_loss"):
+            assert history[-1][name] == pytest.approx(on_cpu[-1][name], rel=2e-3)
+
+
+def test_training_in_bfloat16_learns():
+    options = {"precision": "bfloat16", "compile": True, "epochs": 10, "learning_rate": 3e-3}
+    history = trained("cuda", labels_per_star="all", **options)
+    assert history[-1]["loss"] < history[0]["loss"] - 0.3
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_predictions_are_those_of_a_cpu(precision):
+    spectra = make_spectra(5, 40)
+    exact = model_on("cpu").predict(spectra, WAVELENGTHS, LABELS, names=NAMES).to_numpy()
+    for options in ({}, {"compile": True, "batch_size": 3}):
+        found = model_on("cuda").predict(
+            spectra, WAVELENGTHS, LABELS, names=NAMES, precision=precision, **options
+        )
+        tolerance = 1e-4 if precision == "float32" else 0.05 * exact.std()
+        np.testing.assert_allclose(found.to_numpy(), exact, rtol=0, atol=tolerance)
+
+
+def epoch(data):
+    return list(TrainingGenerator(data, np.arange(30), 4, 12, seed=3).batches(epoch=1))
+
+
+def test_batches_are_those_of_a_cpu():
+    for one, other in zip(epoch(make_data()), epoch(make_data(device="cuda")), strict=True):
+        assert torch.equal(one.stars, other.stars.cpu())
+        assert torch.equal(one.tokens.sort().values, other.tokens.cpu().sort().values)
+        torch.testing.assert_close(one.labels, other.labels.cpu(), equal_nan=True)
+
+
+def test_streamed_batches_equal_resident_ones():
+    resident, streamed = (
+        epoch(make_data(device="cuda", memory=memory)) for memory in ("device", "host")
+    )
+    for one, other in zip(resident, streamed, strict=True):
+        assert other.inputs.device.type == "cuda"
+        torch.testing.assert_close(one.tokens.sort().values, other.tokens.sort().values)
+        total = one.inputs.nansum(dim=1), other.inputs.nansum(dim=1)
+        torch.testing.assert_close(*total)
