@@ -43,7 +43,7 @@ class Sizes:
     device, precision, compile
         Where and how the network runs.
     batches
-        Stars of a training step; the first is that of the epochs.
+        Stars of a training step, and of one in an epoch.
     published_batch
         Stars of a step in the published manner.
     epoch_stars, mock_stars
@@ -173,7 +173,7 @@ def epoch_rows(sizes: Sizes) -> dict[str, Any]:
     """Whole epochs as `training.train` takes them, batches and losses included."""
     limits = ceilings(sizes.device)
     rows = {}
-    for batch_size in sizes.batches[:1]:
+    for batch_size in sizes.batches:
         model = paper_model(sizes.device)
         data = mock_data(model, sizes)
         options = TrainingOptions(

@@ -222,11 +222,11 @@ def surveys_table(cpu: dict[str, Any], gpu: dict[str, Any] | None) -> str:
     if gpu is not None:
         found = gpu["results"]["rows"]
         epochs = [v["ours_s_per_star"] for k, v in found.items() if k.startswith("epoch")]
-        predicted = found["inference, 3,757 pixels, 5 labels"]["ours_s_per_star"]
+        predicted = [v["ours_s_per_star"] for k, v in found.items() if k.startswith("inference")]
         name = f"{gpu['hardware']['gpu']}, measured rate"
         device = {
             "training": config.flops_per_star(training=True) / min(epochs),
-            "inference": 8 * config.flops_per_star(labels=5) / predicted,
+            "inference": 8 * config.flops_per_star(labels=5) / min(predicted),
         }
     lines = []
     for survey, (spectra, pixels) in SURVEYS.items():

@@ -93,7 +93,8 @@ def make_model(pixels: int = 40, labels=LABELS, seed: int = 1, **config) -> Stel
     with torch.no_grad():
         for name, parameter in model.torch_model.named_parameters():
             if "embedding" not in name:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+                noise = 0.3 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise.to(parameter.device))
     random = np.random.default_rng(seed)
     center = np.append(np.full(pixels, 0.95), np.linspace(1, 3, len(labels)))
     model.fit_standardization(center + 0.05 * random.normal(size=(50, len(vocabs))), vocabs)
