@@ -160,7 +160,8 @@ def test_contributions_are_what_the_attention_adds(model):
         attention.in_proj_weight[32:] = 0
         attention.in_proj_bias[32:] = 0
         without, _ = attention(query, context, context)
-    torch.testing.assert_close(contribution[..., 0], (whole - without).norm(dim=-1))
+    expected = (whole - without).norm(dim=-1)
+    torch.testing.assert_close(contribution[..., 0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_contributions_are_those_of_the_block(model):
@@ -171,10 +172,40 @@ def test_weights_of_contributions_are_those_of_the_block(model):
         _, expected = block(query, context, attend, need_weights=True)
         weights, lengths = block.contributions(query, context, attend)
     torch.testing.assert_close(weights, expected[..., :-1])
-    assert (lengths[~attend[:, None].expand(lengths.shape)] == 0).all()
+    assert (lengths[~attend[:, None].expand(lengths.shape)] < 1e-12).all()
 
 
-def test_contributions_teach_the_attention_of_the_decoder_only(model):
+def test_contributions_are_followed_back_through_the_encoder(model):
+    network = model.torch_model.eval()
+    pixels = torch.randn(2, 8)
+    pixels[:, 3] = torch.nan
+    request, tokens = torch.tensor([41, 42]), torch.arange(1, 9)
+
+    def contributions():
+        with torch.no_grad():
+            return network(
+                tokens, pixels, request, encoding=torch.zeros(8, 16), contributions_of=2
+            )[-1]
+
+    mixed = contributions()
+    assert mixed.shape == (2, 2, 8)
+    torch.testing.assert_close(mixed.sum(dim=-1), torch.ones(2, 2))
+    assert (mixed[..., 3] < 1e-12).all()
+    # An encoder that carries nothing leaves what the decoder takes.
+    encoder = network.torch_encoder
+    for block in (encoder.encoder_transformer_block_1, encoder.encoder_transformer_block_2):
+        torch.nn.init.zeros_(block.attention.out_proj.weight)
+    with torch.no_grad():
+        x, attend = network.embed(tokens, pixels, torch.zeros(8, 16))
+        perception, _ = network.torch_encoder(x, attend)
+        *queries, _, _ = network.torch_decoder.read(network.request(request, 2), perception, attend)
+        _, lengths = network.torch_decoder.contributions(queries, perception, attend)
+    taken = sum(lengths)
+    torch.testing.assert_close(contributions(), taken / taken.sum(dim=-1, keepdim=True))
+    assert (contributions() - mixed).abs().max() > 0.01
+
+
+def test_contributions_teach_attention_only(model):
     network = model.torch_model
     pixels = torch.randn(2, 8)
     tokens = torch.arange(1, 9)
@@ -185,4 +216,5 @@ def test_contributions_teach_the_attention_of_the_decoder_only(model):
     contributions.square().sum().backward()
     taught = {name for name, p in network.named_parameters() if p.grad is not None}
     assert taught
-    assert all(n.startswith("torch_decoder.") and ".attention." in n for n in taught)
+    assert all(".attention." in name for name in taught)
+    assert {name.split(".")[0] for name in taught} == {"torch_decoder", "torch_encoder"}

@@ -272,20 +272,20 @@ def make_predictions(error, poor_error=None, labels=("TEFF", "FE_H")):
     return pd.DataFrame(columns)
 
 
-def make_shares(last_block=3.5, contribution=3.5, telling=3.5, sensitivity=3.5):
+def make_shares(last_block=3.5, rollout=3.5, telling=3.5, sensitivity=3.5):
     """Each row has a value of its own; those that the claims ask for have the ones given."""
     names = ["pixels", "group", "measure", "ranked_by", "label", "top", "ratio"]
     asked = {
         ("last_block", "response"): last_block,
-        ("contribution", "response"): contribution,
-        ("contribution", "information"): telling,
+        ("rollout", "response"): rollout,
+        ("rollout", "information"): telling,
         ("sensitivity", "information"): sensitivity,
     }
     rows = []
     for pixels, group, measure, ranking, label, top in itertools.product(
         ("0:7514", "0:3757"),
         ("giants", "all"),
-        ("last_block", "all_blocks", "contribution", "sensitivity"),
+        ("last_block", "all_blocks", "contribution", "rollout", "sensitivity"),
         ("response", "information"),
         ("TEFF", "FE_H", "MG_FE"),
         (0.02, 0.05),
@@ -310,7 +310,7 @@ def make_stars(teff=3900.0, kind="giant"):
         ({"hundred": 0.5}, [1, 2]),
         ({"hundred_poor": 0.25}, [2]),
         ({"last_block": 2.9}, [3]),
-        ({"contribution": 2.9}, [4]),
+        ({"rollout": 2.9}, [4]),
         ({"telling": 2.9}, [5]),
         ({"sensitivity": 2.9}, [6]),
         ({"teff": 4100.0}, [7]),
@@ -325,7 +325,7 @@ def test_claims_hold_or_not(changes, failing):
         "hundred": make_predictions(hundred, changes.get("hundred_poor"), labels=("FE_H",)),
     }
     stars = make_stars(changes.get("teff", 3900.0), changes.get("class", "giant"))
-    names = ("last_block", "contribution", "telling", "sensitivity")
+    names = ("last_block", "rollout", "telling", "sensitivity")
     shares = make_shares(**{name: changes[name] for name in names if name in changes})
     claims = claims_table(observed, chunk, shares, stars)
     assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(9)]

@@ -37,11 +37,13 @@ MEASURES: Mapping[str, str] = MappingProxyType(
         "last_block": "weights of the last decoder block, mean of its heads",
         "all_blocks": "mean of the weights of the three decoder blocks",
         "contribution": "length of the vector that the weights carry from a token, all blocks",
+        "rollout": "contributions, followed back through the encoder",
     }
 )
 """Ways to count attention. `last_block` is the plain one: what `StellarPerceptron.request` and the
 published code return. `contribution` weighs a weight with what it moves: the norm-based attention
-of Kobayashi et al. 2020 (arXiv 2004.10102), summed over the blocks."""
+of Kobayashi et al. 2020 (arXiv 2004.10102), summed over the blocks. `rollout` asks from where the
+encoder had what stands there: see `StellarPerceptronTorchModel.contributions`."""
 
 
 def star_groups(logg: np.ndarray) -> dict[str, np.ndarray]:
@@ -237,13 +239,14 @@ def _patch_attention(
     pixels = flux[:, patch.pixels]  # (N, T, P)
     present = ~pixels.isnan().all(dim=2)
     one_pixel = pixels.shape[-1] == 1
-    perception, attend, _ = network.encode(
+    x, attend = network.embed(
         patch.tokens,
         pixels[..., 0] if one_pixel else None,
         patch.encoding,
         None if one_pixel else pixels,
         nan_policy=model.nan_policy,
     )
+    perception, _ = network.torch_encoder(x, attend)
     request = network.request(request_tokens, len(flux))
     decoder = network.torch_decoder
     *queries, _, _ = decoder.read(request, perception, attend)
@@ -253,6 +256,7 @@ def _patch_attention(
         "last_block": weights[-1],
         "all_blocks": torch.stack(weights).mean(dim=0),
         "contribution": _even(sum(lengths), present),
+        "rollout": _even(network.contributions(queries, x, perception, attend), present),
     }
 
 

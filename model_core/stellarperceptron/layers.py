@@ -332,7 +332,7 @@ class TransformerBlock(nn.Module):
         Parameters
         ----------
         query, context, attend
-            Of a cross-attention, see `forward`.
+            See `forward`; in self-attention, `context` is `query`.
 
         Returns
         -------
@@ -353,9 +353,11 @@ class TransformerBlock(nn.Module):
             mask = F.pad(attend, (0, 1), value=True)[:, None, None, :]
             scores = scores.masked_fill(~mask, -math.inf)
         weights = scores.softmax(dim=-1)[..., :-1]  # (N, H, Q, L)
-        carried = torch.einsum("nhld,chd->nhlc", v, a.out_proj.weight.unflatten(1, (heads, -1)))
-        lengths = torch.einsum("nhql,nhlc->nqlc", weights.to(carried.dtype), carried).norm(dim=-1)
-        return weights.mean(dim=1), lengths
+        carried = torch.einsum("nhld,chd->nlhc", v, a.out_proj.weight.unflatten(1, (heads, -1)))
+        products = carried @ carried.transpose(-1, -2)  # (N, L, H, H) of the heads' vectors
+        w = weights.permute(0, 3, 2, 1).to(products.dtype)  # (N, L, Q, H)
+        squares = ((w @ products) * w).sum(dim=-1).transpose(1, 2)
+        return weights.mean(dim=1), squares.clamp_min(1e-30).sqrt()  # whose slope at 0 is infinite
 
 
 class StellarPerceptronEncoder(nn.Module):
@@ -382,6 +384,23 @@ class StellarPerceptronEncoder(nn.Module):
         """(N, L, D) embedded tokens -> (N, L, D) perception, and the last block's weights."""
         x, _ = self.encoder_transformer_block_1(x, attend=attend)
         return self.encoder_transformer_block_2(x, attend=attend, need_weights=need_weights)
+
+    def contributions(self, x: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What each block puts into each token, from which token: shares (N, L, L), rows sum to 1.
+
+        Lengths of the vectors that attention carries, and of the token's own, which is kept
+        (Kobayashi et al. 2021, arXiv 2109.07152). Gradients reach the attention of the blocks, not
+        what they are given.
+        """
+        x, shares = x.detach(), []
+        for block in (self.encoder_transformer_block_1, self.encoder_transformer_block_2):
+            _, lengths = block.contributions(x, x, attend)
+            lengths = lengths + torch.diag_embed(x.norm(dim=-1))
+            shares.append(lengths / lengths.sum(dim=-1, keepdim=True))
+            if len(shares) < 2:
+                with torch.no_grad():
+                    x, _ = block(x, attend=attend)
+        return shares[0], shares[1]
 
 
 class StellarPerceptronDecoder(nn.Module):
@@ -468,8 +487,7 @@ class StellarPerceptronDecoder(nn.Module):
         """Weights and lengths of the three blocks, see `TransformerBlock.contributions`.
 
         `queries` are what the blocks ask, see `read`. Gradients reach the attention of the blocks,
-        not what they are given: the decoder is to read where the information lies, the encoder not
-        to carry it where the decoder reads.
+        not what they are given.
         """
         perception = perception.detach()
         blocks = [
@@ -543,6 +561,23 @@ class StellarPerceptronTorchModel(nn.Module):
         weights : Tensor or None
             (N, L, L + 1), see `TransformerBlock.forward`.
         """
+        x, attend = self.embed(
+            tokens, inputs, encoding, pixels, nan_policy=nan_policy, complete=complete
+        )
+        perception, weights = self.torch_encoder(x, attend, need_weights)
+        return perception, attend, weights
+
+    def embed(
+        self,
+        tokens: Tensor,
+        inputs: Tensor | None,
+        encoding: Tensor | None = None,
+        pixels: Tensor | None = None,
+        *,
+        nan_policy: str = "mask",
+        complete: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the encoder is given: embedded tokens (N, L, D), and `attend`, see `encode`."""
         x = self.embedding_layer(tokens, inputs, encoding, pixels)
         attend = None
         if not complete:
@@ -556,8 +591,7 @@ class StellarPerceptronTorchModel(nn.Module):
                 attend = attend & present
             else:
                 x = x * present[..., None]
-        perception, weights = self.torch_encoder(x, attend, need_weights)
-        return perception, attend, weights
+        return x, attend
 
     def forward(
         self,
@@ -579,20 +613,56 @@ class StellarPerceptronTorchModel(nn.Module):
             (N, Q), standardized.
         contributions : Tensor
             (n, Q, L), of the first n = `contributions_of` stars and only if there are any: what the
-            answers take from each token, see `TransformerBlock.contributions`, sum of the blocks.
+            answers take from each token, see `contributions`.
         """
-        perception, attend, _ = self.encode(
+        x, attend = self.embed(
             tokens, inputs, encoding, pixels, nan_policy=nan_policy, complete=complete
         )
-        request, decoder = self.request(request_tokens, len(perception)), self.torch_decoder
-        *queries, x, _ = decoder.read(request, perception, attend)
-        answer = decoder.answer(x)
+        perception, _ = self.torch_encoder(x, attend)
+        request = self.request(request_tokens, len(perception))
+        *queries, read, _ = self.torch_decoder.read(request, perception, attend)
+        answer = self.torch_decoder.answer(read)
         if not contributions_of:
             return answer
         some = slice(contributions_of)
         attend = None if attend is None else attend[some]
-        _, lengths = decoder.contributions([q[some] for q in queries], perception[some], attend)
-        return *answer, sum(lengths)
+        queries = [query[some] for query in queries]
+        return *answer, self.contributions(queries, x[some], perception[some], attend)
+
+    def contributions(
+        self,
+        queries: Sequence[Tensor],
+        x: Tensor,
+        perception: Tensor,
+        attend: Tensor | None = None,
+    ) -> Tensor:
+        """What the answers take from each token, followed back through the encoder.
+
+        The decoder reads a perception into which the encoder has mixed other tokens. What it takes
+        (`TransformerBlock.contributions`, sum of the blocks) is shared out among these, block by
+        block (`StellarPerceptronEncoder.contributions`): the attention rollout of Abnar & Zuidema
+        2020 (arXiv 2005.00928), of lengths instead of weights.
+
+        Parameters
+        ----------
+        queries
+            See `StellarPerceptronDecoder.read`.
+        x, attend
+            See `embed`.
+        perception
+            See `encode`.
+
+        Returns
+        -------
+        Tensor
+            (N, Q, L) shares, which sum to 1.
+        """
+        _, lengths = self.torch_decoder.contributions(queries, perception, attend)
+        taken = sum(lengths)
+        taken = taken / taken.sum(dim=-1, keepdim=True)
+        for shares in reversed(self.torch_encoder.contributions(x, attend)):
+            taken = taken @ shares
+        return taken
 
     def request(self, request_tokens: Tensor, stars: int) -> Tensor:
         """Embed requests (stars, Q) or, alike for all stars, (Q,): (stars, Q, D)."""

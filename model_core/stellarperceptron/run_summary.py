@@ -37,8 +37,8 @@ HEADER_TOLERANCE = 300.0  # K, of Teff against the radial-velocity pipeline's
 RANKINGS = {"response": "respond most to a label", "information": "tell most about a label"}
 ATTENTION_CLAIMS = (
     ("last_block", "response", "attention of the last decoder block on the 5 % of tokens"),
-    ("contribution", "response", "contributions of all decoder blocks on the 5 % of tokens"),
-    ("contribution", "information", "contributions of all decoder blocks on the 5 % of tokens"),
+    ("rollout", "response", "attention rollout, decoder and encoder, on the 5 % of tokens"),
+    ("rollout", "information", "attention rollout, decoder and encoder, on the 5 % of tokens"),
     ("sensitivity", "information", "sensitivity of the answers to the 5 % of pixels"),
 )
 """What the goal is asked of: measure, ranking (see `extract_attention.py`), in words."""
@@ -176,7 +176,8 @@ def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
     ValueError
         The table was written by an older version.
     """
-    if not {"ranked_by", "ratio_of_best"} <= set(shares):
+    known = {"ranked_by", "ratio_of_best"} <= set(shares) and "rollout" in set(shares["measure"])
+    if not known:
         raise ValueError("attention_shares.csv is of an older version: run extract_attention.py")
     tables = {}
     for ranking, words in RANKINGS.items():
@@ -188,7 +189,8 @@ def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
             "attention, last block": table["last_block"],
             "attention, all blocks": table["all_blocks"],
             "contributions, all blocks": table["contribution"],
-            "best linear, tokens": best["contribution"],
+            "rollout": table["rollout"],
+            "best linear, tokens": best["rollout"],
             "sensitivity": table["sensitivity"],
             "best linear, pixels": best["sensitivity"],
         }

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="output of extract_attention.py; gets both"
     )
-    parser.add_argument("--measure", default="contribution", help=f"one of {', '.join(MEASURES)}")
+    parser.add_argument("--measure", default="rollout", help=f"one of {', '.join(MEASURES)}")
     arguments = parser.parse_args()
     if arguments.measure not in MEASURES:
         parser.error(f"--measure is one of {', '.join(MEASURES)}, not {arguments.measure}")
