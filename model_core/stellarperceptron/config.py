@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stellarperceptron.layers import ACTIVATIONS
+from stellarperceptron.embedding import ACTIVATIONS
 
 __all__ = ["PRECISIONS", "PUBLISHED_KEYS", "ModelConfig", "TrainingOptions", "with_nearest"]
 
@@ -197,9 +197,9 @@ class TrainingOptions:
     gradient_accumulation
         Batches to an optimizer step.
     attention_entropy
-        Weight of a second loss beside the first, of the entropy of what the decoder takes from
-        each token, see `contribution_entropy`. It makes each answer read from few tokens of its
-        own; stars that show a narrow stretch are left out.
+        Weight of a second loss beside the first, of the entropy of what answers take from each
+        token, see `contribution_entropy` and `StellarPerceptronTorchModel.contributions`. It makes
+        each answer come from few tokens of its own; stars that show a narrow stretch are left out.
     max_gradient_norm
         Longer gradients are shortened to this; 0: never.
     precision

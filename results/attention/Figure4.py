@@ -1,7 +1,8 @@
 r"""Figure 4: where the decoder looks for each label, under the mean spectra of giants and dwarfs.
 
-Attention (what the three decoder blocks take from a token, or another `--measure`) hangs down from
-its line as absorption does; the number is its largest value, in units of an even spread.
+Attention (what the answers take from a token, followed back through the encoder, or another
+`--measure`) hangs down from its line as absorption does; the number is its largest value, in units
+of an even spread.
 `sensitivity.png` beside it shows in the same way how far the answers move with the flux of each
 pixel (in a label's spread for a pixel's, signs left out). Dashed: `notable_spectral_lines.csv`, the
 lines that the SpectraFM paper names, with the labels whose attention it found there.

@@ -3,8 +3,8 @@
 PyTorch's attention takes the learned key as one token more, 513 of them fill no blocks, and its
 kernels are made for wider heads; on an H100 that and a mask made it two fifths of a training step.
 Here `flex_attention`, whose kernel is generated along with the rest of the network, sees the tokens
-alone and masks them nearly for free: a fifth of a shorter step. It gives the logarithm of the sum of
-exponentials, too, with which the learned key is added afterwards:
+alone and masks them nearly for free: a fifth of a shorter step. It gives the logarithm of the sum
+of exponentials, too, with which the learned key is added afterwards:
 ``softmax([s, l]) = [sigmoid(log sum exp s - l) softmax(s), sigmoid(l - log sum exp s)]``.
 """
 
