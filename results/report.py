@@ -151,9 +151,9 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     run.document.heading("Where the model looks")
     run.figure(
         "attention/Figure4.png",
-        "Figure 4. Attention of the decoder for each label, what its blocks take from each token, "
-        "hanging down under the mean spectra of giants and dwarfs, with the lines that the paper "
-        "names.",
+        "Figure 4. Attention for each label: what the answers take from each token, followed back "
+        "through decoder and encoder, hanging down under the mean spectra of giants and dwarfs, "
+        "with the lines that the paper names.",
         "results/attention/Figure4.py",
     )
     run.figure(
