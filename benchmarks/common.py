@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from stellarperceptron.network.kernels.linear import linear
 from stellarperceptron.utils.data_utils import atomic_output
-from stellarperceptron.utils.linear import linear
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

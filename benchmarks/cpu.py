@@ -19,18 +19,18 @@ from tests.dr17_files import write_archive
 
 from benchmarks import inference, reading, scaling, training
 from benchmarks.common import ceilings, measure_in_turn, row
-from stellarperceptron.attention import decoder_attention
-from stellarperceptron.config import PRECISIONS
-from stellarperceptron.dataset import SpectraDataset, SurveyWriter
-from stellarperceptron.distributed import Process
-from stellarperceptron.profiles import read_profile
-from stellarperceptron.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.stages import new_model, read_data, split_rows
-from stellarperceptron.survey import MockSurvey
-from stellarperceptron.training import train
-from stellarperceptron.training_data import usable_stars
-from stellarperceptron.training_generator import TrainingGenerator
-from stellarperceptron.utils.memory import freed_memory_kept
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.dataset import SpectraDataset, SurveyWriter
+from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.evaluation.attention import decoder_attention
+from stellarperceptron.network.config import PRECISIONS
+from stellarperceptron.network.kernels.memory import freed_memory_kept
+from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.prepare import usable_stars
+from stellarperceptron.training.profiles import read_profile
+from stellarperceptron.training.stages import new_model, read_data, split_rows
+from stellarperceptron.training.tasks import train
+from stellarperceptron.utils.distributed import Process
 
 STAGE_1 = Path(__file__).resolve().parents[1] / "training" / "1_basemodel_synthetic"
 SPECTRUM_BYTES = 4 * len(APOGEE_WAVELENGTH)  # in float32

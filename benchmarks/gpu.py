@@ -23,15 +23,15 @@ from benchmarks.training import (
     random_survey,
     step_of,
 )
-from stellarperceptron.attention import decoder_attention
-from stellarperceptron.config import TrainingOptions
-from stellarperceptron.distributed import Process
-from stellarperceptron.inference import apogee_pixel_names
-from stellarperceptron.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.survey import MockSurvey
-from stellarperceptron.training import PEAK_FLOPS, train
-from stellarperceptron.training_data import TrainingData, prepare_training_data, usable_stars
-from stellarperceptron.training_generator import TrainingGenerator
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.evaluation.attention import decoder_attention
+from stellarperceptron.network.patches import apogee_pixel_names
+from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.tasks import PEAK_FLOPS, train
+from stellarperceptron.utils.distributed import Process
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from benchmarks.common import large_products, measure_in_turn, record
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.inference import apogee_pixel_names, deal_patches
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.layers import TransformerBlock
-from stellarperceptron.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.network.patches import apogee_pixel_names, deal_patches
 
 LABELS = ["TEFF", "LOGG", "O_FE", "MG_FE", "FE_H"]
 

@@ -21,10 +21,10 @@ from astropy.io import fits
 from tests.dr17_files import write_archive
 
 from benchmarks.common import measure_in_turn, record
-from stellarperceptron.archive_parts import read_star
-from stellarperceptron.aspcap_files import ASPCAP_KINDS
-from stellarperceptron.dr17 import CATALOGUE, FOLDER, PUBLISHED_STARS
-from stellarperceptron.spectra import VALID_FLUX, VALID_PIXELS
+from stellarperceptron.data.apogee.archive import read_star
+from stellarperceptron.data.apogee.aspcap_files import ASPCAP_KINDS
+from stellarperceptron.data.apogee.dr17 import CATALOGUE, FOLDER, PUBLISHED_STARS
+from stellarperceptron.data.apogee.spectra import VALID_FLUX, VALID_PIXELS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "dataset" / "create_dataset.py"
 FILES_PER_ROW = 0.88  # of the rows of the archive that is made, so many have a file
@@ -186,7 +186,8 @@ def main() -> None:
         widen_catalogue(sas / CATALOGUE, large, arguments.catalogue_rows)
         catalogue_gb = large.stat().st_size / 1e9
         catalogue_s, catalogue_memory = run_alone(
-            "from stellarperceptron.dr17 import read_catalogue; read_catalogue(sys.argv[1])",
+            "from stellarperceptron.data.apogee.dr17 import read_catalogue;"
+            "read_catalogue(sys.argv[1])",
             str(large),
         )
         large.unlink()

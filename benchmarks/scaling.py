@@ -24,13 +24,13 @@ import torch
 from benchmarks.common import allocations, record
 from benchmarks.inference import paper_model
 from benchmarks.training import prepare, random_survey, step_of
-from stellarperceptron.config import TrainingOptions
-from stellarperceptron.distributed import process_group
 from stellarperceptron.layers import TransformerBlock
-from stellarperceptron.training import train
-from stellarperceptron.training_generator import TrainingGenerator
-from stellarperceptron.utils.linear import linear
-from stellarperceptron.utils.memory import freed_memory_kept
+from stellarperceptron.network.kernels.linear import linear
+from stellarperceptron.network.kernels.memory import freed_memory_kept
+from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.tasks import train
+from stellarperceptron.utils.distributed import process_group
 
 MODEL = {
     "embedding_dim": 64,

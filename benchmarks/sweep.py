@@ -28,18 +28,17 @@ from tqdm.auto import tqdm
 from benchmarks.common import record
 from benchmarks.inference import LABELS, paper_model
 from benchmarks.scaling import MODEL
-from stellarperceptron.config import TrainingOptions
-from stellarperceptron.distributed import Process
-from stellarperceptron.inference import apogee_pixel_names
-from stellarperceptron.profiles import Schedule
-from stellarperceptron.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.survey import MockSurvey
-from stellarperceptron.trainer import Trainer
-from stellarperceptron.training import _PerceptronTask
-from stellarperceptron.training_data import TrainingData, prepare_training_data, usable_stars
-from stellarperceptron.training_generator import TrainingGenerator
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.network.kernels.memory import freed_memory_kept
+from stellarperceptron.network.patches import apogee_pixel_names
+from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
+from stellarperceptron.training.profiles import Schedule, TrainingOptions
+from stellarperceptron.training.step import Trainer
+from stellarperceptron.training.tasks import _PerceptronTask
 from stellarperceptron.utils.data_utils import atomic_output
-from stellarperceptron.utils.memory import freed_memory_kept
+from stellarperceptron.utils.distributed import Process
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks import sweep
 from benchmarks.common import RESULTS
 from benchmarks.training import EPOCHS, STARS
-from stellarperceptron.config import ModelConfig
-from stellarperceptron.training import PEAK_FLOPS
+from stellarperceptron.network.config import ModelConfig
+from stellarperceptron.training.tasks import PEAK_FLOPS
 from stellarperceptron.utils.data_utils import atomic_output
 
 HERE = Path(__file__).resolve().parent

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 
 from benchmarks.common import OwnProcess, large_products, measure_in_turn, record
 from benchmarks.inference import LABELS, paper_model, plain, plain_dropout, published_block
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.nn_utils import robust_mean_squared_error
-from stellarperceptron.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.training import PEAK_FLOPS
-from stellarperceptron.training_data import prepare_training_data
-from stellarperceptron.training_generator import TrainingGenerator
-from stellarperceptron.utils.memory import freed_memory_kept
+from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.prepare import prepare_training_data
+from stellarperceptron.training.tasks import PEAK_FLOPS
 
 EPOCHS, STARS = 325, 92_472
 

@@ -26,13 +26,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stellarperceptron.archive_parts import (
-    Plan,
-    merge_parts,
-    read_parts,
-    write_rejected,
-)
-from stellarperceptron.dr17 import (
+from stellarperceptron.data.apogee.archive import Plan, merge_parts, read_parts, write_rejected
+from stellarperceptron.data.apogee.dr17 import (
     CATALOGUE,
     FOLDER,
     PUBLISHED_STARS,
@@ -40,8 +35,8 @@ from stellarperceptron.dr17 import (
     SPLIT_SEED,
     read_catalogue,
 )
-from stellarperceptron.selection import Cut, Selection, catalogue_cuts, cut_table
-from stellarperceptron.spectra import VALID_FLUX
+from stellarperceptron.data.apogee.selection import Cut, Selection, catalogue_cuts, cut_table
+from stellarperceptron.data.apogee.spectra import VALID_FLUX
 from stellarperceptron.utils.arguments import positive
 from stellarperceptron.utils.data_utils import atomic_output
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from stellarperceptron.dataset import SurveyWriter
-from stellarperceptron.survey import MockSurvey
+from stellarperceptron.data.dataset import SurveyWriter
+from stellarperceptron.data.mock.survey import MockSurvey
 
 SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
 

@@ -24,15 +24,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stellarperceptron.download import Archive, fetch_all
-from stellarperceptron.dr17 import (
+from stellarperceptron.data.apogee.download import Archive, fetch_all
+from stellarperceptron.data.apogee.dr17 import (
     ARCHIVE,
     CATALOGUE,
     SAS_VARIABLE,
     aspcap_path,
     read_catalogue,
 )
-from stellarperceptron.selection import catalogue_cuts, cut_table
+from stellarperceptron.data.apogee.selection import catalogue_cuts, cut_table
 from stellarperceptron.utils.arguments import positive, positive_float
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, StoppedError

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stellarperceptron.aspcap_files import clean_flux
-from stellarperceptron.dataset import SpectraDataset, SurveyWriter
-from stellarperceptron.dr17 import clean_labels
-from stellarperceptron.spectra import VALID_FLUX
+from stellarperceptron.data.apogee.aspcap_files import clean_flux
+from stellarperceptron.data.apogee.dr17 import clean_labels
+from stellarperceptron.data.apogee.spectra import VALID_FLUX
+from stellarperceptron.data.dataset import SpectraDataset, SurveyWriter
 
 BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
 
@@ -29,7 +29,7 @@ def import_published(folder: Path, output: Path) -> None:
 
     Raises
     ------
-    FileNotFoundError, stellarperceptron.dataset.DatasetError
+    FileNotFoundError, stellarperceptron.data.dataset.DatasetError
         For a folder that lacks an array or holds a damaged one; the message names it.
     OSError
         When the disk has not enough room; nothing is left behind.

@@ -16,10 +16,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from stellarperceptron.dataset import SpectraDataset, Split
-from stellarperceptron.plotting import COLORS, axis_label, save_figure, use_style
-from stellarperceptron.spectra import CHIP_PIXELS
+from stellarperceptron.data.apogee.spectra import CHIP_PIXELS
+from stellarperceptron.data.dataset import SpectraDataset, Split
 from stellarperceptron.utils.arguments import positive
+from stellarperceptron.utils.plotting import COLORS, axis_label, save_figure, use_style
 
 BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
 EXAMPLES = 3  # stars whose spectra are drawn

@@ -11,8 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.run_summary import describe_survey
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.evaluation.summary import describe_survey
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.data_utils import atomic_output
 

@@ -14,13 +14,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.predictions import (
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.evaluation.paper_tables import (
+    MODELS,
+    giants_table,
+    giants_text,
+    iron_table,
+    iron_text,
+    labels_text,
+)
+from stellarperceptron.evaluation.predictions import (
     about_predictions,
     read_predictions,
     require_stars_of,
 )
-from stellarperceptron.run_summary import (
+from stellarperceptron.evaluation.summary import (
     attention_text,
     claims_table,
     configurations,
@@ -30,14 +38,6 @@ from stellarperceptron.run_summary import (
     stage_folders,
     stages_table,
     timings_table,
-)
-from stellarperceptron.tables import (
-    MODELS,
-    giants_table,
-    giants_text,
-    iron_table,
-    iron_text,
-    labels_text,
 )
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.data_utils import atomic_output

@@ -11,10 +11,10 @@ from conftest import make_model
 from torch.profiler import ProfilerActivity, profile
 from train_tiny import STARS, tiny_data
 
-from stellarperceptron.config import TrainingOptions
-from stellarperceptron.distributed import Process
-from stellarperceptron.trainer import Trainer
-from stellarperceptron.training import _PerceptronTask
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.step import Trainer
+from stellarperceptron.training.tasks import _PerceptronTask
+from stellarperceptron.utils.distributed import Process
 
 
 def training_under_way(model, batch_size: int):

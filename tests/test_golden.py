@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.checkpoint import read_config
+from stellarperceptron.network.checkpoint import read_config
 from stellarperceptron.nn_utils import mean_squared_error, robust_mean_squared_error
 
 pytestmark = pytest.mark.reference

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_model, make_spectra
-from test_self_attention import expected
-from test_training_data import make_data
+from reference_attention import expected
+from small_training import make_data
 from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 
-from stellarperceptron.config import TrainingOptions
-from stellarperceptron.distributed import Process
-from stellarperceptron.training import train
-from stellarperceptron.training_generator import TrainingGenerator
-from stellarperceptron.utils.compiled_attention import compiled_self_attention
+from stellarperceptron.network.kernels.compiled_attention import compiled_self_attention
+from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.tasks import train
+from stellarperceptron.utils.distributed import Process
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

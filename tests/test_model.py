@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.inference import deal_patches
-from stellarperceptron.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.network.patches import deal_patches
 
 NAMES = np.array([f"syn_apogee{i}" for i in range(40)])
 WAVELENGTHS = 15200.0 + 0.21 * np.arange(40)

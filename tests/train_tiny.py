@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from conftest import LABELS, make_model, make_spectra
 
-from stellarperceptron.config import TrainingOptions
-from stellarperceptron.distributed import process_group
 from stellarperceptron.nn_utils import cosine_annealing_warm_restarts, linear_warmup_cosine
-from stellarperceptron.run_folder import RunFolder
-from stellarperceptron.trainer import Trainer
-from stellarperceptron.training import train
-from stellarperceptron.training_data import prepare_training_data
+from stellarperceptron.training.prepare import prepare_training_data
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.step import Trainer
+from stellarperceptron.training.tasks import train
+from stellarperceptron.utils.distributed import process_group
 
 STARS = 80
 NAMES = [f"syn_apogee{i}" for i in range(40)]

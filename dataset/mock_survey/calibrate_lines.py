@@ -63,7 +63,7 @@ from packages import default_cache, fetch_packages
 from synthesize_grid import SCATTER_SEED, prepare
 from tqdm import tqdm
 
-from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.utils.data_utils import atomic_output
 
 RESOLUTION = (22500.0, 22500.0, 22500.0)  # on the three chips

@@ -33,12 +33,16 @@ import numpy as np
 import torch
 from fit_emulator import project_spectra
 
-from stellarperceptron.emulator import LABELS, Emulator, standard_labels
-from stellarperceptron.observation import LSF_GROUPS, broadening_index, broadening_velocity
-from stellarperceptron.population import all_labels
-from stellarperceptron.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS, normalize
-from stellarperceptron.survey import BLOCK, MockSurvey
-from stellarperceptron.survey_file import LABEL_NAMES
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS, normalize
+from stellarperceptron.data.mock.emulator import LABELS, Emulator, standard_labels
+from stellarperceptron.data.mock.observation import (
+    LSF_GROUPS,
+    broadening_index,
+    broadening_velocity,
+)
+from stellarperceptron.data.mock.population import all_labels
+from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
+from stellarperceptron.data.survey_file import LABEL_NAMES
 from stellarperceptron.utils.data_utils import atomic_output
 
 HERE = Path(__file__).parent

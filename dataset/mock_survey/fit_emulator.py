@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stellarperceptron.emulator import (
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.data.mock.emulator import (
     EMULATOR_FILE,
     LABELS,
     Emulator,
@@ -40,8 +41,7 @@ from stellarperceptron.emulator import (
     to_inputs,
     write_emulators,
 )
-from stellarperceptron.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS
-from stellarperceptron.utils.gaussian_process import GaussianProcess
+from stellarperceptron.data.mock.gaussian_process import GaussianProcess
 
 RESOLUTION = 22_500.0  # of APOGEE, for the errors that are reported
 HELD_OUT = 10  # one label point in so many

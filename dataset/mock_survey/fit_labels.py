@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial import KDTree
 from sklearn.mixture import GaussianMixture
 
-from stellarperceptron.population import (
+from stellarperceptron.data.mock.population import (
     COOL_DWARF,
     FORMAT_VERSION,
     POPULATION_FILE,

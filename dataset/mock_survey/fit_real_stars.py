@@ -28,16 +28,8 @@ from packages import default_cache, fetch_packages
 from PIL import Image
 from scipy.optimize import least_squares
 
-from stellarperceptron.emulator import (
-    CARBON_LIMIT,
-    LABELS,
-    Emulator,
-    microturbulence,
-    standard_labels,
-)
-from stellarperceptron.example_spectra import FILES, WHEEL
-from stellarperceptron.real_stars import LINES
-from stellarperceptron.spectra import (
+from stellarperceptron.data.apogee.examples import FILES, WHEEL
+from stellarperceptron.data.apogee.spectra import (
     APOGEE_WAVELENGTH,
     BAD_PIXEL,
     CHIP_PIXELS,
@@ -47,8 +39,16 @@ from stellarperceptron.spectra import (
     normalize,
     read_spectrum,
 )
+from stellarperceptron.data.mock.emulator import (
+    CARBON_LIMIT,
+    LABELS,
+    Emulator,
+    microturbulence,
+    standard_labels,
+)
+from stellarperceptron.data.mock.line_spread import FWHM
+from stellarperceptron.evaluation.real_stars import LINES
 from stellarperceptron.utils.interpolation import interpolate
-from stellarperceptron.utils.line_spread import FWHM
 
 # What the residual's rms over all pixels must not exceed: a spectrum with another star's labels,
 # or with the lines out of place, is far above.

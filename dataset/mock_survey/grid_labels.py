@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from synthesis import LABEL_NAMES
 
-from stellarperceptron.stellar_labels import CARBON_LIMIT
+from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT
 from stellarperceptron.utils.data_utils import atomic_output
 
 ANCHORS = Path(__file__).with_name("label_anchors.csv")

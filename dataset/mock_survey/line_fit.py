@@ -15,7 +15,7 @@ import survey_median as survey
 from line_lists import LineList, air_to_vacuum
 from scipy.optimize import lsq_linear
 
-from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 
 STEP = 0.15  # dex, finite difference in log gf
 WINDOW = 1.6  # A, half width of a line's response

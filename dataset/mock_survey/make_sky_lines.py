@@ -20,7 +20,7 @@ from line_lists import EV_TO_CM, air_to_vacuum, read_linemake
 from stellarperceptron.utils.data_utils import atomic_output
 
 SECOND_RADIATION = 1.438777  # h c / k [cm K], CODATA 2018
-OUTPUT = Path(__file__).parents[2] / "model_core/stellarperceptron/data/sky_lines.csv"
+OUTPUT = Path(__file__).parents[2] / "model_core/stellarperceptron/data/mock/files/sky_lines.csv"
 
 
 def oh_level(v: np.ndarray) -> np.ndarray:

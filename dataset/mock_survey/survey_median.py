@@ -15,8 +15,8 @@ import numpy as np
 from grid_labels import complete
 from synthesis import LOG10_START, LOG10_STEP, RESOLUTION
 
-from stellarperceptron.apogee_grid import APOGEE_WAVELENGTH, CHIP_PIXELS, VALID_PIXELS
-from stellarperceptron.spectra import SPEED_OF_LIGHT
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS, VALID_PIXELS
+from stellarperceptron.data.apogee.spectra import SPEED_OF_LIGHT
 
 N_VALID = len(VALID_PIXELS)  # 7,514
 LOG10_WAVELENGTH = np.log10(APOGEE_WAVELENGTH)  # vacuum, A

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stellarperceptron.config import ModelConfig
     from stellarperceptron.model import StellarPerceptron
+    from stellarperceptron.network.config import ModelConfig
 
 __all__ = ["ModelConfig", "StellarPerceptron"]
 
@@ -12,7 +12,7 @@ __all__ = ["ModelConfig", "StellarPerceptron"]
 def __getattr__(name: str) -> Any:
     # What draws, counts or reads tables need not wait for PyTorch (seconds on a small machine).
     if name == "ModelConfig":
-        from stellarperceptron.config import ModelConfig
+        from stellarperceptron.network.config import ModelConfig
 
         return ModelConfig
     if name == "StellarPerceptron":

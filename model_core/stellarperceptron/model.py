@@ -16,21 +16,22 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from stellarperceptron.checkpoint import read_config, read_embed_map
-from stellarperceptron.config import PRECISIONS, TrainingOptions
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.distributed import Process
-from stellarperceptron.inference import (
+from stellarperceptron.data.apogee.spectra import pixel_range
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.network.base import StellarPerceptronBase, one_of
+from stellarperceptron.network.checkpoint import read_config, read_embed_map
+from stellarperceptron.network.config import PRECISIONS
+from stellarperceptron.network.patches import (
     apogee_pixel_names,
     deal_patches,
     group_values,
     predict_patches,
 )
-from stellarperceptron.model_base import StellarPerceptronBase, one_of
-from stellarperceptron.run_folder import RunFolder
-from stellarperceptron.spectra import pixel_range
-from stellarperceptron.training import train
-from stellarperceptron.training_data import prepare_training_data, usable_stars
+from stellarperceptron.training.prepare import prepare_training_data, usable_stars
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.tasks import train
+from stellarperceptron.utils.distributed import Process
 
 __all__ = ["StellarPerceptron"]
 
@@ -527,11 +528,11 @@ class StellarPerceptron(StellarPerceptronBase):
             Go on from the newest checkpoint there, which may be that of a training with fewer
             epochs.
         process
-            See `stellarperceptron.distributed.process_group`; None: alone, on this model's device.
+            See `utils.distributed.process_group`; None: alone, on this model's device.
         progress
             Show a progress bar when the output is a terminal.
         **options
-            Entries of `stellarperceptron.config.TrainingOptions`: epochs, batch_size,
+            Entries of `stellarperceptron.training.profiles.TrainingOptions`: epochs, batch_size,
             learning_rate, labels_per_star, precision, seed, ...
 
         Returns

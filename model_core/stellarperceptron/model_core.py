@@ -11,7 +11,8 @@ import torch
 from astropy.stats import mad_std
 from torch import Tensor
 
-from stellarperceptron.config import PUBLISHED_KEYS, ModelConfig, with_nearest
+from stellarperceptron.network.config import PUBLISHED_KEYS, ModelConfig
+from stellarperceptron.utils.arguments import with_nearest
 
 __all__ = ["PADDING", "StellarPerceptronCore"]
 

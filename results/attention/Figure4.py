@@ -23,17 +23,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stellarperceptron.attention import MEASURES
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.plotting import (
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.evaluation.attention import MEASURES
+from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.plotting import (
     COLORS,
     LABEL_SYMBOLS,
     chip_axes,
     save_figure,
     use_style,
 )
-from stellarperceptron.stages import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter
 
 LINES = Path(__file__).with_name("notable_spectral_lines.csv")
 GROUPS = {"giants": "Giants (1.0 < log g < 3.5)", "dwarfs": "Dwarfs (log g > 4.0)"}

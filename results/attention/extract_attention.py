@@ -33,17 +33,17 @@ import torch
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.attention import (
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, pixel_range
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.mock.emulator import LABELS, Emulator
+from stellarperceptron.evaluation.attention import (
     MEASURES,
     decoder_attention,
     label_sensitivity,
     star_groups,
     token_groups,
 )
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.emulator import LABELS, Emulator
-from stellarperceptron.inference import mean_wavelengths
-from stellarperceptron.response import (
+from stellarperceptron.evaluation.response import (
     best_linear_weights,
     concentration,
     label_information,
@@ -51,13 +51,13 @@ from stellarperceptron.response import (
     label_slopes,
     token_response,
 )
-from stellarperceptron.spectra import APOGEE_WAVELENGTH, pixel_range
-from stellarperceptron.stages import resolve_checkpoint
+from stellarperceptron.network.patches import mean_wavelengths
+from stellarperceptron.training.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
-RANKINGS = ("response", "information")  # see `stellarperceptron.response`
+RANKINGS = ("response", "information")  # see `stellarperceptron.evaluation.response`
 RESPONSE_STARS = 64
 UNITS = {
     **dict.fromkeys(MEASURES, "1 is an even spread over the tokens"),

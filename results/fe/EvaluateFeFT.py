@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.evaluation import (
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.evaluation.evaluate import (
     evaluate,
     evaluation_parser,
     load_network,
     print_metrics,
 )
-from stellarperceptron.stages import resolve_checkpoint
+from stellarperceptron.training.stages import resolve_checkpoint
 
 
 def table_name(folder: Path) -> str:

@@ -22,19 +22,19 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from stellarperceptron.dataset import SpectraDataset, draw_iron_rich
-from stellarperceptron.metrics import label_metrics
-from stellarperceptron.plotting import (
+from stellarperceptron.data.dataset import SpectraDataset, draw_iron_rich
+from stellarperceptron.data.survey_file import LABEL_NAMES
+from stellarperceptron.evaluation.metrics import label_metrics
+from stellarperceptron.evaluation.paper_tables import format_value
+from stellarperceptron.evaluation.predictions import read_predictions, require_same_stars
+from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.plotting import (
     COLORS,
     error_bar,
     plot_predicted_against_actual,
     save_figure,
     use_style,
 )
-from stellarperceptron.predictions import read_predictions, require_same_stars
-from stellarperceptron.survey_file import LABEL_NAMES
-from stellarperceptron.tables import format_value
-from stellarperceptron.utils.arguments import HelpFormatter
 
 COMMAND = "results/fe/EvaluateFeFT.py, or make reproduce"
 # Options, titles, and which stars were last trained on.

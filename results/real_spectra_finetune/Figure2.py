@@ -18,14 +18,18 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from stellarperceptron.plotting import (
+from stellarperceptron.evaluation.predictions import (
+    predicted_labels,
+    read_predictions,
+    require_same_stars,
+)
+from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.plotting import (
     error_bar,
     plot_predicted_against_actual,
     save_figure,
     use_style,
 )
-from stellarperceptron.predictions import predicted_labels, read_predictions, require_same_stars
-from stellarperceptron.utils.arguments import HelpFormatter
 
 TITLES = ("pre-trained on synthetic spectra", "fine-tuned on observed spectra")
 COMMAND = "results/real_spectra_finetune/evaluate_{}*.py, or make reproduce"

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.evaluation import evaluate, evaluation_parser, print_metrics
-from stellarperceptron.stages import resolve_checkpoint
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.evaluation.evaluate import evaluate, evaluation_parser, print_metrics
+from stellarperceptron.training.stages import resolve_checkpoint
 
 
 def main() -> None:

@@ -26,10 +26,16 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.dataset import LABEL_NAMES
-from stellarperceptron.example_spectra import fetch_example_spectra
-from stellarperceptron.plotting import COLORS, LABEL_SYMBOLS, save_figure, use_style
-from stellarperceptron.real_stars import (
+from stellarperceptron.data.apogee.examples import fetch_example_spectra
+from stellarperceptron.data.apogee.spectra import (
+    APOGEE_WAVELENGTH,
+    CHIP_PIXELS,
+    RVFit,
+    Spectrum,
+    pixel_range,
+)
+from stellarperceptron.data.dataset import LABEL_NAMES
+from stellarperceptron.evaluation.real_stars import (
     LINES,
     Comparison,
     compare_with_emulator,
@@ -37,10 +43,10 @@ from stellarperceptron.real_stars import (
     find_files,
     read_normalized,
 )
-from stellarperceptron.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS, RVFit, Spectrum, pixel_range
-from stellarperceptron.stages import resolve_checkpoint
+from stellarperceptron.training.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.plotting import COLORS, LABEL_SYMBOLS, save_figure, use_style
 
 RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the figures
 

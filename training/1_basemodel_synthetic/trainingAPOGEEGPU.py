@@ -6,9 +6,8 @@ Several GPUs:
     torchrun --nproc-per-node=4 trainingAPOGEEGPU.py --profile gpu --data survey.h5 --output runs/1
 """
 
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.distributed import process_group
-from stellarperceptron.stages import (
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.training.stages import (
     describe_data,
     mark_complete,
     new_model,
@@ -17,6 +16,7 @@ from stellarperceptron.stages import (
     stage_arguments,
     train_stage,
 )
+from stellarperceptron.utils.distributed import process_group
 
 
 def main() -> None:

@@ -7,9 +7,8 @@ Several GPUs: the same behind `torchrun --nproc-per-node=4`.
 """
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.distributed import process_group
-from stellarperceptron.stages import (
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.training.stages import (
     describe_data,
     mark_complete,
     read_data,
@@ -17,6 +16,7 @@ from stellarperceptron.stages import (
     stage_arguments,
     train_stage,
 )
+from stellarperceptron.utils.distributed import process_group
 
 
 def main() -> None:

@@ -13,9 +13,8 @@ import json
 import numpy as np
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.distributed import process_group
-from stellarperceptron.stages import (
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.training.stages import (
     describe_data,
     five_folds,
     mark_complete,
@@ -24,6 +23,7 @@ from stellarperceptron.stages import (
     train_stage,
 )
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.distributed import process_group
 
 # Stars for `selection = "published"`, which validates on metal-poor ones.
 VALIDATION_STARS = 500

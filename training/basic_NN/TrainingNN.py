@@ -13,11 +13,10 @@ import sys
 
 import numpy as np
 
-from stellarperceptron.baseline import BaselineNetwork
-from stellarperceptron.dataset import SpectraDataset
-from stellarperceptron.distributed import process_group
-from stellarperceptron.run_folder import RunFolder
-from stellarperceptron.stages import (
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.stages import (
     describe_data,
     five_folds,
     label_columns,
@@ -25,6 +24,7 @@ from stellarperceptron.stages import (
     stage_arguments,
 )
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.distributed import process_group
 
 
 def main() -> None:

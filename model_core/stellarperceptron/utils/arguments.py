@@ -1,8 +1,10 @@
-"""Command lines of the scripts."""
+"""Command lines of the scripts, and messages about names that are not known."""
 
 import argparse
+import difflib
+from collections.abc import Iterable
 
-__all__ = ["HelpFormatter", "positive", "positive_float"]
+__all__ = ["HelpFormatter", "positive", "positive_float", "with_nearest"]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -26,3 +28,9 @@ def positive_float(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not above 0")
     return value
+
+
+def with_nearest(name: str, known: Iterable[str]) -> str:
+    """Quote a name for a message, with the nearest that are known."""
+    nearest = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    return f"'{name}'" + (f" (nearest known: {', '.join(nearest)})" if nearest else "")

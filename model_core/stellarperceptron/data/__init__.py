@@ -1,0 +1,1 @@
+"""Spectra and labels: surveys, real and mock, and their files."""

@@ -1,0 +1,1 @@
+"""The APOGEE survey: its pixels, files, catalogue and archive."""

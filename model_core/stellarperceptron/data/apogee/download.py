@@ -1,0 +1,269 @@
+"""Many FITS files from an archive over HTTP: side by side, resumed, verified.
+
+A file grows beside its place (`.part`) and is renamed when its length, its structure and, where the
+archive has one, its SHA-1 are right.
+"""
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from urllib.parse import unquote
+
+from stellarperceptron.data.apogee.aspcap_files import check_fits
+from stellarperceptron.utils.server import (
+    AbsentError,
+    DownloadError,
+    Manners,
+    Server,
+    StoppedError,
+    TryAgainError,
+)
+
+__all__ = ["Archive", "fetch_all"]
+
+_CHUNK = 1 << 18
+_FOLDERS_TRIED = 5  # without a list of checksums, before an archive is taken to have none
+
+
+class Archive(Server):
+    """An archive of FITS files, from which any number of threads fetch.
+
+    Parameters
+    ----------
+    base_url
+        Address below which the files lie, http or https.
+    manners
+        How the server is treated.
+    checksums
+        Whether to look for lists of SHA-1 sums (`*.sha1sum`) in the folders of the archive.
+
+    Attributes
+    ----------
+    checked : int
+        Files so far whose SHA-1 was the archive's.
+    """
+
+    def __init__(self, base_url: str, manners: Manners | None = None, *, checksums: bool = True):
+        super().__init__(base_url, manners)
+        self.checked = 0
+        self._sums: dict[str, dict[str, str]] = {}
+        self._folder_locks: dict[str, threading.Lock] = {}
+        self._folders_without_sums = 0 if checksums else _FOLDERS_TRIED
+
+    def checksum(self, path: str) -> str:
+        """SHA-1 of a file as the archive lists it; empty where it does not.
+
+        The archive keeps a list (`*.sha1sum`) in each folder, under names that differ between
+        releases: it is found in the folder's index.
+        """
+        folder, _, name = path.rpartition("/")
+        with self._lock:
+            folder_lock = self._folder_locks.setdefault(folder, threading.Lock())
+        with folder_lock:
+            if folder not in self._sums:
+                if self._folders_without_sums >= _FOLDERS_TRIED:
+                    return ""
+                self._sums[folder] = self._read_sums(folder)
+                with self._lock:
+                    found = bool(self._sums[folder])
+                    self._folders_without_sums = 0 if found else self._folders_without_sums + 1
+        return self._sums[folder].get(name, "")
+
+    def _read_sums(self, folder: str) -> dict[str, str]:
+        """Lists of checksums of a folder."""
+        sums: dict[str, str] = {}
+        try:
+            index = self.text(folder + "/")
+            for link in set(re.findall(r'href="([^"/?]+\.sha1sum)"', index)):
+                for line in self.text(f"{folder}/{unquote(link)}").splitlines():
+                    entry = re.fullmatch(r"([0-9a-fA-F]{40}) [ *](?:.*/)?([^/]+)", line.strip())
+                    if entry:
+                        sums[entry[2]] = entry[1].lower()
+        except (AbsentError, DownloadError):
+            pass  # no index, no list: length and structure are still checked
+        return sums
+
+    def check(self, path: str, file: Path) -> None:
+        """Check the structure of a file, and its SHA-1 where the archive has a list.
+
+        Raises
+        ------
+        ValueError
+            The message, without the path, says what is wrong.
+        """
+        check_fits(file)
+        expected = self.checksum(path)
+        if expected:
+            with open(file, "rb") as opened:
+                found = hashlib.file_digest(opened, "sha1").hexdigest()
+            if found != expected:
+                raise ValueError(f"has the SHA-1 {found}, the archive lists {expected}")
+            with self._lock:
+                self.checked += 1
+
+    def fetch(
+        self, path: str, target: Path, progress: Callable[[int], object] = lambda n: None
+    ) -> None:
+        """Fetch a file, or the rest of it.
+
+        Parameters
+        ----------
+        path
+            Below the archive's address.
+        target
+            Where the file belongs; until it is whole and checked, it is ``target.part``.
+        progress
+            Called with the number of bytes that came; negative when what was there is of no use.
+
+        Raises
+        ------
+        AbsentError
+            When the archive does not have it.
+        DownloadError
+            When it was given up.
+        OSError
+            When the disk is full or cannot be written to.
+        StoppedError
+            After `stop`.
+        """
+        part = target.with_name(target.name + ".part")
+        tag = target.with_name(target.name + ".part.tag")
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def attempt() -> int:
+            self._transfer(path, part, tag, progress)
+            try:
+                self.check(path, part)
+            except ValueError as error:
+                progress(-part.stat().st_size)
+                part.unlink()
+                raise TryAgainError(f"what came {error}") from error
+            os.replace(part, target)
+            tag.unlink(missing_ok=True)
+            return target.stat().st_size
+
+        def there() -> int:
+            return part.stat().st_size if part.exists() else 0
+
+        self.persist(attempt, there)
+
+    def _transfer(
+        self, path: str, part: Path, tag: Path, progress: Callable[[int], object]
+    ) -> None:
+        """Fetch what is missing in a part; the tag tells whether the file is still the same."""
+        have = part.stat().st_size if part.exists() else 0
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        if have and tag.exists() and (known := tag.read_text()):
+            headers["If-Range"] = known
+        with self.open(path, **headers) as response:
+            total = response.length
+            found = re.match(
+                r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", "")
+            )
+            if response.status == 416:
+                response.read()
+                if found and found[2] == str(have):
+                    return  # all of it was there
+                progress(-have)
+                part.unlink()
+                raise TryAgainError("the file on the server became shorter")
+            if response.status == 206:
+                if not found or found[1] != str(have):
+                    progress(-have)
+                    part.unlink()
+                    raise TryAgainError("the server sends another range than asked for")
+                total = int(found[2]) if found[2] != "*" else None
+            else:
+                progress(-have)
+                have = 0
+            etag = response.headers.get("ETag", "")
+            if etag.startswith("W/") or not etag:  # a weak tag does not promise equal bytes
+                etag = response.headers.get("Last-Modified", "")
+            # What has come is written at once, so that a silence or a kill loses nothing; the tag
+            # only after what belongs to another is gone.
+            with open(part, "ab" if have else "wb", buffering=0) as file:
+                tag.write_text(etag)
+                while chunk := response.read1(_CHUNK):
+                    file.write(chunk)
+                    have += len(chunk)
+                    progress(len(chunk))
+                    self.go_on()
+            response.read()  # nothing is left; the connection is free for the next request
+        if total is not None and have != total:
+            raise TryAgainError(f"the answer is cut off at {have} of {total} bytes")
+
+
+def fetch_all(
+    archive: Archive,
+    files: Iterable[tuple[str, Path]],
+    workers: int,
+    progress: Callable[[int], object] = lambda n: None,
+) -> Iterator[tuple[str, Exception | None]]:
+    """Fetch many files with threads.
+
+    Parameters
+    ----------
+    files
+        Paths in the archive and where they belong.
+    workers
+        Number of threads, each with a connection.
+    progress
+        Called with numbers of bytes, from all threads.
+
+    Yields
+    ------
+    path : str
+        As the files end, in any order.
+    error : AbsentError, DownloadError or None
+        None when it is there.
+
+    Raises
+    ------
+    OSError
+        When the disk is full or cannot be written to.
+    """
+    waiting = iter(files)
+    lock = threading.Lock()
+    done: SimpleQueue = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            with lock:
+                item = next(waiting, None)
+            if item is None:
+                break
+            try:
+                archive.fetch(*item, progress)
+                done.put((item[0], None))
+            except (AbsentError, DownloadError) as error:
+                done.put((item[0], error))
+            except BaseException as error:  # the disk, or a stop: nothing further makes sense
+                archive.stop()
+                done.put(error)
+                break
+        done.put(None)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    running, fatal = workers, None
+    try:
+        while running:
+            result = done.get()
+            if result is None:
+                running -= 1
+            elif isinstance(result, BaseException):
+                fatal = result if fatal is None or isinstance(fatal, StoppedError) else fatal
+            else:
+                yield result
+    finally:
+        if running:  # the caller has had enough, or was interrupted
+            archive.stop()
+            for thread in threads:
+                thread.join(timeout=5.0)
+    if fatal is not None:
+        raise fatal

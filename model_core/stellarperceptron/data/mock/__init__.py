@@ -1,0 +1,1 @@
+"""The mock survey: stars, synthetic spectra, the spectrograph and the reduction."""

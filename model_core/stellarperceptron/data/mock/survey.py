@@ -1,0 +1,287 @@
+"""
+The mock survey: any number of APOGEE-like stars, block after block, from one seed.
+
+A star has true labels, a catalogue's labels with errors, a *synthetic* spectrum (the theory's best
+fit: emulator *nominal* at the catalogue's labels) and an *observed* one (emulator *nature* at the
+true labels, through the spectrograph and the reduction). Stars come in blocks of `BLOCK`; each
+block has its own random numbers, drawn by NumPy from (seed, split, block), so that neither the
+number of stars nor of threads changes a star.
+"""
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stellarperceptron.data.apogee.spectra import CHIP_PIXELS, VALID_FLUX, normalize
+from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, standard_labels
+from stellarperceptron.data.mock.observation import (
+    LSF_GROUPS,
+    MAX_SHIFT,
+    PIXEL_VELOCITY,
+    RIPPLE_ORDERS,
+    SKY_FILE,
+    Augmentation,
+    SpectraBank,
+    broadening_index,
+    broadening_velocity,
+    continuum_ripple,
+    correlate_noise,
+    sky_templates,
+    sky_windows,
+    vary_line_spread,
+)
+from stellarperceptron.data.mock.population import (
+    COOL_DWARF,
+    MAIN,
+    POPULATION_FILE,
+    LabelDistribution,
+    all_labels,
+)
+from stellarperceptron.data.survey_file import SPLITS
+
+__all__ = ["BLOCK", "Augmentation", "Emulator", "MockSurvey", "Observation", "standard_labels"]
+
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Observation:
+    """
+    What stands between a star and its spectrum in the survey.
+
+    Attributes
+    ----------
+    snr
+        Signal-to-noise ratio a pixel: the lower end is the survey's cut, above it an exponential
+        distribution of this scale, up to the last.
+    correlation
+        Of the noise of neighbouring pixels, which are resampled from the detector's (measured: 0.4
+        in the difference of two visits to 2M17335483-2753043, two of APOGEE's example spectra).
+    line_spread
+        Standard deviation of the relative change of the line spread's variance within a group of
+        fibres.
+    sky
+        Median standard deviation of what is left of the strongest OH line, over the continuum;
+        stars scatter about it by 0.3 dex.
+    telluric
+        Standard deviation of the error of the CO2 and the CH4 correction, over the continuum at
+        the deepest line.
+    ripple
+        Root mean square of the pseudo-continuum's error, uniform between these.
+    bad_pixel
+        Probability of a pixel to be lost on its own (cosmic rays).
+    dead_columns
+        Number of detector columns that are lost for every star; they move with its velocity.
+    dead_stretch
+        Probability of a star to lose a stretch of 20 to 150 pixels.
+    velocity
+        Standard deviation of the stars' velocities [km/s] at [Fe/H] above and below -1.
+    """
+
+    snr: tuple[float, float, float] = (200.0, 140.0, 600.0)
+    correlation: float = 0.4
+    line_spread: float = 0.04
+    sky: float = 0.01
+    telluric: float = 0.006
+    ripple: tuple[float, float] = (0.003, 0.005)
+    bad_pixel: float = 0.002
+    dead_columns: int = 30
+    dead_stretch: float = 0.08
+    velocity: tuple[float, float] = (50.0, 140.0)
+
+    @cached_property
+    def dead(self) -> Tensor:
+        """Lost detector columns (8575 + 2 MAX_SHIFT,), the same in every survey."""
+        columns = torch.zeros(8575 + 2 * MAX_SHIFT, dtype=torch.bool)
+        rng = np.random.default_rng(2017)
+        columns[torch.from_numpy(rng.integers(0, len(columns), self.dead_columns))] = True
+        return columns
+
+    def lost(self, shift: np.ndarray, rng: np.random.Generator, size: int) -> Tensor:
+        """Which pixels (N, P) hold no measurement."""
+        lost = sky_windows(self.dead, shift)
+        count = rng.poisson(self.bad_pixel * size, len(shift))
+        rows = np.repeat(np.arange(len(shift)), count)
+        lost[torch.from_numpy(rows), torch.from_numpy(rng.integers(0, size, len(rows)))] = True
+        stretched = np.flatnonzero(rng.random(len(shift)) < self.dead_stretch)
+        starts = rng.integers(0, size, len(stretched))
+        for row, start, length in zip(
+            stretched, starts, rng.integers(20, 151, len(stretched)), strict=True
+        ):
+            lost[row, start : start + length] = True
+        return lost
+
+    def __call__(self, flux: Tensor, fe_h: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """
+        Observed, normalized spectra (N, 7514) of stars with flux over continuum `flux` (N, 7514).
+
+        Parameters
+        ----------
+        fe_h : (N,)
+            Metal-poor stars move faster.
+        """
+        n, size = flux.shape
+
+        def normal(*shape: int) -> Tensor:
+            return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+        spread = np.where(fe_h > -1.0, *self.velocity)
+        shift = spread * rng.standard_normal(n) / PIXEL_VELOCITY
+        lowest, scale, highest = self.snr
+        # Exponential, cut off at `highest`, by inversion.
+        share = 1.0 - math.exp(-(highest - lowest) / scale)
+        snr = lowest - scale * np.log(1.0 - rng.random(n) * share)
+        sigma = torch.from_numpy((1.0 / snr).astype(np.float32))[:, None] * _edge_noise()
+
+        sky = sky_templates()
+        change = (self.line_spread * normal(n)).clamp(-0.3, 0.3)
+        flux = vary_line_spread(flux, change)
+        left_over = self.sky * 10.0 ** (0.3 * normal(n, 1)) * sky_windows(sky["OH"], shift)
+        telluric = self.telluric * normal(n, 1) * sky_windows(sky["CO2"], shift)
+        telluric += self.telluric * normal(n, 1) * sky_windows(sky["CH4"], shift)
+        noise = correlate_noise(normal(n, size), self.correlation).mul_(
+            torch.hypot(sigma, left_over)
+        )
+        flux = noise.addcmul_(flux, telluric.add_(1.0))
+
+        lost = self.lost(shift, rng, size)
+        observed = normalize(flux, lost, valid_flux=None)
+        low, high = self.ripple
+        rms = low + (high - low) * torch.from_numpy(rng.random(n, dtype=np.float32))
+        ripple = continuum_ripple(rms, normal(n, 3, RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0]))
+        observed = observed.mul_(ripple.add_(1.0))
+        return observed.masked_fill_(
+            (observed < VALID_FLUX[0]) | (observed > VALID_FLUX[1]), math.nan
+        )
+
+
+@lru_cache(maxsize=1)
+def _edge_noise() -> Tensor:
+    """Relative noise (7514,): a chip's ends receive less light."""
+    noise = torch.empty(CHIP_PIXELS["red"].stop)
+    for chip in CHIP_PIXELS.values():
+        noise[chip] = 1.0 + 0.25 * torch.linspace(-1.0, 1.0, chip.stop - chip.start) ** 2
+    return noise
+
+
+class MockSurvey:
+    """
+    Stars and their spectra.
+
+    Parameters
+    ----------
+    seed
+        The same seed gives the same stars.
+    observation
+        What happens to the observed spectra.
+    emulator_file
+        File with the emulators *nominal* and *nature*.
+    """
+
+    def __init__(
+        self, seed: int = 1, observation: Observation | None = None, emulator_file=EMULATOR_FILE
+    ):
+        self.seed = seed
+        self.emulator_file = emulator_file
+        self.observation = observation or Observation()
+        self.population = LabelDistribution.load()
+        self.nominal = SpectraBank(Emulator.load("nominal", emulator_file))
+        self.nature = SpectraBank(Emulator.load("nature", emulator_file))
+        low = torch.maximum(self.nominal.emulator.low, self.nature.emulator.low)
+        high = torch.minimum(self.nominal.emulator.high, self.nature.emulator.high)
+        self.low, self.high = low.numpy(), high.numpy()
+
+    def provenance(self) -> dict:
+        """
+        What the spectra depend on beside seed and size; no date, so that bytes repeat.
+
+        NumPy's version is there because its random streams may change from one to the next.
+        """
+        files = {"emulators": self.emulator_file, "labels": POPULATION_FILE, "sky": SKY_FILE}
+        digests = {
+            f"{name}_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            for name, path in files.items()
+        }
+        return {
+            "version": version("stellarperceptron"),
+            "numpy": np.__version__,
+            **digests,
+            "observation": asdict(self.observation),
+        }
+
+    def labels(self, number: int, rng: np.random.Generator) -> np.ndarray:
+        """True labels (number, 5) of random stars within the emulators' range."""
+        main = list(MAIN)
+        out = np.empty((0, len(main)))
+        while len(out) < number:
+            draw = self.population.draw(number, rng, self.low[main], self.high[main])
+            out = np.concatenate(
+                [out, draw[(draw[:, 1] < COOL_DWARF[0]) | (draw[:, 0] > COOL_DWARF[1])]]
+            )
+        return out[:number]
+
+    def block(self, split: str, index: int, size: int = BLOCK) -> dict[str, np.ndarray | list]:
+        """
+        The first `size` stars of block `index` of "train" or "test".
+
+        Returns
+        -------
+        dict
+            ``ids``, ``synthetic`` and ``observed`` (size, 7514), ``labels``, ``label_errors`` and
+            ``true_labels`` (size, 5): the arguments of `SurveyWriter.append`.
+        """
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
+        true = self.labels(BLOCK, rng)
+        errors = self.population.errors(true, rng)
+        catalogue = true + errors * rng.standard_normal(true.shape)
+        missing = self.population.without_abundances(true, rng)
+        nature = all_labels(true, rng, self.low, self.high)
+        # Theory: the catalogue's five labels, the other abundances as they are.
+        theory = nature.copy()
+        theory[:, list(MAIN)] = catalogue
+        theory = np.clip(theory, self.low, self.high)
+        group = rng.integers(0, len(LSF_GROUPS), BLOCK)
+        broadening = broadening_index(true, broadening_velocity(true, rng))
+
+        # A block is always computed whole: its first stars do not depend on how many are wanted.
+        flux = self.nominal(self.nominal.emulator.coefficients(theory), group, broadening)
+        synthetic = normalize(flux)
+        flux = self.nature(self.nature.emulator.coefficients(nature), group, broadening)
+        observed = self.observation(flux, true[:, 4], rng)
+        for array in (catalogue, errors):
+            array[missing, 2:] = np.nan
+        first = index * BLOCK
+        return {
+            "ids": [f"mock-{self.seed}-{split}-{first + i:07d}" for i in range(size)],
+            "synthetic": synthetic[:size].numpy(),
+            "observed": observed[:size].numpy(),
+            "labels": catalogue[:size].astype(np.float32),
+            "label_errors": errors[:size].astype(np.float32),
+            "true_labels": true[:size].astype(np.float32),
+        }
+
+    def blocks(self, split: str, stars: int, workers: int = 1) -> Iterator[dict]:
+        """
+        The first `stars` stars of "train" or "test", in blocks, computed by threads ahead.
+
+        At most ``workers + 1`` blocks (each about 0.3 GB while it is computed) are held at once.
+        """
+        sizes = [min(BLOCK, stars - first) for first in range(0, stars, BLOCK)]
+        with ThreadPoolExecutor(workers) as pool:
+            pending: deque = deque()
+            for index, size in enumerate(sizes):
+                pending.append(pool.submit(self.block, split, index, size))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()

@@ -1,0 +1,269 @@
+"""Where data sets come from: survey files and folders of published arrays, opened and checked."""
+
+import json
+import os
+import pickletools
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.survey_file import ERRORS, FORMAT_VERSION, KINDS, LABEL_NAMES, SPLITS
+
+__all__ = ["REMEDY", "DatasetError", "Source", "open_source"]
+
+REMEDY = "make it anew (dataset/create_mock_survey.py or dataset/create_dataset.py)"
+
+# File names of the published arrays: what goes before "_train.npy" and "_test.npy".
+_PUBLISHED = {
+    "synthetic": "synspec",
+    "observed": "aspcap_spectra",
+    "labels": "labels",
+    "label_errors": "label_errs",
+}
+_PUBLISHED_WAVELENGTH = "apogee_wavelength_sol.csv"
+
+# Instructions of a pickle (see Python's `pickletools`): a text, and what fills a list with them.
+_TEXT_INSTRUCTIONS = {
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_LIST_INSTRUCTIONS = {
+    *("MARK", "APPEND", "APPENDS", "FRAME"),
+    *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"),
+}
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used: damaged, half-written, or not what it should be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An open data set, nothing of the spectra and labels read yet.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The file or folder.
+    wavelength : (P,) float64
+        Wavelengths of the pixels [A, vacuum].
+    label_names : tuple of str
+        Names of the columns of the labels.
+    provenance : dict
+        How the data were made.
+    splits : dict
+        For "train" and "test" the arrays by name: data sets of the file or memory maps.
+    file : h5py.File or None
+        The open file.
+    """
+
+    path: Path
+    wavelength: np.ndarray
+    label_names: tuple[str, ...]
+    provenance: dict
+    splits: Mapping[str, Mapping[str, Any]]
+    file: h5py.File | None = None
+
+    def __post_init__(self):
+        _check_wavelength(self.path, self.wavelength)
+        for split, arrays in self.splits.items():
+            _check(self.path, split, arrays, len(self.wavelength), len(self.label_names))
+
+
+def open_source(path: str | os.PathLike) -> Source:
+    """Open a survey file or a folder of published arrays and check that its parts fit together.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is nothing at `path`.
+    DatasetError
+        For whatever cannot be used, such as wavelengths that do not ascend or that are not the
+        survey's; the message names the file and what helps.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder; {REMEDY}")
+    return _open_folder(path) if path.is_dir() else _open_hdf5(path)
+
+
+def _open_hdf5(path: Path) -> Source:
+    """Open a survey file; it stays open only when it is in order."""
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DatasetError(f"{path} is no HDF5 file or is damaged ({error}): {REMEDY}") from error
+    try:
+        return _read_layout(path, file)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, DatasetError):
+            raise
+        if isinstance(error, KeyError):
+            raise DatasetError(f"{path} lacks a part ({error.args[0]}): {REMEDY}") from error
+        if isinstance(error, OSError | RuntimeError | TypeError | ValueError | AttributeError):
+            raise DatasetError(f"{path} is damaged ({error}): {REMEDY}") from error
+        raise
+
+
+def _read_layout(path: Path, file: h5py.File) -> Source:
+    """Read what describes a survey file."""
+    if not file.attrs.get("complete", False):
+        raise DatasetError(f"{path} is half-written: {REMEDY}")
+    version = file.attrs.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DatasetError(
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION}: {REMEDY}"
+        )
+    return Source(
+        path,
+        wavelength=file["wavelength"][:].astype(np.float64),
+        label_names=tuple(_text(name) for name in file.attrs["label_names"]),
+        provenance=json.loads(_text(file.attrs.get("provenance", "{}"))),
+        splits={name: _members(file[name]) for name in SPLITS},
+        file=file,
+    )
+
+
+def _text(value: str | bytes) -> str:
+    """Text of an attribute, of fixed or of variable length."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _members(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Data sets of a group that hold their own data: a link into another file is not followed."""
+    own = [name for name in group if isinstance(group.get(name, getlink=True), h5py.HardLink)]
+    return {name: group[name] for name in own if isinstance(group[name], h5py.Dataset)}
+
+
+def _open_folder(path: Path) -> Source:
+    """Map a folder of published arrays."""
+    splits: dict[str, dict[str, np.ndarray]] = {}
+    for split in SPLITS:
+        files = {name: path / f"{stem}_{split}.npy" for name, stem in _PUBLISHED.items()}
+        splits[split] = {name: _map_npy(file) for name, file in files.items() if file.exists()}
+        ids = path / f"ids_{split}.npy"
+        if ids.exists():
+            try:
+                splits[split]["ids"] = _read_names(ids)
+            except (ValueError, EOFError) as error:
+                warnings.warn(
+                    f"{ids} holds no texts ({error}): rows are numbered instead", stacklevel=4
+                )
+    wavelength = APOGEE_WAVELENGTH
+    csv = path / _PUBLISHED_WAVELENGTH
+    if csv.exists():
+        try:
+            wavelength = np.loadtxt(csv, dtype=np.float64, ndmin=1)
+        except ValueError as error:
+            raise DatasetError(f"{csv} is damaged ({error})") from error
+    provenance = {"generator": "published arrays", "arguments": {"folder": path.name}}
+    return Source(path, wavelength, LABEL_NAMES, provenance, splits)
+
+
+def _read_names(path: Path) -> np.ndarray:
+    """Names of stars (N,), from an array of texts or of Python's objects, if those are texts.
+
+    Objects lie in an array as a pickle, which could run any code. It is not run: its instructions
+    are listed, and the texts of the one list in it are taken.
+    """
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"version {version} of the format")
+        shape, _, dtype = read_header(file)
+        if dtype.kind != "O":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        instructions = iter(pickletools.genops(file))
+        for instruction, _, _ in instructions:
+            if instruction.name == "EMPTY_LIST":
+                break
+        names: list[str] = []
+        for instruction, argument, _ in instructions:
+            if isinstance(argument, str | bytes) and instruction.name in _TEXT_INSTRUCTIONS:
+                text = argument.decode("utf-8") if isinstance(argument, bytes) else argument
+                names.append(text)
+            elif instruction.name.startswith("TUPLE"):  # the end of the list
+                break
+            elif instruction.name not in _LIST_INSTRUCTIONS:
+                raise ValueError(f"pickled objects other than texts: {instruction.name}")
+    if shape != (len(names),):
+        raise ValueError(f"{len(names)} pickled texts in an array of the shape {shape}")
+    return np.array(names, dtype=str)
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    """Map an array into memory; one with pickled objects is refused."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DatasetError(
+            f"{path} is damaged or no plain array ({error}): fetch it anew"
+        ) from error
+    if array.dtype.kind != "f":
+        raise DatasetError(f"{path} holds {array.dtype}, not floating-point numbers")
+    return array
+
+
+def _check_wavelength(path: Path, wavelength: np.ndarray) -> None:
+    """Check that wavelengths (P,) [A] ascend; 7,514 of them are the survey's, to 0.01 A.
+
+    A pixel is 0.21 A wide at the blue end.
+    """
+    where = f"{path / _PUBLISHED_WAVELENGTH}" if path.is_dir() else f"{path}: wavelength"
+    if wavelength.ndim != 1 or not len(wavelength):
+        raise DatasetError(f"{where} has the shape {wavelength.shape}, not one of pixels: {REMEDY}")
+    if not np.isfinite(wavelength).all() or not (np.diff(wavelength) > 0).all():
+        raise DatasetError(f"{where} must hold finite numbers in ascending order: {REMEDY}")
+    if wavelength.shape == APOGEE_WAVELENGTH.shape:
+        difference = np.abs(wavelength - APOGEE_WAVELENGTH).max()
+        if difference > 0.01:
+            raise DatasetError(
+                f"{where} differs by up to {difference:.3g} Angstrom from the "
+                f"{len(APOGEE_WAVELENGTH)} pixels of APOGEE (vacuum): {REMEDY}"
+            )
+
+
+def _check(path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_labels: int) -> None:
+    """Check that a split has all its parts and that they belong together."""
+    if path.is_dir():
+        names = {name: f"{stem}_{split}.npy" for name, stem in _PUBLISHED.items()}
+    else:
+        names = {name: f"{split}/{name}" for name in _PUBLISHED}
+    for name in ("labels", "label_errors"):
+        if name not in arrays:
+            raise DatasetError(f"{path} lacks {names[name]}: {REMEDY}")
+    kinds = [kind for kind in KINDS if kind in arrays]
+    if not kinds:
+        raise DatasetError(
+            f"{path} lacks spectra: neither {names['synthetic']} nor {names['observed']} is there; "
+            f"{REMEDY}"
+        )
+    n_stars = arrays["labels"].shape[0] if arrays["labels"].ndim else 0
+    spectra = [name for name in (*KINDS, ERRORS) if name in arrays]
+    expected = {name: (n_stars, n_pixels) for name in spectra}
+    expected |= {"labels": (n_stars, n_labels), "label_errors": (n_stars, n_labels)}
+    expected |= {"true_labels": (n_stars, n_labels)} if "true_labels" in arrays else {}
+    for name, shape in expected.items():
+        where, array = names.get(name, f"{split}/{name}"), arrays[name]
+        if array.shape != shape:
+            raise DatasetError(
+                f"{path}: {where} has the shape {array.shape}, expected is {shape} (stars of the "
+                f"labels, {'pixels of the wavelengths' if name in spectra else 'labels'})"
+            )
+        if array.dtype.kind != "f":
+            raise DatasetError(f"{path}: {where} holds {array.dtype}, not floating-point numbers")
+    if "ids" in arrays and (
+        arrays["ids"].shape != (n_stars,) or arrays["ids"].dtype.kind not in "USO"
+    ):
+        raise DatasetError(f"{path}: the names of the '{split}' stars are not {n_stars} texts")

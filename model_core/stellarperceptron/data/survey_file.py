@@ -1,0 +1,222 @@
+"""Survey files: their layout, and writing them star after star, complete or not at all."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.utils.data_utils import atomic_output
+
+__all__ = ["ERRORS", "FORMAT_VERSION", "KINDS", "LABEL_NAMES", "SPLITS", "SurveyWriter"]
+
+FORMAT_VERSION = 1
+"""Version of the layout of a survey file."""
+
+LABEL_NAMES = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
+"""Labels in the order of their columns: [K], [log10 cm/s2], then [dex]."""
+
+SPLITS = ("train", "test")
+KINDS = ("synthetic", "observed")
+ERRORS = "observed_errors"
+"""Standard deviations of the observed spectra, which a survey file may hold."""
+
+_ROWS_PER_CHUNK = 16  # half a megabyte of APOGEE spectra: a batch of random rows stays cheap
+_RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memory [bytes]
+_ID_BYTES = 32
+_TEXT = h5py.string_dtype("utf-8", _ID_BYTES)
+
+
+class SurveyWriter:
+    """Write a survey file in one pass; nothing is at `path` until all of it is there.
+
+    The size is fixed beforehand, so that the free space on the disk is checked first. Everything
+    carries checksums (the data Fletcher's, 32 bits a chunk), so that damage is noticed when it is
+    read. The same input gives the same bytes.
+
+    Parameters
+    ----------
+    path
+        Where the file belongs.
+    counts
+        Number of stars of "train" and of "test".
+    provenance
+        How the data are made: generator, version, arguments, seed; stored as JSON.
+    wavelength : (P,)
+        Wavelengths of the pixels [A, vacuum].
+    label_names
+        Names of the labels' columns.
+    kinds
+        Which spectra there are: "synthetic", "observed".
+    true_labels
+        Whether the labels are stored that mock spectra are made with.
+    errors
+        Whether the standard deviations of the observed spectra are stored (`ERRORS`).
+
+    Attributes
+    ----------
+    written : dict
+        Number of stars of "train" and of "test" so far.
+
+    Raises
+    ------
+    OSError
+        When the disk has not enough room, before or while writing; the message says how much is
+        needed, and the temporary file is removed.
+    ValueError
+        For arrays that do not fit, and at the end when stars are missing.
+
+    Examples
+    --------
+    >>> with SurveyWriter(path, counts=counts, provenance={}) as writer:  # doctest: +SKIP
+    ...     for split, block in blocks:
+    ...         writer.append(split, **block)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        counts: Mapping[str, int],
+        provenance: Mapping,
+        wavelength: np.ndarray = APOGEE_WAVELENGTH,
+        label_names: Sequence[str] = LABEL_NAMES,
+        kinds: Sequence[str] = KINDS,
+        true_labels: bool = False,
+        errors: bool = False,
+    ):
+        if set(counts) != set(SPLITS) or min(counts.values()) < 1:
+            raise ValueError(f"counts is {dict(counts)}: give one star or more to train and test")
+        if not kinds or not set(kinds) <= set(KINDS):
+            raise ValueError(f"kinds is {tuple(kinds)}: it must hold some of {KINDS}")
+        self.path = Path(path)
+        self.counts = dict(counts)
+        self.written = dict.fromkeys(SPLITS, 0)
+        self._provenance = json.dumps(dict(provenance), sort_keys=True)
+        self._wavelength = np.asarray(wavelength, dtype=np.float64)
+        self._label_names = tuple(label_names)
+        n_labels = len(self._label_names)
+        self._columns = {kind: len(self._wavelength) for kind in KINDS if kind in kinds}
+        self._columns |= {ERRORS: len(self._wavelength)} if errors else {}
+        self._columns |= {"labels": n_labels, "label_errors": n_labels}
+        self._columns |= {"true_labels": n_labels} if true_labels else {}
+        # Kept open: closing a data set would write its last chunks, and again after each append.
+        self._members: dict[str, dict[str, h5py.Dataset]] = {}
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the finished file, rounded up [bytes]."""
+        # Chunks are stored whole, the last one of each array too.
+        stars = sum(self.counts.values()) + len(SPLITS) * _ROWS_PER_CHUNK
+        return stars * self._row_bytes + 8 * len(self._wavelength) + 1_000_000
+
+    @property
+    def _row_bytes(self) -> int:
+        """Size of what is stored of one star [bytes]."""
+        return 4 * sum(self._columns.values()) + _ID_BYTES
+
+    def __enter__(self) -> "SurveyWriter":
+        with ExitStack() as stack:
+            temporary = stack.enter_context(
+                atomic_output(self.path, expected_bytes=self.n_bytes + _RESERVE)
+            )
+            # Since version 1.10 of the format, what describes the data has checksums too.
+            file = h5py.File(temporary, "w", libver=("v110", "v110"), rdcc_nbytes=8 * 1024**2)
+            self._file = stack.enter_context(file)
+            self._create()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> bool | None:
+        if exception[0] is not None:
+            return self._stack.__exit__(*exception)
+        with self._stack:
+            missing = {name: self.counts[name] - self.written[name] for name in SPLITS}
+            if any(missing.values()):
+                raise ValueError(f"{self.path} is not complete: stars missing are {missing}")
+            self._file.attrs["complete"] = True
+        return None
+
+    def _create(self) -> None:
+        """Lay out the file."""
+        self._file.attrs["complete"] = False
+        self._file.attrs["format_version"] = FORMAT_VERSION
+        # Texts of fixed length lie within the checksums; the heap of the others has none.
+        longest = max(len(name.encode("utf-8")) for name in self._label_names)
+        names = np.array(self._label_names, dtype=h5py.string_dtype("utf-8", longest))
+        self._file.attrs.create("label_names", names)
+        provenance = self._provenance.encode("utf-8")
+        text = h5py.string_dtype("utf-8", len(provenance))
+        self._file.attrs.create("provenance", np.array(provenance, dtype=text))
+        self._file.create_dataset(
+            "wavelength", data=self._wavelength, chunks=self._wavelength.shape, fletcher32=True
+        )
+        for split, count in self.counts.items():
+            group = self._file.create_group(split)
+            chunk = min(_ROWS_PER_CHUNK, count)
+            members = {
+                name: group.create_dataset(
+                    name, (count, n_columns), "f4", chunks=(chunk, n_columns), fletcher32=True
+                )
+                for name, n_columns in self._columns.items()
+            }
+            members["ids"] = group.create_dataset(
+                "ids", (count,), _TEXT, chunks=(chunk,), fletcher32=True
+            )
+            self._members[split] = members
+
+    def append(self, split: str, *, ids: Sequence[str], **arrays: np.ndarray) -> None:
+        """Write the next stars of "train" or "test".
+
+        Parameters
+        ----------
+        split
+            "train" or "test".
+        ids
+            Names of n stars, at most 32 bytes in UTF-8 each.
+        **arrays : (n, P) or (n, L)
+            Every array of the file: the kinds of spectra, `labels`, `label_errors` and, if the
+            file has them, `observed_errors` and `true_labels`. NaN is a bad pixel or a missing
+            label.
+
+        Raises
+        ------
+        ValueError
+            For a missing or unknown array, a wrong shape, a name that is too long, or more stars
+            than announced.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split is '{split}': it must be one of {SPLITS}")
+        if set(arrays) != set(self._columns):
+            raise ValueError(f"arrays are {sorted(arrays)}: the file has {sorted(self._columns)}")
+        names = [str(name).encode("utf-8") for name in ids]
+        self._check_room(len(names))
+        first, count = self.written[split], self.counts[split]
+        if first + len(names) > count:
+            raise ValueError(f"'{split}' was announced with {count} stars, more are appended")
+        too_long = next((name for name in names if len(name) > _ID_BYTES), None)
+        if too_long is not None:
+            raise ValueError(f"the name {too_long.decode()} is longer than {_ID_BYTES} bytes")
+        rows = slice(first, first + len(names))
+        for name, values in arrays.items():
+            values = np.asarray(values)
+            if values.shape != (len(names), self._columns[name]):
+                raise ValueError(
+                    f"{name} has the shape {values.shape}, expected is "
+                    f"{(len(names), self._columns[name])}"
+                )
+            self._members[split][name][rows] = values.astype(np.float32, copy=False)
+        self._members[split]["ids"][rows] = np.array(names, dtype=_TEXT)
+        self.written[split] += len(names)
+
+    def _check_room(self, n_stars: int) -> None:
+        """Stop before the disk is full: HDF5 cannot recover from a write that fails."""
+        free = shutil.disk_usage(self.path.parent).free
+        if free < n_stars * self._row_bytes + _RESERVE:
+            raise OSError(errno.ENOSPC, f"{free} bytes are free beside {self.path}")

@@ -1,0 +1,140 @@
+"""What the evaluation scripts share: arguments, and predictions of all test stars of a survey."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from stellarperceptron.data.apogee.spectra import pixel_range
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.evaluation.predictions import (
+    metrics_of_predictions,
+    predictions_table,
+    write_predictions,
+)
+from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.training.stages import describe_data
+from stellarperceptron.utils.arguments import HelpFormatter, positive
+
+__all__ = ["evaluate", "evaluation_parser", "load_network", "print_metrics"]
+
+
+def evaluation_parser(description: str, pixels: str) -> argparse.ArgumentParser:
+    """Arguments of all evaluation scripts.
+
+    Parameters
+    ----------
+    description
+        Of the script.
+    pixels
+        Which are seen unless others are asked for.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="survey file or folder of published arrays"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
+    parser.add_argument(
+        "--pixels", default=pixels, help="full, first_half, fe_chunk or start:stop (of 7,514)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--precision", default="float32", help="float32, bfloat16 or float16 (on GPUs)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
+    )
+    return parser
+
+
+def load_network(checkpoint: Path, device: str = "auto") -> StellarPerceptron | BaselineNetwork:
+    """Load a checkpoint of a model, or of the baseline.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        The folder is no checkpoint, or a damaged one.
+    """
+    try:
+        content = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{checkpoint / 'config.json'} is damaged ({error})") from error
+    if content.get("network") == "baseline":
+        return BaselineNetwork.load(checkpoint)
+    return StellarPerceptron.load(checkpoint, device=device)
+
+
+def evaluate(
+    network: StellarPerceptron | BaselineNetwork,
+    checkpoint: Path,
+    dataset: SpectraDataset,
+    kind: str,
+    pixels: str,
+    labels: Sequence[str],
+    path: Path,
+    *,
+    precision: str = "float32",
+) -> pd.DataFrame:
+    """Predict labels of all test stars and write the table.
+
+    Parameters
+    ----------
+    network, checkpoint
+        And the folder that it was loaded from, which is written down.
+    dataset, kind, pixels
+        Survey, "observed" or "synthetic" spectra, which pixels.
+    labels
+        Names of the labels.
+    path
+        Table to write; see `stellarperceptron.evaluation.predictions`.
+    precision
+        See `StellarPerceptron.predict`.
+
+    Raises
+    ------
+    ValueError
+        The network does not know the pixels or a label.
+    """
+    begin = time.perf_counter()
+    part = pixel_range(pixels, dataset.test.n_pixels)
+    spectra = dataset.test.read(kind, pixels=part)
+    if isinstance(network, BaselineNetwork):
+        if list(labels) != [network.label] or spectra.shape[1] != network.flux_statistics.shape[1]:
+            raise ValueError(
+                f"the baseline in {checkpoint} gives {network.label} from "
+                f"{network.flux_statistics.shape[1]} pixels, not {', '.join(labels)} from "
+                f"{spectra.shape[1]}"
+            )
+        predicted, epoch = network.predict(spectra), None
+    else:
+        wavelength = dataset.wavelength[part]
+        predicted = network.predict(spectra, wavelength, labels, precision=precision)
+        epoch = network.epoch
+    seconds = time.perf_counter() - begin
+    about = {
+        "checkpoint": str(checkpoint),
+        "epoch": epoch,
+        "spectra": kind,
+        "pixels": [part.start, part.stop],
+        "data": {"path": str(dataset.path), **describe_data(dataset)},
+        "seconds": round(seconds, 2),
+        "stars_per_s": round(len(spectra) / seconds, 1),
+        "version": version("stellarperceptron"),
+        "torch": torch.__version__,
+    }
+    table = predictions_table(predicted, dataset.test)
+    write_predictions(table, path, about)
+    return table
+
+
+def print_metrics(path: Path, table: pd.DataFrame) -> None:
+    """Print how well the labels of a table are predicted."""
+    columns = ["subset", "label", "stars", "bias", "mad_std", "rmse", "pull_std"]
+    metrics = metrics_of_predictions(table)[columns]
+    print(f"{path}\n{metrics.to_string(index=False, float_format='{:.4g}'.format)}")

@@ -1,0 +1,268 @@
+"""The paper's tables, as numbers and as text, with the paper's values beside what is found here.
+
+The paper is Koblischke & Bovy (2024), arXiv:2411.04750. Its values are those of its Table 1, and
+those that the [Fe/H] predictions in its repository have by `metrics`; all are of
+stars of APOGEE DR17.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from stellarperceptron.evaluation.metrics import subsets
+from stellarperceptron.evaluation.predictions import (
+    actual_labels,
+    metrics_of_predictions,
+    predicted_labels,
+    require_same_stars,
+)
+
+__all__ = [
+    "METAL_POOR",
+    "MODELS",
+    "PAPER_CATALOGUE_ERROR",
+    "PAPER_FE_H",
+    "PAPER_TABLE_1",
+    "format_value",
+    "giants_table",
+    "giants_text",
+    "iron_table",
+    "iron_text",
+    "label_heading",
+    "labels_text",
+]
+
+MODELS = {
+    "scratch": "network from scratch, 100 stars",
+    "pretrained": "pre-trained on synthetic",
+    "finetuned": "fine-tuned, first half",
+    "hundred": "fine-tuned on 100 stars",
+}
+"""The models of Figure 3 and how they are called."""
+
+_HEADINGS = {
+    "TEFF": "Teff [K]",
+    "LOGG": "log g [dex]",
+    "O_FE": "[O/Fe] [dex]",
+    "MG_FE": "[Mg/Fe] [dex]",
+    "FE_H": "[Fe/H] [dex]",
+}
+METAL_POOR = "[Fe/H] < -1"
+
+
+def label_heading(label: str) -> str:
+    """A label's symbol and unit in plain text."""
+    return _HEADINGS.get(label, label)
+
+
+def format_value(value: float, label: str = "FE_H", sign: str = "") -> str:
+    """A number with the digits that its label deserves; a dash where there is none.
+
+    Examples
+    --------
+    >>> format_value(12.34, "TEFF"), format_value(0.01234), format_value(float("nan"))
+    ('12.3', '0.012', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:{sign}.{1 if label == 'TEFF' else 3}f}".replace("-", "−")
+
+
+# --- the paper ----------------------------------------------------------------------------------
+
+PAPER_TABLE_1 = {
+    "astroNN": {
+        "TEFF": {"mad_std": 10.2, "rmse": 31.1},
+        "LOGG": {"mad_std": 0.037, "rmse": 0.076},
+        "O_FE": {"mad_std": 0.020, "rmse": 0.037},
+        "MG_FE": {"mad_std": 0.015, "rmse": 0.028},
+        "FE_H": {"mad_std": 0.011, "rmse": 0.029},
+    },
+    "pretrained": {
+        "TEFF": {"mad_std": 182.9, "rmse": 328.8},
+        "LOGG": {"mad_std": 0.326, "rmse": 0.504},
+        "O_FE": {"mad_std": 0.038, "rmse": 0.054},
+        "MG_FE": {"mad_std": 0.034, "rmse": 0.052},
+        "FE_H": {"mad_std": 0.048, "rmse": 0.087},
+    },
+    "finetuned": {
+        "TEFF": {"mad_std": 19.1, "rmse": 37.7},
+        "LOGG": {"mad_std": 0.056, "rmse": 0.092},
+        "O_FE": {"mad_std": 0.021, "rmse": 0.039},
+        "MG_FE": {"mad_std": 0.019, "rmse": 0.030},
+        "FE_H": {"mad_std": 0.019, "rmse": 0.039},
+    },
+}
+"""Giants (1 < log g < 3.5) [K and dex]: the astroNN catalogue of DR17, and SpectraFM after stages
+1 and 2 from the first half of the observed band."""
+
+PAPER_CATALOGUE_ERROR = {
+    "TEFF": 7.5,
+    "LOGG": 0.023,
+    "O_FE": 0.0144,
+    "MG_FE": 0.0113,
+    "FE_H": 0.0076,
+}
+"""Median error of the ASPCAP labels of these giants [K and dex]."""
+
+PAPER_FE_H = {
+    "scratch": {"rmse": 0.158, "mad_std": 0.072, "metal_poor_rmse": 0.763, "pull_std": 1.15},
+    "pretrained": {"rmse": 0.254, "mad_std": 0.206, "metal_poor_rmse": 0.902, "pull_std": 3.75},
+    "finetuned": {"rmse": 0.210, "mad_std": 0.135, "metal_poor_rmse": 0.510, "pull_std": 2.25},
+    "hundred": {"rmse": 0.094, "mad_std": 0.056, "metal_poor_rmse": 0.232, "pull_std": 1.43},
+}
+"""[Fe/H] from 1.611 to 1.622 um [dex], 25,516 stars, 594 of them below -1: a network trained from
+scratch on 100 stars, SpectraFM after stages 1 and 2, and after stage 3 on the same 100 stars."""
+
+# --- Table 1 -----------------------------------------------------------------------------------
+
+
+def giants_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Table 1: giants (1.0 < log g < 3.5), from predictions of the same stars.
+
+    Parameters
+    ----------
+    tables
+        Tables of predictions by model, of `MODELS`.
+
+    Returns
+    -------
+    DataFrame
+        A row for each model and label: metrics with 68 % bootstrap intervals (`rmse_low`,
+        `rmse_high`, ...), `catalogue_error` (median error of the catalogue's labels of the same
+        stars), `paper_mad_std`, `paper_rmse`, `paper_catalogue_error`; K and dex.
+
+    Raises
+    ------
+    ValueError
+        The stars differ.
+    """
+    require_same_stars(tables)
+    rows = []
+    for model, table in tables.items():
+        giants = table[subsets(actual_labels(table))["giants"]]
+        metrics = metrics_of_predictions(giants, intervals=True)
+        for row in metrics[metrics["subset"] == "all"].drop(columns="subset").to_dict("records"):
+            label = row["label"]
+            errors = giants.get(f"{label}_actual_err", pd.Series(dtype=float))
+            paper = PAPER_TABLE_1.get(model, {}).get(label, {})
+            rows.append(
+                {
+                    "model": model,
+                    **row,
+                    "catalogue_error": errors.median(),
+                    "paper_mad_std": paper.get("mad_std", np.nan),
+                    "paper_rmse": paper.get("rmse", np.nan),
+                    "paper_catalogue_error": PAPER_CATALOGUE_ERROR.get(label, np.nan),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def giants_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 to be read: `mad_std / RMSE`, a column for each label, the paper's below ours."""
+    labels = list(dict.fromkeys(table["label"]))
+    rows = []
+
+    def add(title: str, cells) -> None:
+        rows.append({"": title} | dict(zip(map(label_heading, labels), cells, strict=True)))
+
+    def pair(label: str, values: Mapping[str, float]) -> str:
+        scatter, rmse = (values.get(key, np.nan) for key in ("mad_std", "rmse"))
+        return f"{format_value(scatter, label)} / {format_value(rmse, label)}"
+
+    for model in dict.fromkeys(table["model"]):
+        ours = table[table["model"] == model].set_index("label").to_dict("index")
+        paper = PAPER_TABLE_1.get(model, {})
+        add(f"{MODELS[model]}, here", [pair(label, ours[label]) for label in labels])
+        add(f"{MODELS[model]}, paper", [pair(label, paper.get(label, {})) for label in labels])
+    astronn = PAPER_TABLE_1["astroNN"]
+    add("astroNN catalogue, paper", [pair(label, astronn.get(label, {})) for label in labels])
+    for source, key in (("here", "catalogue_error"), ("paper", "paper_catalogue_error")):
+        median = table.groupby("label")[key].first()
+        cells = [format_value(median[label], label) for label in labels]
+        add(f"median error of the labels, {source}", cells)
+    return pd.DataFrame(rows)
+
+
+# --- [Fe/H] from the chunk ----------------------------------------------------------------------
+
+
+def iron_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """[Fe/H] of Figure 3: a row for each model, of `MODELS`, and subset; the paper's beside it.
+
+    Columns as from `summarize` with intervals, and `paper_rmse`, `paper_mad_std`,
+    `paper_pull_std` where the paper's predictions give them [dex].
+
+    Raises
+    ------
+    ValueError
+        The stars differ.
+    """
+    require_same_stars(tables)
+    rows = []
+    for model, table in tables.items():
+        metrics = metrics_of_predictions(table, ["FE_H"], intervals=True)
+        for row in metrics.to_dict("records"):
+            paper = PAPER_FE_H[model]
+            keys = {"all": {key: key for key in ("rmse", "mad_std", "pull_std")}}
+            keys[METAL_POOR] = {"rmse": "metal_poor_rmse"}
+            known = {f"paper_{k}": paper[v] for k, v in keys.get(row["subset"], {}).items()}
+            rows.append({"model": model, **row, **known})
+    return pd.DataFrame(rows)
+
+
+def iron_text(table: pd.DataFrame) -> pd.DataFrame:
+    """[Fe/H] of Figure 3 to be read: here with its interval, and in the paper [dex]."""
+    rows = []
+    for model in dict.fromkeys(table["model"]):
+        part = table[table["model"] == model].set_index("subset")
+        everyone, poor = part.loc["all"], part.loc[METAL_POOR]
+        rows.append(
+            {
+                "": MODELS[model],
+                "RMSE": _with_interval(everyone, "rmse"),
+                "RMSE, paper": format_value(everyone["paper_rmse"]),
+                "at [Fe/H] < −1": _with_interval(poor, "rmse"),
+                "at [Fe/H] < −1, paper": format_value(poor["paper_rmse"]),
+                "mad_std": format_value(everyone["mad_std"]),
+                "mad_std, paper": format_value(everyone["paper_mad_std"]),
+                "std of pulls": f"{everyone['pull_std']:.2f}",
+                "std of pulls, paper": f"{everyone['paper_pull_std']:.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _with_interval(row: Mapping[str, float], metric: str, label: str = "FE_H") -> str:
+    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+    return (
+        f"{format_value(row[metric], label)} ({format_value(low, label)}–"
+        f"{format_value(high, label)})"
+    )
+
+
+# --- all labels ---------------------------------------------------------------------------------
+
+
+def labels_text(table: pd.DataFrame, subset: str = "all") -> pd.DataFrame:
+    """Bias, scatter, RMSE with intervals and calibration of the labels of one table, to be read."""
+    metrics = metrics_of_predictions(table, predicted_labels(table), intervals=True)
+    rows = []
+    for row in metrics[metrics["subset"] == subset].to_dict("records"):
+        label = row["label"]
+        rows.append(
+            {
+                "": label_heading(label),
+                "stars": row["stars"],
+                "bias": format_value(row["bias"], label, "+"),
+                "mad_std": _with_interval(row, "mad_std", label),
+                "RMSE": _with_interval(row, "rmse", label),
+                "std of pulls (1)": f"{row['pull_std']:.2f}",
+                "within 1σ (0.683)": f"{row['within_1_sigma']:.3f}",
+                "within 2σ (0.954)": f"{row['within_2_sigma']:.3f}",
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,189 @@
+"""From APOGEE files to spectra that a model can read, and the emulator's spectra beside them."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from stellarperceptron.data.apogee.spectra import (
+    BAD_PIXEL,
+    PixelMask,
+    Spectrum,
+    normalize,
+    pseudo_continuum,
+    read_spectrum,
+)
+from stellarperceptron.data.mock.emulator import Emulator, standard_labels
+from stellarperceptron.data.mock.observation import (
+    LSF_GROUPS,
+    MACROTURBULENCE,
+    ROTATION,
+    SpectraBank,
+)
+from stellarperceptron.evaluation.metrics import GIANTS
+
+__all__ = [
+    "LINES",
+    "Comparison",
+    "compare_with_emulator",
+    "evolutionary_class",
+    "find_files",
+    "read_normalized",
+]
+
+# On strong sky lines lies what their subtraction leaves: up to half of the flux in single visits.
+NOT_READ = BAD_PIXEL | PixelMask.SIG_SKYLINE
+LEAST_PIXELS = 256  # good pixels, below which a spectrum says too little to be asked
+
+# Lines of the figures: vacuum wavelengths [A], name. Atoms: the strongest in the linemake lists;
+# hydrogen: by Rydberg's formula; heads of CO bands and blends of OH: where the model has them.
+LINES = (
+    ((15167.2,), "K"),
+    ((15222.0,), "Mn"),
+    ((15298.7,), "Fe"),
+    ((15339.0,), "Ti"),
+    ((15482.7,), "S"),
+    ((15582.0,), "CO"),
+    ((15625.9,), "Fe"),
+    ((15684.3,), "Cr"),
+    ((15719.9,), "Ti"),
+    ((15745.0, 15753.3, 15770.1), "Mg"),
+    ((15892.8,), "Si"),
+    ((15929.2,), "V"),
+    ((15964.4,), "Si"),
+    ((15982.2,), "CO"),
+    ((16073.9,), "OH"),
+    ((16113.7,), "Br13"),
+    ((16155.2,), "Ca"),
+    ((16189.3,), "CO"),
+    ((16315.0,), "Ni"),
+    ((16378.3, 16393.3), "Na"),
+    ((16411.7,), "Br12"),
+    ((16491.2,), "Fe"),
+    ((16618.0,), "CO"),
+    ((16685.3,), "Si"),
+    ((16723.5, 16755.1, 16767.9), "Al"),
+    ((16811.2,), "Br11"),
+    ((16839.0,), "CO"),
+    ((16876.7,), "OH"),
+    ((16895.0,), "C"),
+)
+
+
+def find_files(paths: Iterable[Path]) -> list[Path]:
+    """All FITS files (.fits, .fits.gz) that paths mean: files themselves, or what folders hold.
+
+    Raises
+    ------
+    FileNotFoundError
+        For a path that is not there, and for a folder without such files.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {path}")
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = sorted(p for p in path.iterdir() if p.name.lower().endswith((".fits", ".fits.gz")))
+        if not found:
+            raise FileNotFoundError(f"there is no FITS file in the folder {path}")
+        files += found
+    return files
+
+
+def read_normalized(path: Path, pixels: slice) -> tuple[Spectrum, np.ndarray]:
+    """Read a file: the spectrum at rest, and its flux (7514,) over the pseudo-continuum.
+
+    NaN in pixels that hold no measurement or lie on strong sky lines. An aspcapStar spectrum is
+    normalized already.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        It cannot be read, is no APOGEE spectrum (`read_spectrum`), or has hardly a good pixel
+        among `pixels`.
+    """
+    spectrum = read_spectrum(path)
+    if spectrum.kind == "aspcapStar":
+        flux = spectrum.normalized()
+    else:
+        flux = normalize(spectrum.flux, spectrum.bad(NOT_READ))
+    good, size = int(np.isfinite(flux[pixels]).sum()), pixels.stop - pixels.start
+    if good < min(LEAST_PIXELS, size):
+        raise ValueError(f"{path}: only {good} of the {size} pixels that are read are good")
+    return spectrum, flux
+
+
+def evolutionary_class(logg: float | None) -> str:
+    """Whether a gravity is a giant's (below 3.5) or a dwarf's; nothing where it is not known.
+
+    Examples
+    --------
+    >>> evolutionary_class(2.4), evolutionary_class(4.5), evolutionary_class(None)
+    ('giant', 'dwarf', '')
+    """
+    if logg is None or not math.isfinite(logg):
+        return ""
+    return "giant" if logg < GIANTS[1] else "dwarf"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """An observed spectrum and the emulator's.
+
+    Attributes
+    ----------
+    flux : (7514,)
+        The emulator's, over a pseudo-continuum through the pixels that are good in the observed
+        spectrum.
+    broadening : str
+        What the lines were broadened with.
+    rms : float
+        Root mean square of observed less emulated flux, over the good pixels.
+    """
+
+    flux: np.ndarray
+    broadening: str
+    rms: float
+
+
+@lru_cache(maxsize=2)
+def _spectra_bank(name: str) -> SpectraBank:
+    return SpectraBank(Emulator.load(name))
+
+
+def compare_with_emulator(
+    labels: Mapping[str, float], observed: np.ndarray, emulator: str = "nature"
+) -> Comparison:
+    """Emulate a star with the given labels, to be drawn over its observed spectrum.
+
+    Labels outside the emulator's range are moved to its edge. No network predicts how broad the
+    lines are: of the survey's macroturbulences and rotations the one that fits best is taken.
+
+    Parameters
+    ----------
+    labels
+        At least TEFF, LOGG and FE_H; what is missing takes its usual value.
+    observed
+        (7514,) normalized flux, NaN for bad pixels.
+    emulator
+        Its name, see `Emulator.load`.
+    """
+    bank = _spectra_bank(emulator)
+    coefficients = bank.emulator.coefficients(standard_labels(labels), "clip")
+    names = [f"macroturbulence {v:g} km/s" for v in MACROTURBULENCE]
+    names += [f"rotation {v:g} km/s" for v in ROTATION]
+    bad, fibre = np.isnan(observed), len(LSF_GROUPS) // 2
+    best = None
+    for index, broadening in enumerate(names):
+        flux = bank(coefficients, np.array([fibre]), np.array([index]))[0].numpy()
+        # Through the very pixels that the observed polynomial went through.
+        flux = flux / pseudo_continuum(np.where(bad, np.nan, flux), clip_high=math.inf)
+        rms = float(np.sqrt(np.nanmean((observed - flux) ** 2)))
+        if best is None or rms < best.rms:
+            best = Comparison(flux, broadening, rms)
+    return best

@@ -1,0 +1,207 @@
+"""Where a spectrum responds to its labels, and how well attention is placed there."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, pseudo_continuum
+from stellarperceptron.data.mock.emulator import LABELS, Emulator
+
+__all__ = [
+    "Concentration",
+    "best_linear_weights",
+    "concentration",
+    "label_information",
+    "label_response",
+    "label_slopes",
+    "token_response",
+]
+
+RESOLUTION = 22_500.0  # of APOGEE's spectrographs (Majewski et al. 2017, AJ 154, 94)
+
+
+def label_slopes(
+    emulator: Emulator,
+    labels: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    wavelengths: np.ndarray = APOGEE_WAVELENGTH,
+) -> np.ndarray:
+    """How the normalized flux of stars responds to their labels.
+
+    The derivative of the flux after division by its pseudo-continuum, f / c: (f' - c' f / c) / c,
+    at APOGEE's resolution, every other label held fixed.
+
+    Parameters
+    ----------
+    emulator
+        Labels -> spectrum.
+    labels
+        Labels of N stars, by name (see `standard_labels`); those outside the emulator's range are
+        moved to its edge.
+    names
+        The Q labels to derive by.
+    wavelengths
+        (n,) [Angstrom, vacuum]; the 7,514 pixels, which the pseudo-continuum belongs to.
+
+    Returns
+    -------
+    (N, Q, n) float64
+        Per K, per dex.
+
+    Raises
+    ------
+    ValueError
+        The emulator does not know a label.
+    """
+    unknown = [name for name in names if name not in LABELS]
+    if unknown:
+        raise ValueError(f"the emulator knows no labels {unknown}, only {list(LABELS)}")
+    known = {name: torch.as_tensor(np.asarray(v, dtype=float)) for name, v in labels.items()}
+    flux = emulator.flux(known, wavelengths, RESOLUTION, "clip")
+    slopes = emulator.derivatives(known, names, wavelengths, RESOLUTION, "clip")  # (N, Q, n)
+
+    # Without clipping the polynomial is linear in the flux, and so has this derivative.
+    continuum = pseudo_continuum(flux, clip_high=math.inf)[:, None]
+    moved = pseudo_continuum(slopes, clip_high=math.inf)
+    return ((slopes - moved * flux[:, None] / continuum) / continuum).numpy()
+
+
+def label_response(slopes: np.ndarray) -> np.ndarray:
+    """How much the flux responds (Q, n): root mean square over the stars of `label_slopes`."""
+    return np.sqrt(np.square(slopes).mean(axis=0))
+
+
+def label_information(slopes: np.ndarray) -> np.ndarray:
+    """How much the flux tells about each label that no other label could have done.
+
+    A strong line responds to everything. What tells a label from the others is the part of its
+    slope that no combination of the other labels' slopes imitates; the square of this part, pixel
+    by pixel, is the Fisher information about the label in white noise when the other labels are
+    unknown, too (in a regression: Frisch & Waugh 1933, Econometrica 1, 387).
+
+    Parameters
+    ----------
+    slopes
+        (N, Q, n), see `label_slopes`.
+
+    Returns
+    -------
+    (Q, n) float64
+        Square root of each pixel's share of the information, mean of the stars; the squares sum to
+        one over the pixels.
+    """
+    own = np.square(_own_slopes(slopes))
+    return np.sqrt((own / own.sum(axis=2, keepdims=True).clip(1e-300)).mean(axis=0))
+
+
+def best_linear_weights(slopes: np.ndarray) -> np.ndarray:
+    """Weights of the best linear unbiased estimator of each label, mean of the stars.
+
+    Of all linear functions of the flux whose mean is the label, whatever the other labels are, the
+    one of least variance in white noise: ``(D D^T)^-1 D`` (Aitken 1936, Proc. R. Soc. Edinburgh 55,
+    42). Its derivative by the flux is to be compared with a network's.
+
+    Parameters
+    ----------
+    slopes
+        D of each star, (N, Q, n), see `label_slopes`.
+
+    Returns
+    -------
+    (Q, n) float64
+        Label per unit of flux.
+    """
+    own = _own_slopes(slopes)
+    return (own / np.square(own).sum(axis=2, keepdims=True).clip(1e-300)).mean(axis=0)
+
+
+def _own_slopes(slopes: np.ndarray) -> np.ndarray:
+    """Part (N, Q, n) of each label's slope that no combination of the others' imitates."""
+    result = np.empty_like(slopes)
+    for star, own in zip(slopes, result, strict=True):
+        for i, slope in enumerate(star):
+            others = np.delete(star, i, axis=0).T  # (n, Q - 1)
+            # In units of their lengths, which differ by a thousand between K and dex.
+            others = others / np.linalg.norm(others, axis=0).clip(1e-300)
+            own[i] = slope - others @ np.linalg.lstsq(others, slope)[0]
+    return result
+
+
+def token_response(response: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Response (Q, T) of tokens: root mean square over their pixels (T, P) of (Q, n)."""
+    squares = np.append(np.square(response), np.full((len(response), 1), np.nan), axis=1)
+    return np.sqrt(np.nanmean(squares[:, pixels], axis=2))
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """How attention lies on the tokens that respond most to a label, or tell most about it.
+
+    Attributes
+    ----------
+    chance
+        Share of the tokens that count as responding: what an even spread would give them.
+    share
+        Share of the attention that they get.
+    ratio
+        The one over the other.
+    rank_correlation
+        Spearman's, of attention and response over all tokens; NaN where either is even.
+    ratio_of_response, ratio_of_square
+        The ratio that attention would have if it followed the response, or its square (the
+        information about the label): what could be expected of attention that is well placed.
+    """
+
+    chance: float
+    share: float
+    ratio: float
+    rank_correlation: float
+    ratio_of_response: float
+    ratio_of_square: float
+
+
+def concentration(attention: np.ndarray, response: np.ndarray, top: float = 0.05) -> Concentration:
+    """Compare attention (T,) with response (T,); `top` of the tokens count as responding.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, or a share that is not between 0 and 1.
+    """
+    if np.ndim(attention) != 1 or np.shape(attention) != np.shape(response):
+        raise ValueError(f"attention {np.shape(attention)}, response {np.shape(response)}")
+    if not 0 < top < 1:
+        raise ValueError(f"top is {top}: it must lie between 0 and 1")
+    known = np.isfinite(attention) & np.isfinite(response)
+    attention, response = np.asarray(attention)[known], np.asarray(response)[known]
+    number = max(1, round(top * len(response)))
+    best = np.argsort(-response, kind="stable")[:number]
+    chance = number / len(response)
+
+    def share(values: np.ndarray) -> float:
+        return float(values[best].sum() / values.sum())
+
+    return Concentration(
+        chance=chance,
+        share=share(attention),
+        ratio=share(attention) / chance,
+        rank_correlation=_rank_correlation(attention, response),
+        ratio_of_response=share(response) / chance,
+        ratio_of_square=share(response**2) / chance,
+    )
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation; NaN when all values of one are alike."""
+    one, other = (ranks - ranks.mean() for ranks in (_ranks(one), _ranks(other)))
+    scale = math.sqrt((one @ one) * (other @ other))
+    return float(one @ other) / scale if scale else math.nan
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks (T,), equal values sharing their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -1,0 +1,327 @@
+"""What a run's folder says about itself: expectations met or not, stages, timings, machine."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.evaluation.paper_tables import (
+    METAL_POOR,
+    PAPER_FE_H,
+    PAPER_TABLE_1,
+    format_value,
+    label_heading,
+)
+from stellarperceptron.evaluation.predictions import metrics_of_predictions
+
+__all__ = [
+    "attention_text",
+    "claims_table",
+    "configurations",
+    "describe_survey",
+    "machine_table",
+    "real_stars_text",
+    "stage_folders",
+    "stages_table",
+    "timings_table",
+]
+
+PACKAGES = ("stellarperceptron", "torch", "numpy", "pandas", "astropy", "h5py", "matplotlib")
+HEADER_TOLERANCE = 300.0  # K, of Teff against the radial-velocity pipeline's
+RANKINGS = {"response": "respond most to a label", "information": "tell most about a label"}
+ATTENTION_CLAIMS = (
+    ("last_block", "response", "attention of the last decoder block on the 5 % of tokens"),
+    ("rollout", "response", "attention rollout, decoder and encoder, on the 5 % of tokens"),
+    ("rollout", "information", "attention rollout, decoder and encoder, on the 5 % of tokens"),
+    ("sensitivity", "information", "sensitivity of the answers to the 5 % of pixels"),
+)
+"""What the goal is asked of: measure, ranking (see `extract_attention.py`), in words."""
+
+ATTENTION_GOAL = 3.0  # times chance
+# Subset, entry of PAPER_FE_H, and what the ratio of RMSE, 100 stars over network from scratch,
+# must stay below, in words and as a number.
+CHUNK_GOALS = (
+    ("all", "rmse", ": below 1", 1.0),
+    (METAL_POOR, "metal_poor_rmse", ", at [Fe/H] < −1: below two thirds", 2 / 3),
+)
+
+
+def describe_survey(dataset: SpectraDataset) -> str:
+    """Which survey this is, in a sentence."""
+    made = dataset.provenance
+    counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test stars"
+    if made.get("generator") == "create_mock_survey.py":
+        return f"Mock survey, {counts}, seed {made.get('seed')}."
+    return f"Survey made by {made.get('generator', 'an unknown program')}, {counts}."
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def claims_table(
+    observed: Mapping[str, pd.DataFrame],
+    chunk: Mapping[str, pd.DataFrame],
+    shares: pd.DataFrame | None,
+    stars: pd.DataFrame | None,
+) -> pd.DataFrame:
+    """What the paper claims or a good model should do, what this run finds, whether it holds.
+
+    Parameters
+    ----------
+    observed, chunk
+        Tables of predictions by model, of `stellarperceptron.evaluation.paper_tables.MODELS`.
+    shares, stars
+        Tables of `extract_attention.py` and `predict_real_stars.py`, if there are any.
+
+    Returns
+    -------
+    DataFrame
+        Columns claim, here, paper, holds; only rows whose predictions are there.
+    """
+    rows = []
+
+    def add(claim: str, here: str, paper: str, holds: bool) -> None:
+        rows.append({"": claim, "here": here, "paper": paper, "holds": "yes" if holds else "no"})
+
+    if {"pretrained", "finetuned"} <= set(observed):
+        before, after = (_rmse(observed[key], "all") for key in ("pretrained", "finetuned"))
+        better = [label for label in before if after[label] < before[label]]
+        worse = [_symbol(label) for label in before if label not in better]
+        here = f"{len(better)} of {len(before)}" + (f"; not {', '.join(worse)}" if worse else "")
+        claim = "fine-tuning on the first half lowers the RMSE of every label on observed spectra"
+        known = PAPER_TABLE_1["finetuned"]
+        lower = sum(known[k]["rmse"] < PAPER_TABLE_1["pretrained"][k]["rmse"] for k in known)
+        add(claim, here, f"{lower} of {len(known)}", not worse)
+    if {"scratch", "hundred"} <= set(chunk):
+        for subset, key, words, goal in CHUNK_GOALS:
+            scratch, hundred = (_rmse(chunk[k], subset)["FE_H"] for k in ("scratch", "hundred"))
+            paper = PAPER_FE_H["hundred"][key] / PAPER_FE_H["scratch"][key]
+            ratio = _number(hundred / scratch, 2)
+            add(
+                f"[Fe/H] from 100 stars: RMSE over that of a network from scratch{words}",
+                f"{format_value(hundred)} / {format_value(scratch)} = {ratio}",
+                f"{paper:.2f}",
+                bool(hundred / scratch < goal),
+            )
+    if shares is not None and "ratio_of_best" in shares:
+        for measure, ranking, words in ATTENTION_CLAIMS:
+            found = _of_claim(shares, measure, ranking)
+            if len(found):
+                add(
+                    f"{words} that {RANKINGS[ranking]}: at least 3 times chance (in brackets: the "
+                    "best linear unbiased estimator)",
+                    _beside_best(found),
+                    "by eye",
+                    bool(found["ratio"].min() >= ATTENTION_GOAL),
+                )
+    if stars is not None and len(stars):
+        combined = stars[(stars["kind"] == "apStar") & stars["rv_TEFF"].notna()]
+        if len(combined):
+            difference = (combined["TEFF"] - combined["rv_TEFF"]).to_numpy()
+            add(
+                "real stars: Teff within 300 K of the header's, combined spectra",
+                ", ".join(f"{value:+.0f} K".replace("-", "−") for value in difference),
+                "–",
+                bool((np.abs(difference) <= HEADER_TOLERANCE).all()),
+            )
+        known = stars[stars["rv_class"].notna()]
+        if len(known):
+            right = int((known["class"] == known["rv_class"]).sum())
+            claim = "real stars: giants are called giants, dwarfs dwarfs"
+            add(claim, f"{right} of {len(known)}", "–", right == len(known))
+    return pd.DataFrame(rows, columns=["", "here", "paper", "holds"])
+
+
+def _rmse(table: pd.DataFrame, subset: str) -> dict[str, float]:
+    metrics = metrics_of_predictions(table)
+    return metrics[metrics["subset"] == subset].set_index("label")["rmse"].to_dict()
+
+
+def _symbol(label: str) -> str:
+    return label_heading(label).split(" [")[0]
+
+
+def _five_per_cent(shares: pd.DataFrame) -> pd.DataFrame:
+    """Rows of 5 % of the tokens or pixels, of the last range of pixels in the table."""
+    return shares[(shares["pixels"] == shares["pixels"].iloc[-1]) & (shares["top"] == 0.05)]
+
+
+def _of_claim(shares: pd.DataFrame, measure: str, ranking: str) -> pd.DataFrame:
+    """Rows of all stars, for the iron and magnesium abundances that the survey has."""
+    part = _five_per_cent(shares)
+    part = part[(part["group"] == "all") & (part["measure"] == measure)]
+    part = part[part["ranked_by"] == ranking].set_index("label")
+    return part.loc[[label for label in ("FE_H", "MG_FE") if label in part.index]]
+
+
+def _beside_best(found: pd.DataFrame) -> str:
+    rows = found.itertuples()
+    return ", ".join(f"{_symbol(r.Index)} {r.ratio:.1f} ({r.ratio_of_best:.1f})" for r in rows)
+
+
+# --- tables of other scripts ----------------------------------------------------------------------
+
+
+def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Times chance, to be read: a table for the tokens or pixels of each ranking, in words.
+
+    Raises
+    ------
+    ValueError
+        The table was written by an older version.
+    """
+    known = {"ranked_by", "ratio_of_best"} <= set(shares) and "rollout" in set(shares["measure"])
+    if not known:
+        raise ValueError("attention_shares.csv is of an older version: run extract_attention.py")
+    tables = {}
+    for ranking, words in RANKINGS.items():
+        part = _five_per_cent(shares)
+        part = part[part["ranked_by"] == ranking]
+        table = part.pivot_table("ratio", ["group", "label"], "measure", sort=False)
+        best = part.pivot_table("ratio_of_best", ["group", "label"], "measure", sort=False)
+        columns = {
+            "attention, last block": table["last_block"],
+            "attention, all blocks": table["all_blocks"],
+            "contributions, all blocks": table["contribution"],
+            "rollout": table["rollout"],
+            "best linear, tokens": best["rollout"],
+            "sensitivity": table["sensitivity"],
+            "best linear, pixels": best["sensitivity"],
+        }
+        text = {name: [_number(v, 2) for v in values] for name, values in columns.items()}
+        names = [f"{_symbol(label)}, {group}" for group, label in table.index]
+        tables[words] = pd.DataFrame({"": names, **text})
+    return tables
+
+
+def real_stars_text(stars: pd.DataFrame) -> pd.DataFrame:
+    """Predictions for real stars to be read, with what their headers say in brackets."""
+    rows = []
+    for row in stars.to_dict("records"):
+        cells = {"": row["star"], "file": row["kind"], "S/N": _number(row["snr"], 0)}
+        for label in [name for name in stars if f"{name}_error" in stars]:
+            digits = 0 if label == "TEFF" else 2
+            text = f"{_number(row[label], digits)} ± {_number(row[f'{label}_error'], digits)}"
+            if f"rv_{label}" in row:
+                text += f" ({_number(row[f'rv_{label}'], digits)})"
+            cells[label_heading(label)] = text
+        known = isinstance(row["rv_class"], str)
+        cells["class"] = f"{row['class']} ({row['rv_class'] if known else '–'})"
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if pd.isna(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def stage_folders(run: Path) -> dict[str, Path]:
+    """Folders of the trainings that gave the models of a run, by their stage."""
+    third = run / "3_fefinetune_chunk"
+    folders = {
+        "stage 1": run / "1_basemodel_synthetic",
+        "stage 2": run / "2_realfinetune_firsthalf",
+        "stage 3": third / "all_hundred" if (third / "all_hundred").is_dir() else third,
+    }
+    return {name: f for name, f in folders.items() if (f / "training_metrics.csv").is_file()}
+
+
+def stages_table(run: Path) -> pd.DataFrame:
+    """How each model was trained, to be read."""
+    rows = []
+    for stage, folder in stage_folders(run).items():
+        metrics = pd.read_csv(folder / "training_metrics.csv")
+        profile = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))["profile"]
+        system = _system_info(folder)
+        last = metrics.iloc[-1]
+        rows.append(
+            {
+                "": stage,
+                "spectra": f"{profile['data']['kind']}, {profile['data']['pixels']}",
+                "epochs": len(metrics),
+                "time [s]": f"{metrics['time'].sum():.0f}",
+                "stars/s": f"{metrics['stars_per_s'].median():.0f}",
+                "loss": f"{last['loss']:.3f}",
+                "validation": "–" if pd.isna(last["val_loss"]) else f"{last['val_loss']:.3f}",
+                "seed": profile["training"]["seed"],
+                "device": system.get("gpus", "none").replace("none", "CPU"),
+                "threads": system.get("threads", "–"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def configurations(run: Path) -> dict[str, str]:
+    """Resolved configuration of each stage, and the epochs that were selected, as JSON."""
+    texts = {
+        name: (folder / "configuration.json").read_text(encoding="utf-8")
+        for name, folder in stage_folders(run).items()
+    }
+    baseline = run / "basic_NN" / "all_hundred" / "configuration.json"
+    if baseline.is_file():
+        texts["network from scratch"] = baseline.read_text(encoding="utf-8")
+    for name, stage in (("stage 3", "3_fefinetune_chunk"), ("network from scratch", "basic_NN")):
+        file = run / stage / "selection.json"
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            plain = {key: value for key, value in content.items() if not isinstance(value, list)}
+            texts[f"{name}, selected epoch"] = json.dumps(plain)
+    return texts
+
+
+def _system_info(folder: Path) -> dict[str, str]:
+    file = folder / "training_system_info.log"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return dict(line.split(": ", 1) for line in lines if ": " in line)
+
+
+# --- timings and machine --------------------------------------------------------------------------
+
+
+def timings_table(run: Path) -> pd.DataFrame | None:
+    """Seconds that each step took, start-up included, to be read; None where none are kept.
+
+    `make reproduce` appends a line `step,seconds` to `timings.csv`; those of a step that was
+    interrupted and went on are added up.
+    """
+    file = run / "timings.csv"
+    if not file.is_file():
+        return None
+    timings = pd.read_csv(file, names=["step", "seconds"])
+    seconds = timings.groupby("step", sort=False)["seconds"].sum()
+    names, values = [*seconds.index, "sum"], [*seconds, seconds.sum()]
+    return pd.DataFrame({"": names, "time [s]": values})
+
+
+def machine_table() -> pd.DataFrame:
+    """Hardware of this machine and versions of what runs on it, to be read."""
+    rows = {"processor": _processor(), "cores": str(os.cpu_count())}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        rows["memory"] = f"{memory:.1f} GiB"
+    rows |= {"system": platform.system(), "Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            rows[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return pd.DataFrame({"": rows.keys(), "this machine": rows.values()})
+
+
+def _processor() -> str:
+    """Name of the processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,294 @@
+"""A model as an object: network, device, files."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from stellarperceptron.layers import (
+    NonLinearEmbedding,
+    StellarPerceptronDecoder,
+    StellarPerceptronEncoder,
+    StellarPerceptronTorchModel,
+)
+from stellarperceptron.model_core import StellarPerceptronCore
+from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from stellarperceptron.network.config import ModelConfig
+from stellarperceptron.utils.distributed import usable_device
+
+__all__ = ["StellarPerceptronBase", "one_of"]
+
+_NAN_POLICIES = ("mask", "attend")
+
+
+def one_of(name: str, value: str, known: Sequence[str]) -> str:
+    """Give back a choice that is known; name the known ones otherwise."""
+    if value not in known:
+        raise ValueError(f"{name} = {value!r} is not one of {', '.join(known)}")
+    return value
+
+
+def _build_network(config: ModelConfig, vocab_size: int, embed_map: np.ndarray):
+    """Make the network of a configuration, with fresh weights."""
+    c = config
+    return StellarPerceptronTorchModel(
+        NonLinearEmbedding(
+            vocab_size,
+            c.embedding_dim,
+            activation=c.embedding_activation,
+            embed_map=torch.from_numpy(embed_map),
+            wavelength_range=c.wavelength_range,
+            pixels_per_token=c.pixels_per_token,
+        ),
+        StellarPerceptronEncoder(
+            c.embedding_dim,
+            c.encoder_head_num,
+            c.encoder_dense_num,
+            dropout_rate=c.encoder_dropout_rate,
+            attention_dropout_rate=c.attention_dropout_rate,
+            activation=c.encoder_activation,
+        ),
+        StellarPerceptronDecoder(
+            c.embedding_dim,
+            c.decoder_head_num,
+            c.decoder_dense_num,
+            dropout_rate=c.decoder_dropout_rate,
+            activation=c.decoder_activation,
+        ),
+    )
+
+
+class StellarPerceptronBase(StellarPerceptronCore):
+    """A model with its network, which is saved and loaded.
+
+    Parameters, apart from those of `StellarPerceptronCore`, are those of `StellarPerceptron`.
+    """
+
+    def __init__(
+        self,
+        vocabs: Sequence[str],
+        *,
+        embed_map: Mapping[str, str] | np.ndarray | None = None,
+        device: str | torch.device = "auto",
+        nan_policy: str = "mask",
+        seed: int | None = None,
+        **config: Any,
+    ):
+        super().__init__(vocabs, ModelConfig.from_dict(config), embed_map)
+        self.nan_policy = one_of("nan_policy", nan_policy, _NAN_POLICIES)
+        self.device = usable_device(device)
+        self.epoch = 0
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            self.torch_model = _build_network(self.config, self.vocab_size, self.embed_map)
+        self.torch_model.to(self.device).eval()
+
+    def set_trainable(
+        self,
+        *,
+        freeze_decoder: bool = False,
+        freeze_encoder: bool = False,
+        freeze_encoder_second_layer: bool = False,
+    ) -> int:
+        """Choose what training may change; everything that is not frozen.
+
+        Parameters
+        ----------
+        freeze_decoder, freeze_encoder, freeze_encoder_second_layer
+            Freeze the decoder, both encoder blocks, or the second only. The published stage 3
+            freezes the decoder and the second encoder block.
+
+        Returns
+        -------
+        int
+            Number of trainable parameters.
+        """
+        network = self.torch_model
+        network.requires_grad_(True)
+        network.torch_decoder.requires_grad_(not freeze_decoder)
+        network.torch_encoder.requires_grad_(not freeze_encoder)
+        if freeze_encoder_second_layer:
+            network.torch_encoder.encoder_transformer_block_2.requires_grad_(False)
+        return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+    def set_embed_map(self, embed_map: Mapping[str, str] | np.ndarray) -> None:
+        """Change which embedding row tokens use; see `StellarPerceptronCore`."""
+        self._update_embed_map(embed_map)
+        self.torch_model.embedding_layer.embed_map.copy_(torch.from_numpy(self.embed_map))
+
+    def flops_per_star(
+        self, tokens: int | None = None, labels: int = 1, training: bool = False
+    ) -> int:
+        """Arithmetic for one star; see `ModelConfig.flops_per_star`."""
+        return self.config.flops_per_star(tokens, labels, training)
+
+    def save(
+        self,
+        folder: str | os.PathLike,
+        *,
+        overwrite: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Save a checkpoint folder that the published code can load, too.
+
+        Parameters
+        ----------
+        folder
+            Its parent is made when it is missing.
+        overwrite
+            Replace an existing checkpoint; a save that fails leaves it as it was.
+        optimizer
+            Its state is saved with the weights.
+        dtype
+            Of the weights in the file: torch.float16 halves it, to be shipped or sent.
+
+        Raises
+        ------
+        FileExistsError
+            The folder exists and `overwrite` is False.
+        """
+        write_checkpoint(
+            folder,
+            self.torch_model,
+            self.get_config(),
+            self.embed_map,
+            optimizer=optimizer,
+            epoch=self.epoch,
+            overwrite=overwrite,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        embed_map: np.ndarray | None = None,
+        *,
+        device: str | torch.device = "auto",
+        nan_policy: str = "mask",
+        seed: int | None = None,
+    ) -> Self:
+        """Make a model with fresh weights from the sections of a `config.json`.
+
+        Parameters
+        ----------
+        config
+            As `get_config` gives it; files of the published code and of Leung & Bovy (2023) too.
+        embed_map
+            (V + 1,) integers; None: each token its own row.
+        device, nan_policy, seed
+            See the class.
+        """
+        known = {field.name for field in fields(ModelConfig)}
+        entries = config["nn_config"] | config.get("stellarperceptron", {})
+        unknown = [k for k in entries if k not in known and not k.startswith("backend_")]
+        if unknown:
+            warnings.warn(f"entries of nn_config that are not understood: {unknown}", stacklevel=2)
+        entries = {k: v for k, v in entries.items() if k in known}
+        model = cls(
+            config["tokenizer_config"]["vocabs"],
+            embed_map=embed_map,
+            device=device,
+            nan_policy=nan_policy,
+            seed=seed,
+            **entries,
+        )
+        model._set_norm_config(config["norm_config"])
+        return model
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        device: str | torch.device = "auto",
+        nan_policy: str = "mask",
+    ) -> Self:
+        """Load a checkpoint: ours, the published ones, or Leung & Bovy's (2023).
+
+        Parameters
+        ----------
+        folder
+            With `config.json`, `weights.pt` and, unless every token has its own row,
+            `embed_map.npz`. Nothing in it is executed.
+        device, nan_policy
+            See the class.
+
+        Raises
+        ------
+        FileNotFoundError
+            The folder is no checkpoint.
+        ValueError
+            Files that are damaged, hold more than tensors, or do not fit together; names them.
+        """
+        checkpoint = read_checkpoint(folder)
+        try:
+            model = cls.from_config(
+                checkpoint.config, checkpoint.embed_map, device=device, nan_policy=nan_policy
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"checkpoint {folder}: {error}") from error
+        load_weights(model.torch_model, checkpoint.weights, f"weights of {folder}")
+        model.epoch = checkpoint.epoch
+        return model
+
+    @classmethod
+    def load_for_finetuning(
+        cls,
+        folder: str | os.PathLike,
+        new_names: Sequence[str] | str = (),
+        embed_map: Mapping[str, str] | None = None,
+        *,
+        device: str | torch.device = "auto",
+        nan_policy: str = "mask",
+        seed: int | None = None,
+    ) -> Self:
+        """Load a checkpoint and append new tokens to its vocabulary.
+
+        Old tokens keep their rows, their embedding map and their standardization. New ones get
+        rows with fresh weights, and a standardization when the model is fitted.
+
+        Parameters
+        ----------
+        folder
+            See `load`.
+        new_names
+            Names of new pixels or labels.
+        embed_map
+            Names whose embedding row is that of another name, such as new pixels that share the
+            row of the old ones.
+        device, nan_policy, seed
+            See the class; the seed is that of the new rows.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As from `load`; new names that are known already.
+        """
+        new_names = [new_names] if isinstance(new_names, str) else new_names
+        old = cls.load(folder, device="cpu", nan_policy=nan_policy)
+        grown = cls(
+            [*old.vocabs, *new_names],
+            device=device,
+            nan_policy=nan_policy,
+            seed=seed,
+            **vars(old.config),
+        )
+        rows = old.vocab_size + 1
+        grown.embed_map[:rows] = old.embed_map
+        grown.set_embed_map(embed_map or {})
+        for name in ("_input_mean", "_input_std", "_input_standardized"):
+            getattr(grown, name)[:rows] = getattr(old, name)
+        weights = old.torch_model.state_dict()
+        fresh = grown.torch_model.state_dict()
+        for name in ("embedding_layer.embeddings", "embedding_layer.bias"):
+            weights[name] = torch.cat([weights[name], fresh[name][rows:].cpu()])
+        load_weights(grown.torch_model, weights, f"weights of {folder}")
+        grown.epoch = old.epoch
+        return grown

@@ -1,0 +1,1 @@
+"""Training: profiles, batches, steps, epochs, stages."""

@@ -1,0 +1,239 @@
+"""The training loop: epochs, metrics, checkpoints, and what ends it early."""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from stellarperceptron.network.checkpoint import load_tensors
+from stellarperceptron.network.kernels.memory import freed_memory_kept
+from stellarperceptron.training.prefetch import made_ahead, spare_cores
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.step import Task, Trainer
+from stellarperceptron.utils.distributed import Process, Termination
+
+__all__ = ["PEAK_FLOPS", "TrainingError", "run_training"]
+
+# Dense bfloat16 peaks of the data sheets [FLOP/s].
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says since when and what is left."""
+
+
+class _Checkpoints:
+    """What a training leaves in its folder; nothing without one.
+
+    The best network is kept in memory and written along with the next checkpoint: a training that
+    improves in each of hundreds of short epochs would do little but write otherwise, and one that
+    goes on from a checkpoint finds there the best of what came before.
+    """
+
+    def __init__(self, trainer: Trainer, folder: RunFolder | None):
+        self.trainer, self.folder = trainer, folder
+        self.history: list[dict[str, float]] = []
+        self.best_loss = math.inf
+        self._best: tuple[torch.nn.Module, int] | None = None
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        trainer, folder = self.trainer, self.folder
+        checkpoint = trainer.process.first(folder.newest_checkpoint() if folder else None)
+        if checkpoint is None:
+            return
+        optimizer_state = trainer.task.load(checkpoint)
+        trainer.restore(load_tensors(checkpoint / "training_state.pt"), optimizer_state)
+        self.history = folder.read_metrics(before_epoch=trainer.epoch)
+        self.best_loss = min((row["val_loss"] for row in self.history), default=math.inf)
+        folder.log(f"going on from {checkpoint}, epoch {trainer.epoch}, batch {trainer.batch}")
+
+    def epoch_is_over(self, row: dict[str, float]) -> None:
+        """Keep an epoch's metrics, its network if it is the best, a checkpoint if one is due."""
+        trainer, folder, options = self.trainer, self.folder, self.trainer.options
+        self.history.append(row)
+        better = row["val_loss"] < self.best_loss
+        if better:
+            self.best_loss = row["val_loss"]
+        if folder is None:
+            return
+        if better and trainer.process.rank == 0:
+            self._best = copy.deepcopy(trainer.network), trainer.epoch
+        every = options.checkpoint_every_n_epochs
+        last = trainer.epoch >= options.epochs
+        due = last or bool(every and trainer.epoch % every == 0)
+        folder.log_epoch(row)
+        folder.write_metrics(self.history, table=due, figure=last)
+        if due:
+            self._save(f"epoch_{trainer.epoch}")
+            folder.prune(options.keep_checkpoints)
+
+    def interrupt(self) -> None:
+        """Save what is there in the middle of an epoch."""
+        if self.folder is None:
+            return
+        if self.history:
+            self.folder.write_metrics(self.history, table=True, figure=True)
+        self._save("interrupted")
+        epoch = self.trainer.epoch + 1
+        self.folder.log(f"asked to stop in epoch {epoch}: saved, goes on with resume")
+
+    def _save(self, name: str) -> None:
+        trainer, folder = self.trainer, self.folder
+        state = trainer.state()
+        if trainer.process.rank != 0:
+            return
+        if self._best is not None:
+            network, epoch = self._best
+            trainer.task.save(folder.path / "best", network, None, epoch, None)
+            self._best = None
+        trainer.task.save(
+            folder.path / name, trainer.network, trainer.optimizer, trainer.epoch, state
+        )
+
+
+def run_training(
+    task: Task,
+    options: TrainingOptions,
+    process: Process,
+    *,
+    scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = None,
+    folder: RunFolder | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train a network on its stars; see `training.train`.
+
+    Raises
+    ------
+    TrainingError
+        A loss is NaN.
+    SystemExit
+        With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
+    """
+    task.network.train()
+    trainer = Trainer(task, options, process, scheduler)
+    checkpoints = _Checkpoints(trainer, folder)
+    if resume:
+        checkpoints.restore()
+    if folder:
+        folder.log(_description(trainer))
+    batches = len(trainer.training)
+    bar = tqdm(
+        total=options.epochs * batches,
+        initial=trainer.epoch * batches + trainer.batch,
+        unit="batch",
+        disable=None if progress and process.rank == 0 else True,
+    )
+    random = torch.random.fork_rng(
+        devices=[process.device] if process.device.type == "cuda" else []
+    )
+    memory = freed_memory_kept() if process.device.type == "cpu" else contextlib.nullcontext()
+    try:
+        with bar, Termination() as termination, random, memory:
+            while trainer.epoch < options.epochs:
+                start, first_batch = time.perf_counter(), trainer.batch
+                lr = trainer.optimizer.param_groups[0]["lr"]
+                _train_epoch(trainer, checkpoints, termination, bar)
+                loss, mse, stars = process.sum(*(trainer.sums[k] for k in ("loss", "mse", "stars")))
+                if options.terminate_on_nan and not math.isfinite(loss.item()):
+                    raise TrainingError(_nan_message(trainer, folder))
+                elapsed = time.perf_counter() - start
+                validates = len(trainer.validation.rows) > 0
+                val_loss, val_mse = trainer.validate() if validates else (math.nan,) * 2
+                rate = (1 - first_batch / batches) * stars.item() / elapsed
+                row = {
+                    "time": time.perf_counter() - start,
+                    "loss": (loss / stars).item(),
+                    "mse_loss": (mse / stars).item(),
+                    "val_loss": val_loss,
+                    "val_mse_loss": val_mse,
+                    "lr": lr,
+                    "epoch": trainer.epoch + 1,
+                    "stars_per_s": rate,
+                    "tflops": rate * task.flops_per_star / 1e12,
+                    "mfu": rate * task.flops_per_star / _peak(process),
+                }
+                trainer.end_epoch()
+                checkpoints.epoch_is_over(row)
+                process.barrier()
+    finally:
+        if folder:
+            folder.close()
+    task.network.eval()
+    return checkpoints.history
+
+
+def _train_epoch(
+    trainer: Trainer, checkpoints: _Checkpoints, termination: Termination, bar: tqdm
+) -> None:
+    """Train what is left of an epoch; after a notice of termination, save and exit."""
+    process, total = trainer.process, len(trainer.training)
+    shown = time.monotonic()
+    batches = trainer.training.batches(trainer.epoch, start=trainer.batch)
+    if process.device.type == "cpu" and spare_cores(process.world_size) > 0:
+        batches = made_ahead(batches)  # a GPU makes them itself, in its own time
+    for batch in batches:
+        stepped = trainer.train_batch(batch)
+        bar.update()
+        if not bar.disable and time.monotonic() - shown > 2:
+            shown = time.monotonic()
+            mean = (trainer.sums["loss"] / trainer.sums["stars"]).item()
+            stars = bar.format_dict["rate"] or 0.0
+            stars *= trainer.options.batch_size * process.world_size
+            bar.set_description(f"epoch {trainer.epoch + 1} loss {mean:.3f}, {stars:.0f} stars/s")
+        # All processes must stop after the same batch, and none with gradients half gathered;
+        # asking each time would cost time on GPUs.
+        due = process.world_size == 1 or trainer.batch % 8 == 0 or trainer.batch == total
+        if not (stepped and due):
+            continue
+        asked = termination.received
+        if process.world_size > 1:
+            flag = torch.tensor(float(asked), device=process.device)
+            asked = bool(process.sum(flag)[0] > 0)
+        if asked:
+            if trainer.options.terminate_on_nan and trainer.sums["first_nan"] >= 0:
+                raise TrainingError(_nan_message(trainer, checkpoints.folder))
+            checkpoints.interrupt()
+            process.barrier()
+            raise SystemExit(0)
+
+
+def _nan_message(trainer: Trainer, folder: RunFolder | None) -> str:
+    first = int(trainer.sums["first_nan"].item())
+    where = f"batch {first + 1}" if first >= 0 else "another process"
+    last = folder.newest_checkpoint() if folder else None
+    good = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
+    return (
+        f"the loss is NaN since epoch {trainer.epoch + 1}, {where}; {good}. A lower learning rate "
+        "or max_gradient_norm = 1 helps against divergence"
+    )
+
+
+def _peak(process: Process) -> float:
+    """Peak rate of all processes' devices [FLOP/s]; NaN where it is not known."""
+    if process.device.type == "cuda":
+        name = torch.cuda.get_device_name(process.device)
+        for key, peak in PEAK_FLOPS.items():
+            if key in name:
+                return peak * process.world_size
+    return math.nan
+
+
+def _description(trainer: Trainer) -> str:
+    options, process = trainer.options, trainer.process
+    trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
+    effective = options.batch_size * process.world_size * options.gradient_accumulation
+    return (
+        f"{len(trainer.training.rows)} training and {len(trainer.validation.rows)} validation "
+        f"stars; {trainable} trainable parameters; {process.world_size} processes on "
+        f"{process.device.type}; effective batch {options.batch_size} x {process.world_size} x "
+        f"{options.gradient_accumulation} = {effective}; {trainer.steps_per_epoch} steps an epoch; "
+        f"learning rate {options.learning_rate:g}"
+    )

@@ -1,0 +1,254 @@
+"""A training's folder: configuration, logs, metrics, checkpoints.
+
+`training.log`, `training_metrics.csv`, `training_system_info.log`, `loss.png`, TensorBoard events
+where that package is present, and checkpoint folders `epoch_<n>`, `best` and `interrupted`. Only
+the first process writes.
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from stellarperceptron.network.checkpoint import load_tensors
+from stellarperceptron.utils.data_utils import atomic_output
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """The folder of one training.
+
+    Parameters
+    ----------
+    path
+        Made when it is missing.
+    configuration
+        Everything that decides what the training gives, as JSON can hold it.
+    rank
+        Of this process; all but the first only read.
+    fresh
+        Start anew: what an earlier training left in the folder is removed first.
+    echo
+        Print what goes to the log, too.
+    grows
+        Dotted key of a number that may be larger when a run is started again: its epochs.
+    fixed
+        Why it must not be larger, if that is so.
+
+    Raises
+    ------
+    ValueError
+        The folder belongs to another configuration; names the entries that differ.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        configuration: dict[str, Any],
+        rank: int = 0,
+        *,
+        fresh: bool = False,
+        echo: bool = False,
+        grows: str | None = None,
+        fixed: str = "",
+    ):
+        self.path = Path(path)
+        self.rank, self.echo = rank, echo
+        if fresh and rank == 0:
+            self._clear()
+        configuration = json.loads(json.dumps(configuration))  # tuples become lists
+        file = self.path / "configuration.json"
+        old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if old is not None:
+            self._require_same(_flat(old), _flat(configuration), grows, fixed)
+        if rank == 0 and old != configuration:
+            (self.path / "complete").unlink(missing_ok=True)
+            with atomic_output(file) as temporary:
+                temporary.write_text(json.dumps(configuration, indent=1), encoding="utf-8")
+        if rank == 0:
+            (self.path / "training_system_info.log").write_text(_system(), encoding="utf-8")
+        self._events = None
+        self._written = self._drawn = self._echoed = -math.inf
+
+    def _clear(self) -> None:
+        """Remove checkpoints, metrics and configuration of an earlier training."""
+        for folder in [*self._epochs(), self.path / "best", self.path / "interrupted"]:
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        for name in ("configuration.json", "training_metrics.csv", "complete"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _require_same(
+        self, old: dict[str, Any], new: dict[str, Any], grows: str | None, fixed: str
+    ) -> None:
+        keys = sorted(set(old) | set(new))
+        differ = [key for key in keys if old.get(key) != new.get(key)]
+        larger = differ == [grows] and old.get(grows, math.inf) < new.get(grows, -math.inf)
+        if larger and not fixed:
+            self.log(f"{grows} raised from {old[grows]} to {new[grows]}")
+        elif differ:
+            changes = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
+            raise ValueError(
+                f"{self.path} belongs to another configuration ({changes}): choose another folder, "
+                "or remove this one" + (f" ({fixed})" if fixed and larger else "")
+            )
+
+    def log(self, line: str, echo: bool = True) -> None:
+        """Append a line to `training.log`, and print it where lines are echoed."""
+        if self.rank == 0:
+            if self.echo and echo:
+                tqdm.write(line, file=sys.stderr)
+            with open(self.path / "training.log", "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def write_metrics(
+        self, history: list[dict[str, float]], *, table: bool = False, figure: bool = False
+    ) -> None:
+        """Keep the metrics of the epochs up to the last one.
+
+        Epochs may be much shorter than writing takes: the table `training_metrics.csv` is written
+        every second and the figure `loss.png` every 20 seconds at most, unless they must be.
+
+        Parameters
+        ----------
+        history
+            Metrics of all epochs.
+        table, figure
+            Write it now.
+        """
+        if self.rank != 0:
+            return
+        now, last = time.monotonic(), history[-1]
+        if table or now - self._written > 1:
+            self._written = now
+            with (
+                atomic_output(self.path / "training_metrics.csv") as temporary,
+                open(temporary, "w", newline="", encoding="utf-8") as file,
+            ):
+                writer = csv.DictWriter(file, fieldnames=list(last))
+                writer.writeheader()
+                writer.writerows(history)
+        if figure or now - self._drawn > 20:
+            self._drawn = now
+            _plot(history, self.path / "loss.png")
+
+    def log_epoch(self, metrics: dict[str, float]) -> None:
+        """A line of the log and TensorBoard's points for an epoch that has just ended."""
+        if self.rank != 0:
+            return
+        now = time.monotonic()
+        echo = now - self._echoed > 5
+        self._echoed = now if echo else self._echoed
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        self.log("  ".join(f"{key} {value:.5g}" for key, value in finite.items()), echo)
+        epoch = int(metrics["epoch"])
+        if self._events is None:
+            self._events = _open_tensorboard(self.path / "tensorboard", epoch) or False
+        if self._events:
+            for key, value in finite.items():
+                self._events.add_scalar(key, value, epoch)
+
+    def close(self) -> None:
+        """Write what TensorBoard's writer still holds."""
+        if self._events:
+            self._events.close()
+        self._events = None
+
+    def read_metrics(self, before_epoch: int) -> list[dict[str, float]]:
+        """Metrics of the epochs that a resumed training does not repeat."""
+        file = self.path / "training_metrics.csv"
+        if not file.exists():
+            return []
+        with open(file, newline="", encoding="utf-8") as lines:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(lines)]
+        return [row for row in rows if row["epoch"] <= before_epoch]
+
+    def prune(self, keep: int) -> None:
+        """Remove all `epoch_<n>` but the last `keep` (0 keeps all), and `interrupted`."""
+        if self.rank != 0:
+            return
+        for folder in self._epochs()[:-keep] if keep else []:
+            shutil.rmtree(folder)
+        # A newer checkpoint stands: nothing is interrupted any more.
+        shutil.rmtree(self.path / "interrupted", ignore_errors=True)
+
+    def _epochs(self) -> list[Path]:
+        folders = [p for p in self.path.glob("epoch_*") if p.name[6:].isdigit()]
+        return sorted(folders, key=lambda p: int(p.name[6:]))
+
+    def newest_checkpoint(self) -> Path | None:
+        """Checkpoint that has come furthest; None without any."""
+        candidates = [*self._epochs()[-1:], self.path / "interrupted"]
+        candidates = [p for p in candidates if (p / "training_state.pt").is_file()]
+        states = [(load_tensors(p / "training_state.pt"), p) for p in candidates]
+        if not states:
+            return None
+        return max(states, key=lambda pair: (pair[0]["epoch"], pair[0]["batch"]))[1]
+
+
+def _open_tensorboard(path: Path, epoch: int) -> Any:
+    """TensorBoard's writer, to which later epochs of an interrupted training are unknown."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(path), purge_step=epoch)
+
+
+def _flat(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat = {}
+    for key, value in entries.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _system() -> str:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": ", ".join(gpus) or "none",
+        "processes": os.environ.get("WORLD_SIZE", "1"),
+        "slurm job": os.environ.get("SLURM_JOB_ID", "none"),
+    }
+    return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def _plot(history: list[dict[str, float]], path: Path) -> None:
+    # Drawing belongs to the end of an epoch; importing matplotlib does not belong to a library's
+    # start. The object interface leaves a notebook's own figures alone.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    epochs = [row["epoch"] for row in history]
+    for key, label in (("loss", "training"), ("val_loss", "validation")):
+        values = [row[key] for row in history]
+        if any(map(math.isfinite, values)):
+            axes.plot(epochs, values, label=label, marker="." if len(epochs) < 30 else None)
+    axes.set(xlabel="epoch", ylabel="loss (negative log-likelihood)")
+    rates = axes.twinx()
+    rates.plot(epochs, [row["lr"] for row in history], color="0.6", lw=1)
+    rates.set_yscale("log" if any(row["lr"] > 0 for row in history) else "linear")
+    rates.set_ylabel("learning rate", color="0.45")
+    rates.tick_params(axis="y", which="both", colors="0.45")
+    axes.legend()
+    with atomic_output(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

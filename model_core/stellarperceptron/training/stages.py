@@ -1,0 +1,284 @@
+"""What the numbered training scripts share: arguments, and training on a survey as profiled."""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stellarperceptron.data.apogee.spectra import pixel_range
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.network.patches import apogee_pixel_names
+from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
+from stellarperceptron.training.profiles import Profile, read_profile
+from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.tasks import train
+from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.distributed import Process, usable_device
+
+__all__ = [
+    "describe_data",
+    "five_folds",
+    "label_columns",
+    "mark_complete",
+    "new_model",
+    "read_data",
+    "resolve_checkpoint",
+    "split_rows",
+    "stage_arguments",
+    "train_stage",
+]
+
+
+def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> argparse.Namespace:
+    """Parse the arguments of a stage; adds `profile_settings`, the profile they name.
+
+    Parameters
+    ----------
+    script
+        `__file__` of the script; profiles lie beside it.
+    description
+        Of the script.
+    needs_checkpoint
+        Whether the stage goes on from the one before.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    beside = Path(script).resolve().parent
+    profiles = sorted(path.stem for path in beside.glob("*.toml"))
+    parser.add_argument("--profile", default="laptop", help=f"one of {', '.join(profiles)}")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="survey file or folder of published arrays"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of logs and checkpoints")
+    if needs_checkpoint:
+        parser.add_argument(
+            "--checkpoint",
+            type=Path,
+            required=True,
+            help="output of the stage before (its selected or last checkpoint), or a checkpoint",
+        )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.ENTRY=VALUE",
+        help="override an entry of the profile; may be given more than once",
+    )
+    parser.add_argument(
+        "--seed", type=int, help="of weights, choices and dropout; default: the profile's, 0"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each process (not used on a GPU)"
+    )
+    parser.add_argument(
+        "--no-resume", action="store_true", help="start anew instead of going on from checkpoints"
+    )
+    arguments = parser.parse_args()
+    try:
+        seed = [] if arguments.seed is None else [f"training.seed={arguments.seed}"]
+        arguments.profile_settings = read_profile(
+            beside / f"{arguments.profile}.toml", [*arguments.set, *seed]
+        )
+        if needs_checkpoint:
+            arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
+        usable_device(arguments.device)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """Checkpoint that a path means: itself, or the selected or last one in a training's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none; says which command makes one.
+    """
+    epochs = [p for p in path.glob("epoch_*") if p.name[6:].isdigit()]
+    last = sorted(epochs, key=lambda p: int(p.name[6:]))[-1:]
+    for folder in (path, path / "selected", *last):
+        if (folder / "weights.pt").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"there is no checkpoint in {path}: run the stage before with --output {path}, or make "
+        "reproduce"
+    )
+
+
+def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
+    """A model with fresh weights for all pixels and labels of a survey, one row for all pixels."""
+    pixels = apogee_pixel_names(dataset.wavelength).tolist()
+    return StellarPerceptron(
+        [*pixels, *profile.data.labels],
+        embed_map=dict.fromkeys(pixels, pixels[0]),
+        device=device,
+        seed=profile.training.seed,
+        **vars(profile.model),
+    )
+
+
+def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
+    """Columns of the profile's labels in a survey.
+
+    Raises
+    ------
+    ValueError
+        The survey lacks one; names it.
+    """
+    missing = [label for label in profile.data.labels if label not in dataset.label_names]
+    if missing:
+        raise ValueError(f"{dataset.path} has no labels {missing}, only {dataset.label_names}")
+    return [dataset.label_names.index(label) for label in profile.data.labels]
+
+
+def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training and of the validation stars; none of the latter for a share of 0.
+
+    Metal-poor training stars appear `profile.data.metal_poor_copies` times.
+    """
+    if profile.data.validation_split == 0:
+        training, validation = np.arange(len(dataset.train)), np.arange(0)
+    else:
+        training, validation = dataset.train.validation_split(
+            profile.data.validation_split, profile.training.seed
+        )
+    copies = profile.data.metal_poor_copies
+    if copies > 1:
+        iron = dataset.train.labels[training, dataset.label_names.index("FE_H")]
+        training = np.append(training, np.repeat(training[iron < -1], copies - 1))
+    return training, validation
+
+
+def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
+    """What tells one survey from another, wherever the file lies."""
+    return {
+        "stars": len(dataset.train),
+        "test_stars": len(dataset.test),
+        "provenance": dataset.provenance,
+    }
+
+
+def mark_complete(output: Path, process: Process) -> None:
+    """Leave a file `complete`: what has it need not be run again."""
+    process.barrier()
+    if process.rank == 0:
+        (output / "complete").touch()
+
+
+def read_data(
+    model: StellarPerceptron,
+    dataset: SpectraDataset,
+    profile: Profile,
+    rows: np.ndarray | None = None,
+) -> TrainingData:
+    """Place the training stars of a survey on the model's device, as the profile says.
+
+    Parameters
+    ----------
+    model, dataset, profile
+        The model's standardization is fitted where it has none yet.
+    rows
+        Stars to read; None: all training stars.
+    """
+    split, data = dataset.train, profile.data
+    rows = np.arange(len(split)) if rows is None else rows
+    part = pixel_range(data.pixels)
+    columns = label_columns(dataset, profile)
+    augment = functools.partial(profile.augmentation, pixels=part) if data.augment else None
+    wavelength = dataset.wavelength[part]
+    return prepare_training_data(
+        model,
+        lambda block: split.read(data.kind, rows[block], part),
+        len(rows),
+        apogee_pixel_names(wavelength),
+        wavelength,
+        split.labels[rows][:, columns],
+        split.label_errors[rows][:, columns],
+        data.labels,
+        device=model.device,
+        dtype=torch.float16 if data.half_precision else torch.float32,
+        memory=data.memory,
+        augment=augment,
+    )
+
+
+def train_stage(
+    model: StellarPerceptron,
+    data: TrainingData,
+    training_rows: np.ndarray,
+    validation_rows: np.ndarray,
+    profile: Profile,
+    process: Process,
+    output: Path,
+    *,
+    inputs: dict[str, Any],
+    resume: bool = True,
+    extensible: bool = True,
+) -> list[dict[str, float]]:
+    """Train a model as a profile says, with logs and checkpoints; see `training.train`.
+
+    Parameters
+    ----------
+    training_rows, validation_rows
+        Rows of `data`; stars without labels or valid pixels are left out.
+    inputs
+        What the run depends on beside the profile (files, hashes), saved with the configuration.
+    resume
+        Go on from the newest checkpoint in `output`.
+    extensible
+        A run that is complete may go on with more epochs, if its schedule allows that.
+    """
+    usable = usable_stars(data)
+    if process.rank == 0 or process.world_size == 1:
+        output.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(
+        output,
+        {"inputs": inputs, "profile": profile.to_dict()},
+        process.rank,
+        fresh=not resume,
+        echo=not sys.stderr.isatty(),
+        grows="profile.training.epochs" if extensible else None,
+        fixed="one cosine over the whole training cannot be made longer afterwards; a constant "
+        "learning rate and warm restarts can"
+        if profile.schedule.depends_on_epochs
+        else "",
+    )
+    process.barrier()
+    dropped = len(training_rows) + len(validation_rows)
+    training_rows, validation_rows = (
+        rows[np.isin(rows, usable)] for rows in (training_rows, validation_rows)
+    )
+    dropped -= len(training_rows) + len(validation_rows)
+    if dropped:
+        folder.log(f"{dropped} stars without labels or valid pixels are left out")
+    if not len(training_rows):
+        raise ValueError("there is no star with a label and a valid pixel to train on")
+    trainable = model.set_trainable(**vars(profile.freeze))
+    folder.log(f"{trainable} trainable parameters; schedule {profile.schedule}")
+    model.epoch = 0
+    return train(
+        model,
+        data,
+        training_rows,
+        validation_rows,
+        profile.training,
+        process,
+        scheduler=lambda optimizer, steps: profile.schedule.make(
+            optimizer, steps, profile.training.epochs
+        ),
+        folder=folder,
+        resume=resume,
+    )
+
+
+def five_folds(stars: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Divide stars into five folds: pairs of training and validation rows."""
+    parts = np.array_split(np.random.RandomState(seed).permutation(stars), 5)
+    return [(np.setdiff1d(np.arange(stars), part), np.sort(part)) for part in parts]

@@ -1,0 +1,240 @@
+"""Steps of training and validation, for any network, in one process or many."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+
+from stellarperceptron.network.config import PRECISIONS
+from stellarperceptron.nn_utils import (
+    contribution_entropy,
+    mean_squared_error,
+    robust_mean_squared_error,
+)
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.utils.distributed import Process
+
+__all__ = ["Batches", "Task", "Trainer"]
+
+
+class Batches(Protocol):
+    """Batches of some stars in this process, the same whenever an epoch is asked for.
+
+    A batch has `stars` (their rows, of which only the number counts here), `labels` and
+    `label_errors`, standardized.
+    """
+
+    rows: Any
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        """Batches of an epoch, from batch `start` on."""
+
+
+class Task(Protocol):
+    """What the loop needs to know of a network and its stars.
+
+    Attributes
+    ----------
+    network : nn.Module
+        Trained in place, as far as it is not frozen.
+    training, validation : Batches
+    optimizer : type
+        AdamW or Adam.
+    flops_per_star : float
+        Of a training step [FLOP].
+    """
+
+    network: nn.Module
+    training: Batches
+    validation: Batches
+    optimizer: type[torch.optim.Optimizer]
+    flops_per_star: float
+
+    def answer(self, module: nn.Module, batch: Any) -> tuple[Tensor, ...]:
+        """Standardized value and log-variance, shaped like the labels of a batch.
+
+        `module` is the network, as it may be wrapped for many processes or compiled. With
+        `options.attention_entropy`, in training, contributions of tokens to the answers as well.
+        """
+
+    def save(
+        self,
+        folder: Path,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        epoch: int,
+        training_state: dict[str, Any] | None,
+    ) -> None:
+        """Save a checkpoint, whole or not at all, in place of what stands there."""
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Put a checkpoint's weights into the network; gives the optimizer's state."""
+
+
+def _dropout_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Trainer:
+    """State of a training that is under way.
+
+    Parameters
+    ----------
+    task
+        The network and its stars.
+    options, process, scheduler
+        See `training.train`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        options: TrainingOptions,
+        process: Process,
+        scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = None,
+    ):
+        self.task, self.options, self.process = task, options, process
+        self.network, self.training, self.validation = task.network, task.training, task.validation
+        self.optimizer = task.optimizer(
+            [p for p in self.network.parameters() if p.requires_grad],
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            fused=process.device.type in ("cpu", "cuda"),  # one pass over the memory
+        )
+        self.steps_per_epoch = math.ceil(len(self.training) / options.gradient_accumulation)
+        self.scheduler = scheduler(self.optimizer, self.steps_per_epoch) if scheduler else None
+        self.scaler = torch.amp.GradScaler(
+            process.device.type, enabled=options.precision == "float16"
+        )
+        self.compiled = self.network
+        if options.compile:
+            self.compiled = torch.compile(self.network, dynamic=False)
+        self.module = self.compiled
+        if process.world_size > 1:
+            gpu = process.device.type == "cuda"
+            self.module = DistributedDataParallel(
+                self.compiled,
+                device_ids=[process.device] if gpu else None,
+                broadcast_buffers=False,  # the only one, embed_map, never changes
+            )
+        self.epoch = self.batch = 0
+        self.sums = self.no_sums()
+
+    def no_sums(self) -> dict[str, Tensor]:
+        """Sums over an epoch's stars at its start; `first_nan` is a batch, -1 for none."""
+        zero = torch.zeros((), dtype=torch.float64, device=self.process.device)
+        return {"loss": zero, "mse": zero, "stars": zero, "first_nan": zero - 1}
+
+    def _losses(self, module: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Loss, mean squared error, and what training adds to the loss."""
+        dtype = PRECISIONS[self.options.precision]
+        with torch.autocast(self.process.device.type, dtype, enabled=dtype is not None):
+            value, logvar, *contributions = self.task.answer(module, batch)
+        value, logvar = value.float(), logvar.float()
+        loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
+        added = sum(contribution_entropy(c.float()) for c in contributions)
+        mse = mean_squared_error(batch.labels, value.detach())
+        return loss, mse, self.options.attention_entropy * added
+
+    def train_batch(self, batch: Any) -> bool:
+        """Accumulate gradients; step when enough batches have come. Whether it did."""
+        options, total = self.options, len(self.training)
+        first = self.batch - self.batch % options.gradient_accumulation
+        group = min(options.gradient_accumulation, total - first)  # the last one may be smaller
+        torch.manual_seed(_dropout_seed(options.seed, self.epoch, self.batch, self.process.rank))
+        steps = self.batch == first + group - 1
+        waits = self.process.world_size > 1 and not steps
+        with self.module.no_sync() if waits else contextlib.nullcontext():
+            loss, mse, added = self._losses(self.module, batch)
+            self.scaler.scale((loss + added) / group).backward()
+        if steps:
+            self.scaler.unscale_(self.optimizer)
+            if options.max_gradient_norm:
+                nn.utils.clip_grad_norm_(
+                    self.optimizer.param_groups[0]["params"], options.max_gradient_norm
+                )
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.scheduler is not None and getattr(self.scheduler, "every_step", False):
+                self.scheduler.step()
+        count, loss = len(batch.stars), loss.detach().double()
+        s = self.sums
+        # Everything stays on the device: reading a number would stall it.
+        self.sums = {
+            "loss": s["loss"] + count * loss,
+            "mse": s["mse"] + count * mse.double(),
+            "stars": s["stars"] + count,
+            "first_nan": torch.where(
+                loss.isnan() & (s["first_nan"] < 0), float(self.batch), s["first_nan"]
+            ),
+        }
+        self.batch += 1
+        return steps
+
+    def end_epoch(self) -> None:
+        """Begin the next epoch."""
+        self.epoch, self.batch, self.sums = self.epoch + 1, 0, self.no_sums()
+        if self.scheduler is not None and not getattr(self.scheduler, "every_step", False):
+            self.scheduler.step()
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """Loss and mean squared error of all validation stars, over all processes."""
+        self.network.eval()
+        sums = self.no_sums()
+        for batch in self.validation.batches():
+            if not len(batch.stars):
+                continue
+            # Not through DistributedDataParallel: a process may have fewer batches than others.
+            loss, mse, _ = self._losses(self.compiled, batch)
+            count = len(batch.stars)
+            sums["loss"] = sums["loss"] + count * loss.double()
+            sums["mse"] = sums["mse"] + count * mse.double()
+            sums["stars"] = sums["stars"] + count
+        self.network.train()
+        loss, mse, stars = self.process.sum(sums["loss"], sums["mse"], sums["stars"])
+        return (loss / stars).item(), (mse / stars).item()
+
+    def state(self) -> dict[str, Any]:
+        """What is needed, beside the weights and the optimizer, to go on bit for bit.
+
+        All processes must ask together: their sums are added up.
+        """
+        names = ("loss", "mse", "stars")
+        sums = self.process.sum(*(self.sums[name] for name in names))
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "stars_per_batch": self.options.batch_size * self.process.world_size,
+            "sums": dict(zip(names, sums, strict=True)),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        together = self.options.batch_size * self.process.world_size
+        if state["batch"] and state["stars_per_batch"] != together:
+            raise ValueError(
+                f"training was interrupted within an epoch of {state['stars_per_batch']} stars a "
+                f"batch over all processes; go on with as many, not {together}"
+            )
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.sums = self.no_sums()
+        if self.process.rank == 0:
+            self.sums |= {k: v.to(self.process.device) for k, v in state["sums"].items()}
+        self.optimizer.load_state_dict(optimizer_state)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])

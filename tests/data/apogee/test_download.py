@@ -1,0 +1,444 @@
+"""Fetching from a server on localhost that cuts, stalls, refuses, lies and comes back."""
+
+import fcntl
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import time
+from email.utils import formatdate
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chain import ROOT
+from dr17_files import CUT_FATES, aspcap_bytes, make_spectra, write_archive
+from dr17_server import serve
+
+from stellarperceptron.data.apogee.download import Archive, fetch_all
+from stellarperceptron.data.apogee.dr17 import CATALOGUE
+from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, _retry_after
+
+SCRIPT = ROOT / "dataset" / "download_dr17.py"
+QUICK = Manners(rate=1e6, timeout=0.3, attempts=3, wait=0.001)
+PATH = "dr17/a+b/star.fits"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server with one sound file."""
+    file = tmp_path / "server" / PATH
+    file.parent.mkdir(parents=True)
+    file.write_bytes(aspcap_bytes(make_spectra(np.random.default_rng(0))))
+    with serve(tmp_path / "server") as running:
+        running.content = file.read_bytes()
+        yield running
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "sas" / PATH
+
+
+def archive_of(server, **options):
+    return Archive(server.url, QUICK, **{"checksums": False, **options})
+
+
+def list_sums(server, sha1=None):
+    """Put a list of checksums beside the file."""
+    folder = server.root / Path(PATH).parent
+    digest = sha1 or hashlib.sha1(server.content).hexdigest()
+    (folder / "dr17_a+b.sha1sum").write_text(f"{digest}  star.fits\n{'0' * 40}  other.fits\n")
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["cut"],
+        ["cut"] * 8,
+        ["crawl"],
+        ["stall"],
+        ["503"],
+        ["503 0.05", "429"],
+        ["html"],
+        ["500", "cut", "stall"],
+        ["moved /dr17/a+b/star.fits"],
+    ],
+    ids=" ".join,
+)
+def test_file_is_whole_in_the_end(server, target, faults):
+    server.faults[PATH] = list(faults)
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == server.content
+    assert [path.name for path in target.parent.iterdir()] == ["star.fits"]
+    assert not server.faults[PATH]
+
+
+def test_only_the_rest_is_fetched(server, target):
+    server.faults[PATH] = ["cut"] * 3
+    archive_of(server).fetch(PATH, target)
+    assert server.sent["/" + PATH] == len(server.content)
+    first, *further = [asked for *_, asked in server.requests]
+    assert first is None
+    assert all(asked.startswith("bytes=") for asked in further)
+
+
+def test_another_range_than_asked_for_is_refused(server, target):
+    """A byte too few within the last data would be a sound file to its headers."""
+    target.parent.mkdir(parents=True)
+    target.with_name("star.fits.part").write_bytes(server.content[:-2700])
+    server.faults[PATH] = ["shift"]
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == server.content
+
+
+def test_weak_tags_are_not_relied_on(server, target):
+    server.weak = True
+    server.faults[PATH] = ["cut"]
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == server.content
+    assert server.sent["/" + PATH] == len(server.content)
+
+
+def test_server_without_ranges_sends_all_again(server, target):
+    server.ranges = False
+    server.faults[PATH] = ["cut"]
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == server.content
+
+
+def test_file_that_changed_meanwhile_is_fetched_anew(server, target):
+    server.faults[PATH] = ["cut", "404"]
+    with pytest.raises(AbsentError):
+        archive_of(server).fetch(PATH, target)
+    assert target.with_name("star.fits.part").stat().st_size > 0
+    changed = aspcap_bytes(make_spectra(np.random.default_rng(1)))
+    (server.root / PATH).write_bytes(changed)
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == changed
+
+
+def test_killed_when_a_changed_file_begins_anew(server, target, monkeypatch):
+    """The new file's tag must not stand beside the old one's first half."""
+    server.faults[PATH] = ["cut", "404"]
+    with pytest.raises(AbsentError):
+        archive_of(server).fetch(PATH, target)
+    changed = aspcap_bytes(make_spectra(np.random.default_rng(1)))
+    (server.root / PATH).write_bytes(changed)
+
+    def write_and_die(path, text, really=Path.write_text):
+        really(path, text)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", write_and_die)
+        archive_of(server).fetch(PATH, target)
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == changed
+
+
+@pytest.mark.parametrize("extra", [0, 2880])
+def test_part_that_is_whole_or_too_long(server, target, extra):
+    """Killed between the last byte and the new name; or a file that became shorter."""
+    target.parent.mkdir(parents=True)
+    target.with_name("star.fits.part").write_bytes(server.content + b"\0" * extra)
+    archive_of(server).fetch(PATH, target)
+    assert target.read_bytes() == server.content
+    assert server.sent["/" + PATH] == (len(server.content) if extra else 0)
+
+
+def test_checksum_of_the_archive_is_compared(server, target):
+    list_sums(server)
+    server.faults[PATH] = ["flip"]
+    archive = archive_of(server, checksums=True)
+    archive.fetch(PATH, target)
+    assert target.read_bytes() == server.content
+    assert archive.checked == 1
+
+
+def test_wrong_checksum_is_said(server, target):
+    list_sums(server, "1" * 40)
+    with pytest.raises(DownloadError, match=r"SHA-1 .* the archive lists 1111.* after 3 tries"):
+        archive_of(server, checksums=True).fetch(PATH, target)
+    assert not list(target.parent.glob("*.fits"))
+
+
+def test_progress_counts_what_is_kept(server, target):
+    server.faults[PATH] = ["cut", "html"]
+    counted = []
+    server.ranges = False
+    archive_of(server).fetch(PATH, target, counted.append)
+    assert sum(counted) == len(server.content)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("503", "answers 503 .* given up after 3 tries"),
+        ("stall", "silent for 0.3 s; given up after 3 tries"),
+        ("html", "what came is no FITS file; given up"),
+        ("403", "answers 403"),
+        ("moved /dr17/a+b/star.fits", "in circles"),
+        ("moved ftp://127.0.0.1/star.fits", "redirects to ftp:.* not secure"),
+    ],
+)
+def test_what_does_not_end_is_given_up_with_its_reason(server, target, fault, message):
+    server.faults[PATH] = [fault] * 20
+    with pytest.raises(DownloadError, match=message):
+        archive_of(server).fetch(PATH, target)
+    assert not target.exists()
+
+
+def test_absent_file_is_asked_for_once(server, target):
+    with pytest.raises(AbsentError, match="404"):
+        archive_of(server).fetch("dr17/nothing.fits", target)
+    assert len(server.requests) == 1
+
+
+def test_idle_connection_that_was_closed_is_no_failure(server, target):
+    server.faults[PATH] = ["hang up"]
+    archive = Archive(server.url, Manners(rate=1e6, attempts=1), checksums=False)
+    archive.fetch(PATH, target)
+    target.unlink()
+    archive.fetch(PATH, target)
+    assert target.read_bytes() == server.content
+
+
+def test_nobody_there(target):
+    with pytest.raises(DownloadError, match="connection failed"):
+        Archive("http://127.0.0.1:9", QUICK).fetch(PATH, target)
+
+
+def test_full_disk_is_no_reason_to_try_again(server, target, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        archive_of(server).fetch(PATH, target)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("data.sdss.org/sas", "no address"),
+        ("ftp://host/", "no address"),
+        ("file:///etc", "no address"),
+        ("http://", "no address"),
+        ("http://host:port/", "Port"),
+        ("https://name:word@host/", "not only a host and a folder"),
+        ("https://host/?folder=sas", "not only a host and a folder"),
+    ],
+)
+def test_wrong_address_is_refused(address, message):
+    with pytest.raises(ValueError, match=message):
+        Archive(address)
+
+
+# --- manners --------------------------------------------------------------------------------------
+
+
+def test_requests_are_no_more_than_the_rate_allows(server, target):
+    archive = Archive(server.url, Manners(rate=50), checksums=False)
+    files = [(PATH, target.with_name(f"{i}.fits")) for i in range(10)]
+    assert all(error is None for _, error in fetch_all(archive, files, workers=5))
+    gaps = np.diff(server.times)
+    assert server.times[-1] - server.times[0] > 0.9 * 9 / 50
+    assert len(gaps) == 9
+
+
+def test_all_wait_when_the_server_asks_for_it(server, target):
+    server.faults[PATH] = ["503 0.4"]
+    files = [(PATH, target.with_name(f"{i}.fits")) for i in range(3)]
+    begin = time.monotonic()
+    assert all(error is None for _, error in fetch_all(archive_of(server), files, workers=1))
+    assert time.monotonic() - begin > 0.4
+
+
+def test_server_says_in_seconds_or_as_a_date_when_to_come_back():
+    now = time.time()
+    assert _retry_after("3") == 3
+    assert 0 < _retry_after(formatdate(now + 100, usegmt=True)) <= 101
+    assert _retry_after(formatdate(now - 100, usegmt=True)) == 0
+    assert _retry_after("soon") is None
+
+
+def test_connection_is_kept(server, target):
+    files = [(PATH, target.with_name(f"{i}.fits")) for i in range(5)]
+    opened = []
+    accept = server.get_request
+    server.get_request = lambda: opened.append(1) or accept()
+    list(fetch_all(archive_of(server), files, workers=1))
+    assert len(opened) == 1
+
+
+# --- the script -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(tmp_path):
+    """An archive of 60 rows, served."""
+    root = tmp_path / "root"
+    made = write_archive(root, 60, seed=1)
+    with serve(root) as running:
+        made.server = running
+        made.sas = tmp_path / "sas"
+        made.arguments = ["--local-sas", str(made.sas), "--base-url", running.url]
+        made.arguments += ["--rate", "1e6", "--wait", "0.01", "--attempts", "2"]
+        made.sound = [
+            path
+            for path, fate in zip(made.paths, made.fate, strict=True)
+            if fate not in (*CUT_FATES, "missing", "truncated", "no FITS", "empty")
+        ]
+        yield made
+
+
+@pytest.fixture
+def run(few, capsys):
+    """Run the script within this process: exit status, output, errors."""
+    specification = importlib.util.spec_from_file_location("download_dr17", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+
+    def run_script(*extra):
+        with pytest.raises(SystemExit) as ended:
+            script.main([*few.arguments, *extra])
+        status = ended.value.code
+        message = status if isinstance(status, str) else ""
+        return int(bool(status)), capsys.readouterr().out, message
+
+    return run_script
+
+
+def test_dry_run_counts_and_fetches_nothing(few, run):
+    assert "catalogue: 0.00 GB, not there yet" in run("--dry-run")[1]
+    assert run("--catalogue-only")[0] == 0
+    few.server.requests.clear()
+    _, said, _ = run("--dry-run")
+    n_files = sum(fate not in CUT_FATES for fate in few.fate)
+    assert f"{n_files} files of candidates, 0 are there, {n_files} to fetch" in said
+    assert {method for method, *_ in few.server.requests} == {"HEAD"}
+    assert [path.name for path in few.sas.rglob("*.fits")] == [Path(CATALOGUE).name]
+
+
+def test_killed_and_started_again_fetches_only_the_rest(few, run):
+    """Killed while a file has come half; the files before it are complete."""
+    halfway = sorted(few.sound)[20]
+    few.server.faults[halfway] = ["crawl"]
+    command = [sys.executable, str(SCRIPT), *few.arguments, "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    part = few.sas / f"{halfway}.part"
+    while process.poll() is None and not (part.exists() and part.stat().st_size > 10_000):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    there = {path for path in few.paths if (few.sas / path).exists()}
+    half = part.stat().st_size
+    assert len(there) >= 20
+    few.server.requests.clear()
+    status, said, _ = run()
+    asked = {path: ranges for method, path, ranges in few.server.requests if method == "GET"}
+    assert not there & set(asked)
+    assert CATALOGUE not in asked
+    assert asked[halfway] == f"bytes={half}-"
+    for path in few.sound:
+        assert (few.sas / path).read_bytes() == (few.server.root / path).read_bytes()
+    assert status == 1
+    assert "8 files are missing" in said
+
+
+def test_verify_fetches_damaged_files_anew(few, run):
+    run()
+    damaged, deleted = few.sound[3], few.sound[5]
+    (few.sas / damaged).write_bytes((few.sas / damaged).read_bytes()[:50_000])
+    (few.sas / deleted).unlink()
+    run()
+    assert (few.sas / damaged).stat().st_size == 50_000
+    run("--verify")
+    for path in (damaged, deleted):
+        assert (few.sas / path).read_bytes() == (few.server.root / path).read_bytes()
+
+
+def test_verify_removes_a_damaged_file_that_cannot_be_had_again(few, run):
+    run()
+    damaged = few.sound[3]
+    (few.sas / damaged).write_bytes(b"")
+    (few.server.root / damaged).unlink()
+    run("--verify")
+    assert not (few.sas / damaged).exists()
+    assert f"{damaged},yes" in (few.sas / "missing.csv").read_text()
+
+
+def test_limit(run):
+    assert "5 files of candidates" in run("--limit", "5")[1]
+
+
+def test_list_of_missing_files_goes_when_all_are_there(few, run):
+    run()
+    assert (few.sas / "missing.csv").exists()
+    for path, fate in zip(few.paths, few.fate, strict=True):
+        if fate not in CUT_FATES:
+            (few.server.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (few.server.root / path).write_bytes((few.sas / few.sound[0]).read_bytes())
+    assert run()[0] == 0
+    assert not (few.sas / "missing.csv").exists()
+
+
+def test_list_keeps_files_that_were_not_asked_for(few, run):
+    run()
+    listed = (few.sas / "missing.csv").read_text()
+    status, said, _ = run("--limit", "2")
+    assert (status, "2 files of candidates, 2 are there" in said) == (0, True)
+    assert (few.sas / "missing.csv").read_text() == listed
+
+
+def test_absent_file_stays_so_when_the_server_is_out_of_order(few, run):
+    run()
+    listed = (few.sas / "missing.csv").read_text()
+    absent = [row.split(",")[0] for row in listed.splitlines() if ",yes," in row]
+    assert absent
+    few.server.faults.update({path: ["503"] * 9 for path in absent})
+    assert run()[0] == 1
+    assert (few.sas / "missing.csv").read_text() == listed
+
+
+def test_two_runs_on_one_folder_are_refused(few, run):
+    few.sas.mkdir()
+    with open(few.sas / ".download.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, _, message = run()
+        assert status == 1
+        assert "another download is at work there" in message
+        assert not few.server.requests
+        assert run("--dry-run")[0] == 0
+    assert run("--catalogue-only")[0] == 0
+
+
+def test_server_that_is_out_of_order_is_left_alone(few, run):
+    assert run("--catalogue-only")[0] == 0
+    few.server.faults.update({path: ["503"] * 9 for path in few.paths})
+    status, said, _ = run("--workers", "1", "--no-checksums")
+    assert status == 1
+    assert "not tried: 20 files in a row were given up before" in said
+    tried = {path for method, path, _ in few.server.requests if method == "GET"}
+    assert len(tried & set(few.paths)) <= 21
+
+
+def test_wrong_address_is_said(few, run):
+    status, _, message = run("--base-url", few.server.url + "/wrong")
+    assert status == 1
+    assert "404" in message
+    assert "/wrong right?" in message
+
+
+@pytest.mark.parametrize(
+    "extra", [["--base-url", "ftp://x"], ["--rate", "0"], ["--limit", "-1"], ["--timeout", "inf"]]
+)
+def test_bad_arguments_are_refused_before_any_work(few, run, extra):
+    assert run(*extra)[0]
+    assert not few.server.requests
+    assert not few.sas.exists()

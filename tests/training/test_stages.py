@@ -1,0 +1,207 @@
+"""The numbered scripts, end to end at toy size, and what their profiles say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from chain import STAGES, TRAINING, script, stage
+
+from stellarperceptron import ModelConfig, StellarPerceptron
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.training.profiles import read_profile
+from stellarperceptron.training.stages import five_folds, resolve_checkpoint, split_rows
+
+PROFILES = sorted(TRAINING.glob("*/*.toml"))
+
+
+def test_stage_1_knows_all_pixels_and_labels(chain, survey):
+    model = StellarPerceptron.load(chain / "1" / "epoch_1", device="cpu")
+    assert model.vocab_size == 7519
+    assert set(model.embed_map[1:7515]) == {1}
+    with SpectraDataset.open(survey) as dataset:
+        synthetic = dataset.train.read("synthetic")
+    np.testing.assert_allclose(model._input_mean[1:7515], np.nanmedian(synthetic, 0), atol=1e-6)
+
+
+def test_stage_2_keeps_the_standardization_of_stage_1(chain):
+    one, two = (StellarPerceptron.load(resolve_checkpoint(chain / n), device="cpu") for n in "12")
+    np.testing.assert_array_equal(one._input_mean, two._input_mean)
+    weights = [m.torch_model.torch_decoder.decoder_out.weight for m in (one, two)]
+    assert not torch.equal(*weights)
+
+
+def test_stage_3_freezes_decoder_and_second_encoder_block(chain):
+    two, three = (
+        StellarPerceptron.load(resolve_checkpoint(chain / n), device="cpu").torch_model.state_dict()
+        for n in "23"
+    )
+    moved = {name for name in two if not torch.equal(two[name], three[name])}
+    assert any("encoder_transformer_block_1" in name for name in moved)
+    assert not any("decoder" in name or "encoder_transformer_block_2" in name for name in moved)
+
+
+def test_chain_predicts(chain, survey):
+    with SpectraDataset.open(survey) as dataset:
+        chunk = dataset.test.read("observed", pixels="fe_chunk")
+        model = StellarPerceptron.load(chain / "3" / "selected", device="cpu")
+        start = model.predict(chunk, dataset.wavelength[4107:4619], ["FE_H"])
+    baseline = BaselineNetwork.load(chain / "nn" / "selected").predict(chunk)
+    assert start.columns.tolist() == baseline.columns.tolist() == ["FE_H", "FE_H_error"]
+    assert np.isfinite(start).all(axis=None) and np.isfinite(baseline).all(axis=None)
+
+
+def test_folds_choose_the_epoch_within_the_hundred(chain, survey, tmp_path):
+    folds = ("--set", "selection.name=folds", "--set", "training.epochs=2")
+    stage("baseline", survey, tmp_path / "nn", *folds)
+    content = json.loads((tmp_path / "nn" / "selection.json").read_text())
+    assert content["epochs"] == 1 + int(np.argmin(content["validation_rmse"]))
+    stage(3, survey, tmp_path / "3", "--checkpoint", chain / "2", *folds)
+    names = {path.name for path in (tmp_path / "3").iterdir()}
+    folds = {f"fold_{i}" for i in range(1, 6)}
+    assert names == {"all_hundred", "complete", "selected", "selection.json"} | folds
+    content = json.loads((tmp_path / "3" / "selection.json").read_text())
+    assert content["epoch"] == 1 + int(np.argmin(content["validation_loss"]))
+
+
+def test_published_selection_is_an_option(chain, survey, tmp_path):
+    published = ("--set", "selection.name=published", "--set", "training.epochs=1")
+    stage(3, survey, tmp_path / "3", "--checkpoint", chain / "2", *published)
+    stage("baseline", survey, tmp_path / "nn", *published)
+    assert (tmp_path / "3" / "selected" / "weights.pt").exists()
+
+
+def test_folds_are_a_partition():
+    folds = five_folds(100, seed=3)
+    assert sorted(np.concatenate([validation for _, validation in folds])) == list(range(100))
+    assert all(len(training) == 80 for training, _ in folds)
+    assert all(not set(a) & set(b) for a, b in folds)
+
+
+def test_metal_poor_stars_come_several_times_in_training_only(survey):
+    smoke = TRAINING / "1_basemodel_synthetic" / "smoke.toml"
+    profile = read_profile(smoke, ["data.metal_poor_copies=3"])
+    with SpectraDataset.open(survey) as dataset:
+        iron = dataset.train.labels[:, -1]
+        training, validation = split_rows(dataset, profile)
+    rows, copies = np.unique(training, return_counts=True)
+    np.testing.assert_array_equal(copies, np.where(iron[rows] < -1, 3, 1))
+    assert (copies == 3).any()
+    np.testing.assert_array_equal(np.union1d(rows, validation), np.arange(len(iron)))
+    assert len(np.unique(validation)) == len(validation)
+
+
+def test_stages_say_when_they_are_complete(chain):
+    assert all((chain / name / "complete").exists() for name in ("1", "2", "3", "nn"))
+
+
+def test_other_data_are_refused(chain, tmp_path):
+    other = tmp_path / "other.h5"
+    made = script(
+        "dataset/create_mock_survey.py",
+        *("--stars", 240, "--test-stars", 40, "--seed", 4, "--output", other),
+    )
+    assert made.returncode == 0, made.stderr
+    result = script(
+        f"training/{STAGES[1]}",
+        *("--profile", "smoke", "--data", other, "--output", chain / "1"),
+        *("--set", "training.epochs=1"),
+    )
+    assert result.returncode != 0 and "inputs.data.provenance" in result.stderr
+
+
+def test_missing_checkpoint_names_the_command(tmp_path, survey):
+    result = script(
+        f"training/{STAGES[2]}",
+        *("--data", survey, "--output", tmp_path / "2", "--checkpoint", tmp_path / "1"),
+    )
+    assert result.returncode == 2
+    assert "run the stage before" in result.stderr
+
+
+# --- profiles ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_profiles_can_be_read(path):
+    read_profile(path)
+
+
+def test_every_stage_has_every_profile():
+    names = {"smoke", "laptop", "laptop_pixel", "paper", "gpu"}
+    for name in STAGES.values():
+        assert {p.stem for p in (TRAINING / name).parent.glob("*.toml")} == names
+
+
+def test_paper_profile_is_the_published_one():
+    one, two, three = (
+        read_profile((TRAINING / STAGES[i]).parent / "paper.toml") for i in (1, 2, 3)
+    )
+    assert one.model == ModelConfig()
+    assert (one.training.epochs, one.training.batch_size) == (325, 64)
+    assert {p.training.learning_rate for p in (one, two, three)} == {1e-4}
+    assert (one.schedule.name, one.schedule.restart_epochs) == ("cosine_warm_restarts", 50)
+    assert one.schedule.minimum_lr == 1e-10
+    assert (two.data.kind, two.data.pixels) == ("observed", "first_half")
+    assert two.schedule.restart_epochs == 500
+    assert (three.data.pixels, three.data.labels) == ("fe_chunk", ("FE_H",))
+    assert three.freeze.freeze_decoder and three.freeze.freeze_encoder_second_layer
+    assert three.training.epochs == 120
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[training]\nepoch = 3", ["epoch", "epochs"]),
+        ("[trainings]\nepochs = 3", ["trainings", "training"]),
+        ("[training]\nepochs = 3.5\nbatch_size = 0", ["training.epochs", "batch_size"]),
+        ("[data]\nkind = 'real'\n[schedule]\nname = 'step'", ["data.kind", "schedule.name"]),
+        ("[model]\nembedding_dim = 30\n[training]\nlearning_rate = -1", ["head_num", "learning"]),
+        ("[data]\nvalidation_split = 1.0", ["validation_split"]),
+        ("[data]\npixels = 'ultraviolet'\nlabels = []", ["data.pixels", "data.labels"]),
+        ("[training]\nseed = -1\nkeep_checkpoints = -2", ["seed", "keep_checkpoints"]),
+        ("[training", ["no TOML"]),
+    ],
+)
+def test_all_mistakes_in_a_profile_are_named(tmp_path, text, named):
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_profile(tmp_path / "p.toml")
+    assert all(name in str(error.value) for name in named)
+
+
+def test_overrides_win_and_are_checked(tmp_path):
+    (tmp_path / "p.toml").write_text("[training]\nepochs = 3")
+    profile = read_profile(
+        tmp_path / "p.toml",
+        [
+            "training.epochs=7",
+            "data.kind=observed",
+            'data.labels=["FE_H"]',
+            "model.context_length=9",
+        ],
+    )
+    assert profile.training.epochs == 7 and profile.data.kind == "observed"
+    assert profile.data.labels == ("FE_H",) and profile.model.context_length == 9
+    with pytest.raises(ValueError, match=r"section\.entry=value"):
+        read_profile(tmp_path / "p.toml", ["epochs"])
+
+
+def test_unknown_profiles_name_the_known(tmp_path):
+    (tmp_path / "laptop.toml").write_text("")
+    with pytest.raises(FileNotFoundError, match="known are laptop"):
+        read_profile(tmp_path / "desktop.toml")
+
+
+def test_paper_profile_runs_on_a_cpu(survey, tmp_path):
+    result = script(
+        f"training/{STAGES[1]}",
+        *("--profile", "paper", "--data", survey, "--output", tmp_path),
+        *("--set", "training.epochs=2", "--set", "data.validation_split=0.9"),
+        *("--set", "training.checkpoint_every_n_epochs=0"),
+    )
+    assert result.returncode == 0, result.stderr
+    log = (tmp_path / "training.log").read_text()
+    assert "11870722 trainable parameters" in log
+    assert (tmp_path / "epoch_2" / "weights.pt").exists()

@@ -1,0 +1,75 @@
+"""Parts of figures: what is drawn, and what is written beside it."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from stellarperceptron.evaluation.metrics import label_metrics
+from stellarperceptron.utils.plotting import (
+    axis_label,
+    chip_axes,
+    metrics_text,
+    plot_predicted_against_actual,
+    save_figure,
+)
+
+
+def test_metrics_are_written_in_the_labels_unit():
+    metrics = label_metrics([4000.0, 4200.0], [4100.0, 4300.0])
+    assert metrics_text(metrics, "TEFF").splitlines()[0] == "bias −100.0 K"
+    assert "RMSE 100.000 dex" in metrics_text(metrics, "FE_H")
+
+
+def test_labels_of_axes_have_units():
+    assert axis_label("TEFF", "actual").endswith("[K]")
+    assert axis_label("NEW_LABEL") == "NEW_LABEL"
+
+
+def test_every_known_star_is_drawn():
+    actual = np.append(np.linspace(-1, 0, 50), [np.nan, -0.5])
+    predicted = np.append(np.linspace(-1, 0, 50), [0.0, 7.0])
+    axes = Figure().subplots()
+    points = plot_predicted_against_actual(axes, predicted, actual, label="FE_H", limits=(-2, 1))
+    inside, outside = axes.collections
+    assert points is inside
+    assert (len(inside.get_offsets()), len(outside.get_offsets())) == (50, 1)
+    np.testing.assert_allclose(outside.get_offsets(), [[-0.5, 1.0]])
+    assert axes.get_xlim() == axes.get_ylim() == (-2, 1)
+
+
+def test_colour_is_the_predicted_error():
+    values, error = np.linspace(-1, 0, 100), np.linspace(0.01, 0.2, 100)
+    axes = Figure().subplots()
+    points = plot_predicted_against_actual(axes, values, values, error, label="FE_H")
+    np.testing.assert_allclose(points.get_array(), error)
+    assert points.norm.vmin == pytest.approx(np.quantile(error, 0.02))
+
+
+def test_no_known_star_gives_an_empty_panel(tmp_path):
+    figure = Figure()
+    plot_predicted_against_actual(figure.subplots(), [1.0], [np.nan], [0.1], label="FE_H")
+    save_figure(figure, tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_chips_are_as_wide_as_their_wavelength_ranges():
+    figure = Figure()
+    axes = chip_axes(figure, rows=2)
+    assert axes.shape == (2, 3)
+    per_angstrom = [axis.get_position().width / np.ptp(axis.get_xlim()) for axis in axes[0]]
+    assert per_angstrom == pytest.approx([per_angstrom[0]] * 3, rel=1e-6)
+
+
+def test_chips_are_clipped_to_what_is_shown():
+    axes = chip_axes(Figure(), between=(15700.0, 16000.0))
+    assert axes.shape == (1, 2)  # blue and green
+    assert axes[0, 0].get_xlim()[0] == 15700
+    assert axes[0, 1].get_xlim()[1] == 16000
+
+
+def test_the_same_figure_is_the_same_bytes(tmp_path):
+    for name in "ab":
+        figure = Figure()
+        figure.subplots().plot([1, 2])
+        save_figure(figure, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
