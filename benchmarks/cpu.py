@@ -26,9 +26,9 @@ from stellarperceptron.evaluation.attention import decoder_attention
 from stellarperceptron.network.config import PRECISIONS
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.training.batches import TrainingGenerator
-from stellarperceptron.training.prepare import usable_stars
+from stellarperceptron.training.prepare import fit_standardization, usable_stars
 from stellarperceptron.training.profiles import read_profile
-from stellarperceptron.training.stages import new_model, read_data, split_rows
+from stellarperceptron.training.stages import new_model, place_stars, read_stars, split_rows
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process
 
@@ -163,7 +163,9 @@ def epoch_from(survey: Path, sizes: Sizes, limits: dict[str, float]) -> dict[str
     )
     with SpectraDataset.open(survey) as dataset:
         model = new_model(dataset, profile, "cpu")
-        data = read_data(model, dataset, profile)
+        stars = read_stars(dataset, profile)
+        fit_standardization(model, stars)
+        data = place_stars(model, stars, profile)
         rows, _ = split_rows(dataset, profile)
     rows = rows[np.isin(rows, usable_stars(data))]
     history = train(

@@ -28,7 +28,12 @@ from stellarperceptron.data.mock.survey import MockSurvey
 from stellarperceptron.evaluation.attention import decoder_attention
 from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.training.batches import TrainingGenerator
-from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
+from stellarperceptron.training.prepare import (
+    Stars,
+    TrainingData,
+    prepare_training_data,
+    usable_stars,
+)
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.tasks import PEAK_FLOPS, train
 from stellarperceptron.utils.distributed import Process
@@ -154,19 +159,17 @@ def mock_data(model, sizes: Sizes) -> TrainingData:
     )
     names = apogee_pixel_names(APOGEE_WAVELENGTH)
     model.fit_standardization(flux, names)
+    model.fit_standardization(labels, LABELS)
     which = np.arange(sizes.epoch_stars) % sizes.mock_stars
-    return prepare_training_data(
-        model,
+    stars = Stars(
         lambda block: flux[which[block]],
-        sizes.epoch_stars,
         names,
         APOGEE_WAVELENGTH,
         labels[which],
         errors[which],
         LABELS,
-        device=model.device,
-        dtype=torch.float16,
     )
+    return prepare_training_data(model, stars, dtype=torch.float16)
 
 
 def epoch_rows(sizes: Sizes) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from benchmarks.common import large_products, measure_in_turn, record
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.layers import TransformerBlock
-from stellarperceptron.network.patches import apogee_pixel_names, deal_patches
+from stellarperceptron.layers import Tokens, TransformerBlock
+from stellarperceptron.network.patches import apogee_pixel_names, split_into_patches
 
 LABELS = ["TEFF", "LOGG", "O_FE", "MG_FE", "FE_H"]
 
@@ -58,22 +58,26 @@ def published_manner(model: StellarPerceptron, spectra: np.ndarray, wavelengths:
     network, context = model.torch_model, model.config.context_length
     encoder, decoder, layer = network.torch_encoder, network.torch_decoder, network.embedding_layer
     names = apogee_pixel_names(wavelengths)
-    patches = deal_patches(model.tokenize(names), wavelengths, layer, context)
+    all_tokens = model.tokenize(names)
+    patches = split_into_patches(
+        all_tokens, wavelengths, model.positions[all_tokens], layer, context
+    )
     token_of = {name: token + 1 for token, name in enumerate(model.vocabs)}
     answers = np.zeros((len(spectra), 2 * len(LABELS)))
     for star, spectrum in enumerate(spectra):
         for patch in patches:
             pixels = patch.pixels[:, 0].numpy()
             tokens = np.array([token_of[name] for name in names[pixels]])
-            flux = model.padding(model.standardize(spectrum[None, pixels], tokens))
+            flux = model.padding(model.standardizer.standardize(spectrum[None, pixels], tokens))
             tokens = torch.from_numpy(model.padding(tokens)[None])
             padded_wavelengths = torch.from_numpy(model.padding(wavelengths[pixels])[None])
             padding = tokens == 0
-            x = layer(tokens, torch.from_numpy(flux), layer.encode_wavelength(padded_wavelengths))
+            encoding = layer.encode_wavelength(padded_wavelengths)
+            x = layer(Tokens(tokens[..., None], torch.from_numpy(flux)[..., None], encoding))
             for block in (encoder.encoder_transformer_block_1, encoder.encoder_transformer_block_2):
                 x, _ = published_block(block, x, x, padding)
             for i, label in enumerate(LABELS):
-                q = layer(torch.tensor([[token_of[label]]]))
+                q = layer.request(torch.tensor([[token_of[label]]]))
                 for j in range(3):
                     block = decoder.get_submodule(f"decoder_transformer_block_{j + 1}")
                     q, _ = published_block(block, q, x, padding)
@@ -85,8 +89,8 @@ def published_manner(model: StellarPerceptron, spectra: np.ndarray, wavelengths:
     label_tokens = model.tokenize(LABELS)
     return np.hstack(
         [
-            model.inverse_standardize(answers[:, :5], label_tokens),
-            model.inverse_standardize_error(answers[:, 5:], label_tokens),
+            model.standardizer.inverse_standardize(answers[:, :5], label_tokens),
+            model.standardizer.inverse_standardize_error(answers[:, 5:], label_tokens),
         ]
     )
 

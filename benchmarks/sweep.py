@@ -33,7 +33,13 @@ from stellarperceptron.data.mock.survey import MockSurvey
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.training.batches import TrainingGenerator
-from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
+from stellarperceptron.training.prepare import (
+    Stars,
+    TrainingData,
+    fit_standardization,
+    prepare_training_data,
+    usable_stars,
+)
 from stellarperceptron.training.profiles import Schedule, TrainingOptions
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import _PerceptronTask
@@ -105,19 +111,16 @@ def prepare(stars: dict[str, np.ndarray], dim: int) -> tuple[Any, TrainingData]:
     sizes = {name: size if "head" in name else size * scale for name, size in MODEL.items()}
     model = paper_model(context_length=CONTEXT, **sizes)
     names = apogee_pixel_names(APOGEE_WAVELENGTH)
-    model.fit_standardization(stars["synthetic"], names)
-    data = prepare_training_data(
-        model,
+    given = Stars(
         stars["synthetic"].__getitem__,
-        len(stars["labels"]),
         names,
         APOGEE_WAVELENGTH,
         stars["labels"],
         stars["label_errors"],
         LABELS,
-        dtype=torch.float16,
     )
-    return model, data
+    fit_standardization(model, given)
+    return model, prepare_training_data(model, given, dtype=torch.float16)
 
 
 def schedule_of(recipe: dict[str, Any], steps: int) -> Schedule:

@@ -22,7 +22,7 @@ from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.nn_utils import robust_mean_squared_error
 from stellarperceptron.training.batches import TrainingGenerator
-from stellarperceptron.training.prepare import prepare_training_data
+from stellarperceptron.training.prepare import Stars, fit_standardization, prepare_training_data
 from stellarperceptron.training.tasks import PEAK_FLOPS
 
 EPOCHS, STARS = 325, 92_472
@@ -41,17 +41,10 @@ def random_survey(stars: int) -> tuple[np.ndarray, np.ndarray]:
 def prepare(model, flux, labels):
     """Tokenize, standardize and place all stars."""
     names = [f"syn_apogee{i}" for i in range(flux.shape[1])]
-    return prepare_training_data(
-        model,
-        flux.__getitem__,
-        len(flux),
-        names,
-        APOGEE_WAVELENGTH,
-        labels,
-        np.full_like(labels, 0.01),
-        LABELS,
-        device=model.device,
-    )
+    errors = np.full_like(labels, 0.01)
+    stars = Stars(flux.__getitem__, names, APOGEE_WAVELENGTH, labels, errors, LABELS)
+    fit_standardization(model, stars, model.device)
+    return prepare_training_data(model, stars)
 
 
 def step_of(model, data, batch, optimizer, precision=None):
@@ -59,11 +52,8 @@ def step_of(model, data, batch, optimizer, precision=None):
     network = model.torch_model.train()
 
     def step():
-        encoding = data.encoding[batch.positions]
         with torch.autocast(model.device.type, precision, enabled=precision is not None):
-            value, logvar = network(
-                batch.tokens, batch.inputs, batch.request_tokens, encoding, complete=True
-            )
+            value, logvar = network(batch.tokens._replace(complete=True), batch.request_ids)
         loss = robust_mean_squared_error(
             batch.labels, value.float(), logvar.float(), batch.label_errors
         )
@@ -78,15 +68,16 @@ def published_step_of(model, data, batch, optimizer):
     """One training step in the published manner, as a function."""
     network = model.torch_model.train()
     encoder, decoder = network.torch_encoder, network.torch_decoder
-    wavelengths = torch.tensor(APOGEE_WAVELENGTH, device=model.device)[batch.positions]
+    ids = batch.tokens.ids[..., 0]  # pixels are the first names, in their order
+    wavelengths = torch.tensor(APOGEE_WAVELENGTH, device=model.device)[ids - 1]
 
     def step():
         layer = network.embedding_layer
-        x = layer(batch.tokens, batch.inputs, layer.encode_wavelength(wavelengths))
-        padding = batch.tokens == 0
+        x = layer(batch.tokens._replace(encoding=layer.encode_wavelength(wavelengths)))
+        padding = ids == 0
         for block in (encoder.encoder_transformer_block_1, encoder.encoder_transformer_block_2):
             x, _ = published_block(block, x, x, padding)
-        q = layer(batch.request_tokens)
+        q = layer.request(batch.request_ids)
         for i in range(3):
             block = decoder.get_submodule(f"decoder_transformer_block_{i + 1}")
             q, _ = published_block(block, q, x, padding)

@@ -151,9 +151,8 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     run.document.heading("Where the model looks")
     run.figure(
         "attention/Figure4.png",
-        "Figure 4. Attention for each label: what the answers take from each token, followed back "
-        "through decoder and encoder, hanging down under the mean spectra of giants and dwarfs, "
-        "with the lines that the paper names.",
+        "Figure 4. Attention of each label on each token in the last decoder block, hanging down "
+        "under the mean spectra of giants and dwarfs, with the lines that the paper names.",
         "results/attention/Figure4.py",
     )
     run.figure(
@@ -254,7 +253,7 @@ def main() -> None:
             document.text(f"{datetime.date.today():%d %B %Y}. {describe_survey(dataset)}")
             document.text(PAPER)
             document.heading("What should hold, and what this run shows")
-            document.table(claims_table(observed, chunk, shares, stars))
+            document.table(claims_table(observed, chunk, stars))
             write_observed(run, observed)
             write_chunk(run, chunk)
             write_attention(run, shares)

@@ -3,7 +3,7 @@
 import numpy as np
 from conftest import LABELS, make_model, make_spectra
 
-from stellarperceptron.training.prepare import prepare_training_data
+from stellarperceptron.training.prepare import Stars, fit_standardization, prepare_training_data
 
 NAMES = [f"syn_apogee{i}" for i in range(40)]
 WAVELENGTHS = 15200.0 + 0.21 * np.arange(40)
@@ -16,14 +16,8 @@ def make_data(stars=30, bad=0.3, pixels_per_token=1, seed=0, **options):
     labels = np.linspace(1, 3, 3) + 0.05 * random.normal(size=(stars, 3))
     labels[random.random(labels.shape) < 0.3] = np.nan
     labels[:, 0] = np.where(np.isnan(labels).all(axis=1), 1.0, labels[:, 0])
-    return prepare_training_data(
-        model,
-        spectra.__getitem__,
-        stars,
-        NAMES,
-        WAVELENGTHS,
-        labels,
-        np.full_like(labels, 0.01),
-        LABELS,
-        **options,
+    stars = Stars(
+        spectra.__getitem__, NAMES, WAVELENGTHS, labels, np.full_like(labels, 0.01), LABELS
     )
+    fit_standardization(model, stars)
+    return prepare_training_data(model, stars, **options)

@@ -13,7 +13,7 @@ from train_tiny import STARS, tiny_data
 
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.step import Trainer
-from stellarperceptron.training.tasks import _PerceptronTask
+from stellarperceptron.training.tasks import PerceptronTask
 from stellarperceptron.utils.distributed import Process
 
 
@@ -22,7 +22,7 @@ def training_under_way(model, batch_size: int):
     options = TrainingOptions(batch_size=batch_size, learning_rate=1e-3, max_gradient_norm=1.0)
     process = Process(0, 1, torch.device("cpu"))
     rows = np.arange(STARS)
-    task = _PerceptronTask(model, tiny_data(model), rows, rows[:0], options, process)
+    task = PerceptronTask(model, tiny_data(model), rows, rows[:0], options, process)
     trainer = Trainer(task, options, process)
     batches = task.training.batches()
     trainer.train_batch(next(batches))  # the optimizer's state comes into being

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.layers import Tokens
 from stellarperceptron.network.checkpoint import read_config
 from stellarperceptron.nn_utils import mean_squared_error, robust_mean_squared_error
 
@@ -51,7 +52,7 @@ def test_tokens_and_padding(published, golden, case):
 @pytest.mark.parametrize("case", CASES)
 def test_standardized_inputs(published, golden, case):
     inputs = golden[f"{case}_inputs"]
-    values = published.standardize(inputs, published.tokenize(golden[f"{case}_names"]))
+    values = published.standardizer.standardize(inputs, published.tokenize(golden[f"{case}_names"]))
     np.testing.assert_array_equal(published.padding(values), golden[f"{case}_std_inputs"])
 
 
@@ -63,12 +64,11 @@ def test_network_layer_by_layer(published, golden, case):
         for name in ("tokens", "std_inputs", "pad_wavelength", "padding_mask")
     )
     encoding = network.embedding_layer.encode_wavelength(wavelengths)
-    embedded = network.embedding_layer(tokens, inputs, encoding) * ~inputs.isnan()[..., None]
+    given = Tokens(tokens[..., None], inputs[..., None], encoding)
+    embedded = network.embedding_layer(given) * ~inputs.isnan()[..., None]
     assert relative(embedded.detach().numpy(), golden[f"{case}_embedded"]) < 1e-5
     block, _ = network.torch_encoder.encoder_transformer_block_1(embedded, attend=~padding)
-    perception, attend, weights = network.encode(
-        tokens, inputs, encoding, nan_policy="attend", need_weights=True
-    )
+    perception, attend, weights = network.encode(given, "attend", need_weights=True)
     real = ~padding.numpy()
     for actual, name in (
         (block, "encoder_block_1"),
@@ -103,7 +103,7 @@ def test_perceive_and_request(published, golden, case):
     np.testing.assert_array_equal(np.isnan(encoder), np.isnan(expected))
     assert relative(encoder, expected) < 1e-5
     assert relative(decoder, golden[f"{case}_decoder_attention_api"][:, :n]) < 1e-5
-    spread = published._input_std[published.tokenize(LABELS)]
+    spread = published.standardizer.scale[published.tokenize(LABELS)]
     for suffix, name in (("", "pred"), ("_error", "pred_err")):
         actual = frame[[label + suffix for label in LABELS]].to_numpy()
         # [Fe/H] of 0.003 has no relative accuracy: labels are judged on the scale of their spread.
@@ -115,7 +115,7 @@ def test_perceive_and_request(published, golden, case):
 def test_request_in_batches(published, golden, case, batch_size):
     perceive(published, golden, case, batch_size=batch_size)
     frame = published.request(LABELS, batch_size=batch_size)
-    spread = np.tile(published._input_std[published.tokenize(LABELS)], 2)
+    spread = np.tile(published.standardizer.scale[published.tokenize(LABELS)], 2)
     expected = golden[f"{case}_request_batch{batch_size}"]
     assert np.abs((frame.to_numpy() - expected) / spread).max() < 1e-5
 
@@ -155,11 +155,13 @@ def test_gradients_and_adamw_step(shared, golden):
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
+    given = Tokens(tokens[..., None], inputs[..., None], encoding)
+
     def loss():
-        value, logvar = network(tokens, inputs, requests, encoding, nan_policy="attend")
+        value, logvar = network(given, requests, "attend")
         return robust_mean_squared_error(true, value, logvar, error)
 
-    value, logvar = network(tokens, inputs, requests, encoding, nan_policy="attend")
+    value, logvar = network(given, requests, "attend")
     assert relative(value.detach().numpy(), golden["train_out"][..., 0]) < 1e-5
     assert relative(logvar.detach().numpy(), golden["train_logvar"][..., 0]) < 1e-5
     first = loss()
@@ -194,7 +196,7 @@ def test_published_configuration_loads_with_random_weights(shared, tmp_path):
     assert set(loaded.embed_map[1:7515]) == {1}
     assert loaded.embed_map[7515:].tolist() == list(range(7515, 7520))
     assert json.loads((folder / "config.json").read_text())["norm_config"]["_input_mean"] == (
-        loaded._input_mean.tolist()
+        loaded.standardizer.center.tolist()
     )
 
 
@@ -208,6 +210,6 @@ def test_lb23_configuration(shared):
     )
     # A spectrum without wavelengths, a colour and a temperature as inputs; a parallax-like request.
     names = ["bp0", "bp1", "rp0", "jh", "teff"]
-    model.perceive(model._input_mean[model.tokenize(names)][None], names)
+    model.perceive(model.standardizer.center[model.tokenize(names)][None], names)
     answer = model.request(["logg", "m_h", "bp2"])
     assert np.isfinite(answer.to_numpy()).all()

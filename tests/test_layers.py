@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.layers import TransformerBlock, wavelength_encoding
+from stellarperceptron.layers import Tokens, wavelength_encoding
+from stellarperceptron.network.block import TransformerBlock
 
 
 @pytest.fixture(scope="module")
@@ -100,33 +101,51 @@ def test_block_equals_pytorch_multihead_attention():
 
 def test_padding_gets_no_gradient(model):
     network = model.torch_model
-    tokens = torch.tensor([[1, 2, 3, 0, 0]])
-    inputs = torch.tensor([[0.5, -1.0, 0.2, 7.0, 0.0]])
-    value, _ = network(tokens, inputs, torch.tensor([41]))
+    ids = torch.tensor([[1, 2, 3, 0, 0]])
+    values = torch.tensor([[0.5, -1.0, 0.2, 7.0, 0.0]])
+    value, _ = network(Tokens(ids[..., None], values[..., None]), torch.tensor([41]))
     value.sum().backward()
     assert not network.embedding_layer.embeddings.grad[0].any()
     assert not network.embedding_layer.bias.grad[0].any()
 
 
-def test_pixels_and_values_share_a_context():
+def test_a_token_sums_the_embeddings_of_its_valid_pixels():
     network = make_model(pixels_per_token=2).torch_model
-    tokens = torch.tensor([1, 3, 41])
-    pixels = torch.full((1, 3, 2), math.nan)
-    pixels[0, :2] = torch.tensor([[0.3, math.nan], [-0.2, 0.1]])
-    inputs = torch.tensor([[math.nan, math.nan, 0.7]])
+    ids = torch.tensor([[1, 2], [3, 4], [41, 0]])
+    values = torch.tensor([[[0.3, math.nan], [-0.2, 0.1], [0.7, math.nan]]])
     layer = network.embedding_layer
     with torch.no_grad():
-        embedded = layer(tokens, inputs, pixels=pixels)[0]
-        weight = layer.pixel_projection.weight  # (D, 2P): fluxes, then validities
-        first = 0.3 * weight[:, 0] + weight[:, 2] + layer.bias[1]
-        label = 0.7 * layer.embeddings[41] + layer.bias[41]
-    torch.testing.assert_close(embedded[0], torch.nn.functional.gelu(first))
-    torch.testing.assert_close(embedded[2], torch.nn.functional.gelu(label))
+        layer.embed_map.copy_(torch.arange(len(layer.embed_map)))  # a row for each pixel
+        layer.bin_bias.normal_()
+        embedded = layer(Tokens(ids, values))[0]
+        scale, shift = layer.embeddings, layer.bias
+        first = 0.3 * scale[1] + shift[1]
+        second = -0.2 * scale[3] + shift[3] + 0.1 * scale[4] + shift[4]
+        label = 0.7 * scale[41] + shift[41]
+        expected = torch.nn.functional.gelu(torch.stack([first, second, label]) + layer.bin_bias)
+    torch.testing.assert_close(embedded, expected)
+
+
+def test_tokens_of_several_pixels_are_alike_for_all_stars():
+    layer = make_model(pixels_per_token=2).torch_model.embedding_layer
+    with pytest.raises(ValueError, match="same for all stars"):
+        layer(Tokens(torch.ones(3, 4, 2, dtype=torch.int64), torch.zeros(3, 4, 2)))
+
+
+@pytest.mark.parametrize("policy", ["mask", "attend"])
+def test_missing_tokens_are_masked_or_zero(policy):
+    network = make_model(pixels_per_token=2).torch_model
+    ids = torch.tensor([[1, 2], [3, 4], [0, 0]])
+    values = torch.tensor([[[0.3, math.nan], [math.nan, math.nan], [math.nan, math.nan]]])
+    x, attend = network.embed(Tokens(ids, values), policy)
+    assert attend.tolist() == [[True, policy == "attend", False]]
+    assert policy == "mask" or not x[0, 1:].any()
 
 
 def test_dropout_is_active_in_training_only(model):
     network = model.torch_model
-    arguments = torch.arange(1, 9), torch.randn(1, 8), torch.tensor([41])
+    tokens = Tokens(torch.arange(1, 9)[:, None], torch.randn(1, 8, 1))
+    arguments = tokens, torch.tensor([41])
     with torch.no_grad():
         still = [network(*arguments)[0] for _ in range(2)]
         network.train()
@@ -147,74 +166,3 @@ def test_attention_dropout_is_active_in_training_only():
 def test_the_network_keeps_its_own_embed_map(model):
     model.embed_map[3] = 7
     assert model.torch_model.embedding_layer.embed_map[3] == 1
-
-
-def test_contributions_are_what_the_attention_adds(model):
-    """Of a single token: the output less the output when its value is nothing."""
-    block = model.torch_model.torch_decoder.decoder_transformer_block_2
-    attention = block.attention
-    query, context = torch.randn(4, 3, 16), torch.randn(4, 1, 16)
-    with torch.no_grad():
-        _, contribution = block.contributions(query, context)
-        whole, _ = attention(query, context, context)
-        attention.in_proj_weight[32:] = 0
-        attention.in_proj_bias[32:] = 0
-        without, _ = attention(query, context, context)
-    expected = (whole - without).norm(dim=-1)
-    torch.testing.assert_close(contribution[..., 0], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_weights_of_contributions_are_those_of_the_block(model):
-    block = model.torch_model.torch_decoder.decoder_transformer_block_1
-    query, context = torch.randn(2, 3, 16), torch.randn(2, 9, 16)
-    attend = torch.rand(2, 9) < 0.8
-    with torch.inference_mode():
-        _, expected = block(query, context, attend, need_weights=True)
-        weights, lengths = block.contributions(query, context, attend)
-    torch.testing.assert_close(weights, expected[..., :-1])
-    assert (lengths[~attend[:, None].expand(lengths.shape)] < 1e-12).all()
-
-
-def test_contributions_are_followed_back_through_the_encoder(model):
-    network = model.torch_model.eval()
-    pixels = torch.randn(2, 8)
-    pixels[:, 3] = torch.nan
-    request, tokens = torch.tensor([41, 42]), torch.arange(1, 9)
-
-    def contributions():
-        with torch.no_grad():
-            return network(
-                tokens, pixels, request, encoding=torch.zeros(8, 16), contributions_of=2
-            )[-1]
-
-    mixed = contributions()
-    assert mixed.shape == (2, 2, 8)
-    torch.testing.assert_close(mixed.sum(dim=-1), torch.ones(2, 2))
-    assert (mixed[..., 3] < 1e-12).all()
-    # An encoder that carries nothing leaves what the decoder takes.
-    encoder = network.torch_encoder
-    for block in (encoder.encoder_transformer_block_1, encoder.encoder_transformer_block_2):
-        torch.nn.init.zeros_(block.attention.out_proj.weight)
-    with torch.no_grad():
-        x, attend = network.embed(tokens, pixels, torch.zeros(8, 16))
-        perception, _ = network.torch_encoder(x, attend)
-        *queries, _, _ = network.torch_decoder.read(network.request(request, 2), perception, attend)
-        _, lengths = network.torch_decoder.contributions(queries, perception, attend)
-    taken = sum(lengths)
-    torch.testing.assert_close(contributions(), taken / taken.sum(dim=-1, keepdim=True))
-    assert (contributions() - mixed).abs().max() > 0.01
-
-
-def test_contributions_teach_attention_only(model):
-    network = model.torch_model
-    pixels = torch.randn(2, 8)
-    tokens = torch.arange(1, 9)
-    *_, contributions = network(
-        tokens, pixels, torch.tensor([41]), encoding=torch.zeros(8, 16), contributions_of=1
-    )
-    assert contributions.shape == (1, 1, 8)
-    contributions.square().sum().backward()
-    taught = {name for name, p in network.named_parameters() if p.grad is not None}
-    assert taught
-    assert all(".attention." in name for name in taught)
-    assert {name.split(".")[0] for name in taught} == {"torch_decoder", "torch_encoder"}

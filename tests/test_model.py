@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.network.patches import deal_patches
+from stellarperceptron.layers import Tokens
+from stellarperceptron.network.patches import split_into_patches
 
 NAMES = np.array([f"syn_apogee{i}" for i in range(40)])
 WAVELENGTHS = 15200.0 + 0.21 * np.arange(40)
@@ -135,29 +136,29 @@ def test_one_patch_predicts_what_perceive_and_request_do(model, spectra):
 def test_predict_averages_its_patches(spectra, pixels_per_token):
     model = make_model(pixels_per_token=pixels_per_token, context_length=10)
     layer = model.torch_model.embedding_layer
-    patches = deal_patches(model.tokenize(NAMES), WAVELENGTHS, layer, 10)
+    patches = split_into_patches(model.tokenize(NAMES), WAVELENGTHS, np.arange(40), layer, 10)
     assert len(patches) == 4 // pixels_per_token
     answers = []
     for patch in patches:
         groups = patch.pixels.numpy()
         # perceive would pair neighbours of what it is given: ask the network itself.
-        values = model.standardize(
+        values = model.standardizer.standardize(
             spectra[:, groups.ravel()], model.tokenize(NAMES)[groups.ravel()]
         )
         values = torch.from_numpy(values).reshape(5, *groups.shape)
         with torch.no_grad():
             value, logvar = model.torch_model(
-                patch.tokens,
-                values[..., 0] if pixels_per_token == 1 else None,
+                Tokens(patch.ids, values, patch.encoding),
                 torch.as_tensor(model.tokenize(LABELS)),
-                patch.encoding,
-                None if pixels_per_token == 1 else values,
             )
         answers.append(np.hstack([value, (0.5 * logvar).exp()]))
     tokens = model.tokenize(LABELS)
     value, error = np.split(np.mean(answers, axis=0), 2, axis=1)
     expected = np.hstack(
-        [model.inverse_standardize(value, tokens), model.inverse_standardize_error(error, tokens)]
+        [
+            model.standardizer.inverse_standardize(value, tokens),
+            model.standardizer.inverse_standardize_error(error, tokens),
+        ]
     )
     np.testing.assert_allclose(predict(model, spectra), expected, rtol=1e-5, atol=1e-6)
 
@@ -454,12 +455,13 @@ def test_a_context_of_the_whole_spectrum_trains_within_8_gb():
     code = """
 import resource, torch
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.layers import Tokens
 torch.set_num_threads(1)
 names = [f"syn_apogee{i}" for i in range(7514)]
 model = StellarPerceptron([*names, "FE_H"], device="cpu", context_length=7514)
 network = model.torch_model.train()
-value, logvar = network(torch.arange(1, 7515), torch.randn(2, 7514), torch.tensor([7515]),
-                        torch.randn(7514, 256))
+tokens = Tokens(torch.arange(1, 7515)[:, None], torch.randn(2, 7514, 1), torch.randn(7514, 256))
+value, logvar = network(tokens, torch.tensor([7515]))
 (value + logvar).sum().backward()
 assert all(p.grad.isfinite().all() for p in network.parameters())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)

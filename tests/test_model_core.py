@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stellarperceptron import ModelConfig
-from stellarperceptron.model_core import (
-    StellarPerceptronCore,
-    _median_and_spread,
-    _sorted_median_and_spread,
-)
+from stellarperceptron.model_core import StellarPerceptronCore
+from stellarperceptron.network.standardizer import _by_sorting, _median_and_scale
 
 VOCABS = [*(f"syn_apogee{i}" for i in range(20)), *LABELS]
 
@@ -65,15 +62,17 @@ def test_standardization_is_median_and_mad_std(core):
     values[3, 0] = np.nan
     core.fit_standardization(values, ["TEFF", "LOGG"])
     tokens = core.tokenize(["TEFF", "LOGG"])
-    np.testing.assert_allclose(core._input_mean[tokens], np.nanmedian(values, axis=0))
-    np.testing.assert_allclose(core._input_std[tokens], mad_std(values, axis=0, ignore_nan=True))
+    np.testing.assert_allclose(core.standardizer.center[tokens], np.nanmedian(values, axis=0))
+    np.testing.assert_allclose(
+        core.standardizer.scale[tokens], mad_std(values, axis=0, ignore_nan=True)
+    )
 
 
 def test_standardization_is_set_once(core):
     core.fit_standardization([[1.0], [2.0]], ["TEFF"])
-    before = core._input_mean.copy()
+    before = core.standardizer.center.copy()
     core.fit_standardization([[7.0], [9.0]], ["TEFF"])
-    np.testing.assert_array_equal(core._input_mean, before)
+    np.testing.assert_array_equal(core.standardizer.center, before)
 
 
 def test_standardization_skips_columns_in_between(core):
@@ -81,27 +80,29 @@ def test_standardization_skips_columns_in_between(core):
     core.fit_standardization(
         [[3.0, 0.0, 5.0], [5.0, 0.0, 7.0]], [f"syn_apogee{i}" for i in range(3)]
     )
-    assert core._input_mean[1:4].tolist() == [4.0, 1.5, 6.0]
+    assert core.standardizer.center[1:4].tolist() == [4.0, 1.5, 6.0]
 
 
 def test_columns_without_values_pass_through(core):
     core.fit_standardization([[np.nan, 1.0], [np.nan, 3.0]], ["TEFF", "LOGG"])
     tokens = core.tokenize(["TEFF", "LOGG"])
-    np.testing.assert_allclose(core.standardize(np.array([[4800.0, 2.0]]), tokens), [[4800.0, 0.0]])
+    np.testing.assert_allclose(
+        core.standardizer.standardize(np.array([[4800.0, 2.0]]), tokens), [[4800.0, 0.0]]
+    )
 
 
 def test_far_values_become_nan(core):
     core.fit_standardization([[0.0], [1.0], [2.0]], ["TEFF"])
-    spread = core._input_std[core.tokenize(["TEFF"])][0]
+    spread = core.standardizer.scale[core.tokenize(["TEFF"])][0]
     values = 1 + spread * np.array([[9.99], [10.01], [-10.01], [np.inf]])
-    z = core.standardize(values, core.tokenize(["TEFF"]))
+    z = core.standardizer.standardize(values, core.tokenize(["TEFF"]))
     assert np.isnan(z[:, 0]).tolist() == [False, True, True, True]
 
 
 def test_infinity_is_never_a_value(core):
     core.fit_standardization([[1.0], [1.0]], ["TEFF"])  # no spread: values pass through
-    assert np.isnan(core.standardize(np.array([[np.inf]]), core.tokenize(["TEFF"])))
-    tensor = core.standardize(torch.tensor([[-torch.inf]]), core.tokenize(["TEFF"]))
+    assert np.isnan(core.standardizer.standardize(np.array([[np.inf]]), core.tokenize(["TEFF"])))
+    tensor = core.standardizer.standardize(torch.tensor([[-torch.inf]]), core.tokenize(["TEFF"]))
     assert tensor.isnan().all()
 
 
@@ -110,7 +111,7 @@ def test_standardization_of_many_columns():
     core = StellarPerceptronCore(names)
     values = np.random.default_rng(0).normal(size=(11, 600))
     core.fit_standardization(values, names)
-    np.testing.assert_allclose(core._input_mean[1:], np.median(values, axis=0))
+    np.testing.assert_allclose(core.standardizer.center[1:], np.median(values, axis=0))
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -120,7 +121,9 @@ def test_inverse_standardize_inverts(seed):
     values = random.normal(10 ** random.uniform(-3, 4), 1, size=(20, 3))
     core.fit_standardization(values, LABELS)
     tokens = core.tokenize(LABELS)
-    back = core.inverse_standardize(core.standardize(values, tokens).astype(float), tokens)
+    back = core.standardizer.inverse_standardize(
+        core.standardizer.standardize(values, tokens).astype(float), tokens
+    )
     finite = np.isfinite(back)
     np.testing.assert_allclose(back[finite], values[finite], rtol=1e-5, atol=1e-5)
 
@@ -128,18 +131,18 @@ def test_inverse_standardize_inverts(seed):
 def test_errors_are_scaled_without_shift(core):
     core.fit_standardization([[10.0], [12.0], [20.0]], ["TEFF"])
     tokens = core.tokenize(["TEFF"])
-    scaled = core.standardize_error(np.array([[3.0]]), tokens)
-    np.testing.assert_allclose(scaled, 3.0 / core._input_std[tokens[0]])
-    np.testing.assert_allclose(core.inverse_standardize_error(scaled, tokens), [[3.0]])
+    scaled = core.standardizer.standardize_error(np.array([[3.0]]), tokens)
+    np.testing.assert_allclose(scaled, 3.0 / core.standardizer.scale[tokens[0]])
+    np.testing.assert_allclose(core.standardizer.inverse_standardize_error(scaled, tokens), [[3.0]])
 
 
 def test_tensors_and_arrays_are_standardized_alike(core):
     values = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
     core.fit_standardization(values, LABELS)
     tokens = core.tokenize(LABELS)
-    tensor = core.standardize(torch.from_numpy(values), tokens)
+    tensor = core.standardizer.standardize(torch.from_numpy(values), tokens)
     np.testing.assert_allclose(
-        tensor.numpy(), core.standardize(values, tokens), rtol=1e-5, atol=1e-6
+        tensor.numpy(), core.standardizer.standardize(values, tokens), rtol=1e-5, atol=1e-6
     )
 
 
@@ -178,7 +181,7 @@ def test_medians_of_a_gpu_are_those_of_a_cpu(stars):
     values = np.random.default_rng(stars).normal(size=(stars, 50)).astype(np.float32)
     values[np.random.default_rng(1).random(values.shape) < 0.3] = np.nan
     values[:, 3] = np.nan
-    expected = _median_and_spread(values, torch.device("cpu"))
-    found = _sorted_median_and_spread(torch.from_numpy(values))
+    expected = _median_and_scale(values, torch.device("cpu"))
+    found = _by_sorting(torch.from_numpy(values))
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-15)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from stellarperceptron.nn_utils import (
-    contribution_entropy,
     cosine_annealing_warm_restarts,
     mean_squared_error,
     robust_mean_squared_error,
@@ -43,25 +42,6 @@ def test_loss_sums_requests_and_averages_stars():
     true, predicted = torch.zeros(4, 3), torch.ones(4, 3)
     assert mean_squared_error(true, predicted) == 3
     assert mean_squared_error(true[:, 0], predicted[:, 0]) == 1
-
-
-def test_entropy_counts_the_tokens_that_contribute():
-    """The same k tokens for both requests, the others nothing: ln k."""
-    for k in (1, 3, 6):
-        contributions = torch.zeros(4, 2, 6)
-        contributions[..., :k] = 0.7
-        assert contribution_entropy(contributions).item() == pytest.approx(math.log(k), abs=1e-6)
-
-
-def test_entropy_is_least_where_each_request_has_a_token_of_its_own():
-    contributions = torch.eye(3, 6).expand(4, 3, 6)
-    assert contribution_entropy(contributions).item() == pytest.approx(-1.5 * math.log(3), abs=1e-6)
-
-
-def test_entropy_of_no_contributions_has_a_gradient():
-    contributions = torch.zeros(1, 2, 6, requires_grad=True)
-    contribution_entropy(contributions).backward()
-    assert contributions.grad.isfinite().all()
 
 
 def test_cosine_starts_again():

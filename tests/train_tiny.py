@@ -12,7 +12,7 @@ import torch
 from conftest import LABELS, make_model, make_spectra
 
 from stellarperceptron.nn_utils import cosine_annealing_warm_restarts, linear_warmup_cosine
-from stellarperceptron.training.prepare import prepare_training_data
+from stellarperceptron.training.prepare import Stars, fit_standardization, prepare_training_data
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run_folder import RunFolder
 from stellarperceptron.training.step import Trainer
@@ -28,9 +28,9 @@ def tiny_data(model, seed=0):
     spectra = make_spectra(STARS, 40, seed)
     labels = np.nanmean(spectra[:, :30].reshape(STARS, 3, 10), axis=2) + np.array([0.0, 1.0, 2.0])
     errors = np.full_like(labels, 0.001)
-    return prepare_training_data(
-        model, spectra.__getitem__, STARS, NAMES, WAVELENGTHS, labels, errors, LABELS
-    )
+    stars = Stars(spectra.__getitem__, NAMES, WAVELENGTHS, labels, errors, LABELS)
+    fit_standardization(model, stars)
+    return prepare_training_data(model, stars)
 
 
 def main(folder, *arguments) -> None:

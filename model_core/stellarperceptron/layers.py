@@ -1,4 +1,4 @@
-"""The published network: embedding, encoder, decoder.
+"""The network on one page: tokens, embedding, encoder, decoder, the whole.
 
 Parameter names and shapes are those of the published checkpoints (Koblischke & Bovy 2024,
 arXiv 2411.04750, after Leung & Bovy 2023, arXiv 2308.10944). Shapes: N stars, L tokens, Q
@@ -6,7 +6,7 @@ requests, P pixels a token, D embedding dimensions.
 """
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,45 @@ from stellarperceptron.network.kernels.dropout import Dropout
 from stellarperceptron.network.kernels.linear import Linear
 
 __all__ = [
-    "ACTIVATIONS",
     "NonLinearEmbedding",
     "StellarPerceptronDecoder",
     "StellarPerceptronEncoder",
     "StellarPerceptronTorchModel",
-    "TransformerBlock",
+    "Tokens",
     "wavelength_encoding",
 ]
+
+
+class Tokens(NamedTuple):
+    """Tokens of N stars, as the encoder receives them.
+
+    A token holds P pixels, or one value that is no pixel (a label, a colour), which takes the
+    first of the P places.
+
+    Attributes
+    ----------
+    ids : Tensor
+        (N, L, P) or, alike for all stars, (L, P) integers: which name of the vocabulary each place
+        holds; 0 where it holds none. A token without any is padding.
+    values : Tensor
+        (N, L, P) standardized; NaN where a value is missing.
+    encoding : Tensor or None
+        (N, L, D) or (L, D) wavelength encoding (`NonLinearEmbedding.encode_wavelength`); None when
+        no token has a wavelength.
+    complete : bool
+        The caller knows that every token holds a value, which spares the attention mask.
+    """
+
+    ids: Tensor
+    values: Tensor
+    encoding: Tensor | None = None
+    complete: bool = False
+
+    def present(self) -> Tensor:
+        """(N, L) tokens that hold at least one value."""
+        if self.ids.shape[-1] == 1:
+            return (~self.values.isnan() & (self.ids != 0))[..., 0]
+        return (~self.values.isnan() & (self.ids != 0)).any(dim=-1)
 
 
 def wavelength_encoding(
@@ -64,25 +95,29 @@ def wavelength_encoding(
 
 
 class NonLinearEmbedding(nn.Module):
-    """Embed pixels and other values: ``gelu(E[t] * x + B[t]) + PE(w)``; requests: ``E[t] + PE(w)``.
+    """Embed tokens of P pixels: ``gelu(sum_i v_i (E[t_i] x_i + V[t_i]) + B) + PE(w)``.
+
+    The sum runs over the pixels of a token; x_i is the standardized flux of pixel i, t_i its name
+    in the vocabulary, and v_i is 1 for a valid pixel, 0 for a missing one. With P = 1 and one row
+    of E and V for all pixels this is the embedding of Koblischke & Bovy (2024, section 2); with
+    P = 1 and a row for each, that of Leung & Bovy (2023, section 3.1). Neither has B. A request
+    has no value: ``E[t]``.
 
     Parameters
     ----------
     vocabulary_size
-        Number of tokens without padding; `embeddings` (E) and `bias` (B) have one row more, row 0
-        for padding, which is zero.
+        Number of names; `embeddings` (E) and `bias` (V) have one row more, row 0 for padding,
+        which is zero.
     embedding_dim
         D.
     activation
         A key of `ACTIVATIONS`.
     embed_map
-        (vocabulary_size + 1,) integers: the row of E and B that each token uses. None: its own.
+        (vocabulary_size + 1,) integers: the row of E and V that each name uses. None: its own.
     wavelength_range
         See `wavelength_encoding` [Angstrom].
     pixels_per_token
-        P. Above 1, a spectral token carries P neighbouring pixels: a linear map of their
-        standardized fluxes (0 where a pixel is bad) and validities (1 or 0) takes the place of
-        ``E[t] * x``.
+        P.
     """
 
     def __init__(
@@ -102,7 +137,7 @@ class NonLinearEmbedding(nn.Module):
         self.embeddings = nn.Parameter(torch.empty(vocabulary_size + 1, embedding_dim))
         self.bias = nn.Parameter(torch.empty(vocabulary_size + 1, embedding_dim))
         if pixels_per_token > 1:
-            self.pixel_projection = Linear(2 * pixels_per_token, embedding_dim, bias=False)
+            self.bin_bias = nn.Parameter(torch.zeros(embedding_dim))
         if embed_map is None:
             embed_map = torch.arange(vocabulary_size + 1)
         # Part of the checkpoint's embed_map.npz, not of its weights.
@@ -110,7 +145,7 @@ class NonLinearEmbedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw E and B from N(0, 1), so that the flux starts as loud as its wavelength encoding."""
+        """Draw E and V from N(0, 1), so that fluxes start as large as the wavelength encoding."""
         for parameter in (self.embeddings, self.bias):
             nn.init.normal_(parameter)
             with torch.no_grad():
@@ -120,44 +155,38 @@ class NonLinearEmbedding(nn.Module):
         """`wavelength_encoding` with this layer's dimension and range."""
         return wavelength_encoding(wavelength, self.embedding_dim, self.wavelength_range)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        inputs: Tensor | None = None,
-        encoding: Tensor | None = None,
-        pixels: Tensor | None = None,
-    ) -> Tensor:
-        """Embed tokens.
+    def request(self, ids: Tensor) -> Tensor:
+        """Embed requests (..., Q): their rows of E, (..., Q, D)."""
+        return F.embedding(self.embed_map[ids], self.embeddings)
 
-        Parameters
-        ----------
-        tokens
-            (N, L) or, alike for all stars, (L,) integers.
-        inputs
-            (N, L) standardized values, NaN counted as 0; None when there are none, as in requests.
-        encoding
-            (N, L, D) or (L, D) wavelength encoding (`encode_wavelength`); None for no wavelengths.
-        pixels
-            (N, L, P) standardized fluxes of spectral tokens, only with P > 1; NaN for bad pixels
-            and throughout at tokens that are not spectral.
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Embed tokens: (N, L, D).
 
-        Returns
-        -------
-        Tensor
-            (N, L, D), or (L, D) for requests shared by all stars.
+        Raises
+        ------
+        ValueError
+            Tokens of several pixels that are not alike for all stars.
         """
-        rows = self.embed_map[tokens]
-        embedded = F.embedding(rows, self.embeddings)
-        if inputs is not None or pixels is not None:
-            scaled = F.embedding(rows, self.bias)
-            if inputs is not None:
-                scaled = torch.addcmul(scaled, embedded, inputs.nan_to_num(nan=0.0)[..., None])
-            if pixels is not None:
-                valid = ~pixels.isnan()
-                flux = torch.cat([pixels.nan_to_num(nan=0.0), valid.to(pixels.dtype)], dim=-1)
-                scaled = scaled + self.pixel_projection(flux)  # (N, L, 2P) -> (N, L, D)
-            embedded = self.activation(scaled)
-        return embedded if encoding is None else embedded + encoding
+        rows = self.embed_map[tokens.ids]
+        if self.pixels_per_token == 1:
+            flux = tokens.values.nan_to_num(nan=0.0)  # (N, L, 1)
+            scale, shift = (F.embedding(rows[..., 0], x) for x in (self.embeddings, self.bias))
+            embedded = torch.addcmul(shift, scale, flux)
+        elif rows.dim() == 2:
+            embedded = self._sum_of_pixels(rows, tokens.values) + self.bin_bias
+        else:
+            raise ValueError("tokens of several pixels must be the same for all stars of a batch")
+        embedded = self.activation(embedded)
+        return embedded if tokens.encoding is None else embedded + tokens.encoding
+
+    def _sum_of_pixels(self, rows: Tensor, values: Tensor) -> Tensor:
+        """Sum of E x + V over the valid pixels (N, L, P) with these rows (L, P): (N, L, D)."""
+        valid = ~values.isnan()
+        flux = torch.cat([values.nan_to_num(nan=0.0), valid.to(values.dtype)], dim=-1)
+        tables = [F.embedding(rows, table) for table in (self.embeddings, self.bias)]
+        tables = torch.cat(tables, dim=-2)  # (L, 2P, D)
+        # One product a token: all stars share its table.
+        return torch.bmm(flux.transpose(0, 1), tables.to(flux.dtype)).transpose(0, 1)
 
 
 class StellarPerceptronEncoder(nn.Module):
@@ -184,23 +213,6 @@ class StellarPerceptronEncoder(nn.Module):
         """(N, L, D) embedded tokens -> (N, L, D) perception, and the last block's weights."""
         x, _ = self.encoder_transformer_block_1(x, attend=attend)
         return self.encoder_transformer_block_2(x, attend=attend, need_weights=need_weights)
-
-    def contributions(self, x: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What each block puts into each token, from which token: shares (N, L, L), rows sum to 1.
-
-        Lengths of the vectors that attention carries, and of the token's own, which is kept
-        (Kobayashi et al. 2021, arXiv 2109.07152). Gradients reach the attention of the blocks, not
-        what they are given.
-        """
-        x, shares = x.detach(), []
-        for block in (self.encoder_transformer_block_1, self.encoder_transformer_block_2):
-            _, lengths = block.contributions(x, x, attend)
-            lengths = lengths + torch.diag_embed(x.norm(dim=-1))
-            shares.append(lengths / lengths.sum(dim=-1, keepdim=True))
-            if len(shares) < 2:
-                with torch.no_grad():
-                    x, _ = block(x, attend=attend)
-        return shares[0], shares[1]
 
 
 class StellarPerceptronDecoder(nn.Module):
@@ -255,49 +267,19 @@ class StellarPerceptronDecoder(nn.Module):
         weights : Tensor or None
             (N, Q, L + 1), see `TransformerBlock.forward`.
         """
-        *_, x, weights = self.read(request, perception, attend, need_weights)
-        return *self.answer(x), weights
-
-    def read(
-        self,
-        request: Tensor,
-        perception: Tensor,
-        attend: Tensor | None = None,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """What each of the three blocks asks, what the last one gives (N, Q, D), its weights."""
-        results, weights = [request], None
+        x, weights = request, None
         for i in range(1, 4):
             block = self.get_submodule(f"decoder_transformer_block_{i}")
-            x, weights = block(results[-1], perception, attend, need_weights and i == 3)
-            results.append(x)
-        return *results, weights
+            x, weights = block(x, perception, attend, need_weights and i == 3)
+        return *self.answer(x), weights
 
     def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and log-variance (N, Q) of what was read (N, Q, D)."""
+        """Value and log-variance (N, Q) from the last block's output (N, Q, D)."""
         for i in range(3, 7):
             x = self.dropout(self.activation(self.get_submodule(f"decoder_dense_{i}")(x)))
         with torch.autocast(x.device.type, enabled=False):  # rounding answers would be seen in them
             x = x.to(self.decoder_out.weight.dtype)
             return self.decoder_out(x)[..., 0], self.decoder_logvar_out(x)[..., 0]
-
-    def contributions(
-        self, queries: Sequence[Tensor], perception: Tensor, attend: Tensor | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights and lengths of the three blocks, see `TransformerBlock.contributions`.
-
-        `queries` are what the blocks ask, see `read`. Gradients reach the attention of the blocks,
-        not what they are given.
-        """
-        perception = perception.detach()
-        blocks = [
-            self.get_submodule(f"decoder_transformer_block_{i + 1}").contributions(
-                query.detach(), perception, attend
-            )
-            for i, query in enumerate(queries)
-        ]
-        weights, lengths = zip(*blocks, strict=True)
-        return list(weights), list(lengths)
 
 
 class StellarPerceptronTorchModel(nn.Module):
@@ -322,164 +304,70 @@ class StellarPerceptronTorchModel(nn.Module):
         self.torch_encoder = encoder
         self.torch_decoder = decoder
 
-    def encode(
-        self,
-        tokens: Tensor,
-        inputs: Tensor | None,
-        encoding: Tensor | None = None,
-        pixels: Tensor | None = None,
-        *,
-        nan_policy: str = "mask",
-        complete: bool = False,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Perceive standardized values.
+    def embed(self, tokens: Tokens, nan_policy: str = "mask") -> tuple[Tensor, Tensor | None]:
+        """Embed tokens for the encoder.
 
         Parameters
         ----------
         tokens
-            (N, L) or (L,) integers; 0 is padding and never attended to.
-        inputs, pixels
-            (N, L) and (N, L, P), see `NonLinearEmbedding.forward`. A token without a value in
-            either of them is missing.
-        encoding
-            (N, L, D) or (L, D), see `NonLinearEmbedding.encode_wavelength`.
+            The tokens.
         nan_policy
-            "mask": missing tokens are not attended to. "attend": they are attended to as zero
-            vectors, as the published code does at inference.
-        complete
-            The caller knows that no token is padding or missing, which spares the mask.
+            "mask": tokens without a value are not attended to. "attend": they are attended to as
+            zero vectors, as in the published code at inference. Padding never is attended to.
+
+        Returns
+        -------
+        x : Tensor
+            (N, L, D).
+        attend : Tensor or None
+            (N, L) boolean, True for tokens to attend to; None: all of them.
+        """
+        x = self.embedding_layer(tokens)
+        if tokens.complete:
+            return x, None
+        present = tokens.present()
+        if nan_policy == "mask":
+            return x, present
+        padding = (tokens.ids == 0).all(dim=-1).expand(present.shape)
+        return x * present[..., None], ~padding
+
+    def encode(
+        self, tokens: Tokens, nan_policy: str = "mask", need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Perceive stars.
+
+        Parameters
+        ----------
+        tokens, nan_policy
+            See `embed`.
         need_weights
             Return the attention weights of the last block.
 
         Returns
         -------
         perception : Tensor
-            (N, L, D); what stands at tokens that are not attended to has no meaning.
+            (N, L, D); rows of tokens that are not attended to have no meaning.
         attend : Tensor or None
-            (N, L) boolean, True for tokens to attend to; None: all of them.
+            (N, L), see `embed`.
         weights : Tensor or None
             (N, L, L + 1), see `TransformerBlock.forward`.
         """
-        x, attend = self.embed(
-            tokens, inputs, encoding, pixels, nan_policy=nan_policy, complete=complete
-        )
+        x, attend = self.embed(tokens, nan_policy)
         perception, weights = self.torch_encoder(x, attend, need_weights)
         return perception, attend, weights
 
-    def embed(
-        self,
-        tokens: Tensor,
-        inputs: Tensor | None,
-        encoding: Tensor | None = None,
-        pixels: Tensor | None = None,
-        *,
-        nan_policy: str = "mask",
-        complete: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the encoder is given: embedded tokens (N, L, D), and `attend`, see `encode`."""
-        x = self.embedding_layer(tokens, inputs, encoding, pixels)
-        attend = None
-        if not complete:
-            present = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-            if inputs is not None:
-                present = present | ~inputs.isnan()
-            if pixels is not None:
-                present = present | ~pixels.isnan().all(dim=-1)
-            attend = (tokens != 0).expand(present.shape)
-            if nan_policy == "mask":
-                attend = attend & present
-            else:
-                x = x * present[..., None]
-        return x, attend
-
-    def forward(
-        self,
-        tokens: Tensor,
-        inputs: Tensor | None,
-        request_tokens: Tensor,
-        encoding: Tensor | None = None,
-        pixels: Tensor | None = None,
-        *,
-        nan_policy: str = "mask",
-        complete: bool = False,
-        contributions_of: int = 0,
-    ) -> tuple[Tensor, ...]:
-        """Perceive and answer: see `encode` and `decode`.
-
-        Returns
-        -------
-        value, logvar : Tensor
-            (N, Q), standardized.
-        contributions : Tensor
-            (n, Q, L), of the first n = `contributions_of` stars and only if there are any: what the
-            answers take from each token, see `contributions`.
-        """
-        x, attend = self.embed(
-            tokens, inputs, encoding, pixels, nan_policy=nan_policy, complete=complete
-        )
-        perception, _ = self.torch_encoder(x, attend)
-        request = self.request(request_tokens, len(perception))
-        *queries, read, _ = self.torch_decoder.read(request, perception, attend)
-        answer = self.torch_decoder.answer(read)
-        if not contributions_of:
-            return answer
-        some = slice(contributions_of)
-        attend = None if attend is None else attend[some]
-        queries = [query[some] for query in queries]
-        return *answer, self.contributions(queries, x[some], perception[some], attend)
-
-    def contributions(
-        self,
-        queries: Sequence[Tensor],
-        x: Tensor,
-        perception: Tensor,
-        attend: Tensor | None = None,
-    ) -> Tensor:
-        """What the answers take from each token, followed back through the encoder.
-
-        The decoder reads a perception into which the encoder has mixed other tokens. What it takes
-        (`TransformerBlock.contributions`, sum of the blocks) is shared out among these, block by
-        block (`StellarPerceptronEncoder.contributions`): the attention rollout of Abnar & Zuidema
-        2020 (arXiv 2005.00928), of lengths instead of weights.
-
-        Parameters
-        ----------
-        queries
-            See `StellarPerceptronDecoder.read`.
-        x, attend
-            See `embed`.
-        perception
-            See `encode`.
-
-        Returns
-        -------
-        Tensor
-            (N, Q, L) shares, which sum to 1.
-        """
-        _, lengths = self.torch_decoder.contributions(queries, perception, attend)
-        taken = sum(lengths)
-        taken = taken / taken.sum(dim=-1, keepdim=True)
-        for shares in reversed(self.torch_encoder.contributions(x, attend)):
-            taken = taken @ shares
-        return taken
-
-    def request(self, request_tokens: Tensor, stars: int) -> Tensor:
-        """Embed requests (stars, Q) or, alike for all stars, (Q,): (stars, Q, D)."""
-        return self.embedding_layer(request_tokens).expand(stars, -1, -1)
-
     def decode(
         self,
-        request_tokens: Tensor,
+        request_ids: Tensor,
         perception: Tensor,
         attend: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Answer requests on a perception.
+        """Answer requests about perceived stars.
 
         Parameters
         ----------
-        request_tokens
+        request_ids
             (N, Q) or, alike for all stars, (Q,) integers.
         perception, attend
             As `encode` returns them.
@@ -493,5 +381,16 @@ class StellarPerceptronTorchModel(nn.Module):
         weights : Tensor or None
             (N, Q, L + 1), see `TransformerBlock.forward`.
         """
-        request = self.request(request_tokens, len(perception))
+        request = self.embedding_layer.request(request_ids).expand(len(perception), -1, -1)
         return self.torch_decoder(request, perception, attend, need_weights)
+
+    def forward(
+        self, tokens: Tokens, request_ids: Tensor, nan_policy: str = "mask"
+    ) -> tuple[Tensor, Tensor]:
+        """Perceive and answer: standardized value and log-variance (N, Q).
+
+        Parameters are those of `encode` and `decode`.
+        """
+        perception, attend, _ = self.encode(tokens, nan_policy)
+        value, logvar, _ = self.decode(request_ids, perception, attend)
+        return value, logvar

@@ -16,18 +16,25 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.layers import Tokens
 from stellarperceptron.network.base import StellarPerceptronBase, one_of
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
 from stellarperceptron.network.config import PRECISIONS
 from stellarperceptron.network.patches import (
     apogee_pixel_names,
-    deal_patches,
     group_values,
     predict_patches,
+    split_into_patches,
 )
-from stellarperceptron.training.prepare import prepare_training_data, usable_stars
+from stellarperceptron.network.standardizer import Standardizer
+from stellarperceptron.training.prepare import (
+    array_stars,
+    fit_standardization,
+    prepare_training_data,
+    survey_stars,
+    usable_stars,
+)
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run_folder import RunFolder
 from stellarperceptron.training.tasks import train
@@ -199,17 +206,21 @@ class StellarPerceptron(StellarPerceptronBase):
         self.require_standardization(tokens)
         if wavelengths is not None:
             wavelengths = self._check_wavelengths(wavelengths, shapes)
-        values = self.standardize(inputs, tokens)
+        values = self.standardizer.standardize(inputs, tokens)
         empty = ~(np.isfinite(values) & (tokens != 0)).any(axis=1)
-        pixels = None
+        ids, values = tokens[..., None], values[..., None]
         if self.config.pixels_per_token > 1:
             if wavelengths is None or wavelengths.ndim != 1 or tokens.ndim != 1:
                 raise ValueError(
                     f"with {self.config.pixels_per_token} pixels a token, give one list of names "
                     "and one of wavelengths for all stars (0 for values that are no pixels)"
                 )
-            tokens, wavelengths, values, pixels = group_values(
-                values, tokens, wavelengths, self.config.pixels_per_token
+            ids, values, wavelengths = group_values(
+                values[..., 0],
+                tokens,
+                wavelengths,
+                self.positions[tokens],
+                self.config.pixels_per_token,
             )
         if values.shape[1] > self.config.context_length:
             raise ValueError(
@@ -218,33 +229,34 @@ class StellarPerceptron(StellarPerceptronBase):
             )
         self._warn_of_empty_stars(empty)
 
-        present = np.isfinite(values)
-        if pixels is not None:
-            present |= np.isfinite(pixels).any(axis=2)
-        complete = bool((present & (tokens != 0)).all())
-        arrays = {"tokens": tokens, "inputs": values, "pixels": pixels, "encoding": wavelengths}
-        arguments = {k: torch.as_tensor(v) for k, v in arrays.items() if v is not None}
+        complete = bool((np.isfinite(values) & (ids != 0)).any(axis=2).all())
         length = values.shape[1]
         heads = self.config.encoder_head_num // 2 if return_attention_scores else 0
         batch_size = self._batch_size(batch_size, max(1, heads * length * (length + 1)))
         perceptions: list[Tensor] = []
         masks: list[Tensor] = []
         scores: list[Tensor] = []
+        encode_wavelength = self.torch_model.embedding_layer.encode_wavelength
+
+        def part(values: np.ndarray | None, rows: slice, shared: int) -> Tensor | None:
+            """Rows of an array; all of one that has `shared` dimensions, alike for all stars."""
+            if values is None:
+                return None
+            values = values if values.ndim == shared else values[rows]
+            return torch.as_tensor(values, device=self.device)
+
         with self._evaluation():
             for start in range(0, len(inputs), batch_size):
-                batch = {
-                    # One row of tokens or wavelengths serves all stars.
-                    k: (v if v.dim() == 1 else v[start : start + batch_size]).to(self.device)
-                    for k, v in arguments.items()
-                }
-                if "encoding" in batch:
-                    embedding_layer = self.torch_model.embedding_layer
-                    batch["encoding"] = embedding_layer.encode_wavelength(batch["encoding"])
+                rows = slice(start, start + batch_size)
+                encoding = part(wavelengths, rows, shared=1)
+                batch = Tokens(
+                    part(ids, rows, shared=2),
+                    part(values, rows, shared=0),
+                    None if encoding is None else encode_wavelength(encoding),
+                    complete,
+                )
                 perception, attend, weights = self.torch_model.encode(
-                    **batch,
-                    nan_policy=self.nan_policy,
-                    complete=complete,
-                    need_weights=return_attention_scores,
+                    batch, self.nan_policy, need_weights=return_attention_scores
                 )
                 perceptions.append(perception)
                 if not complete:
@@ -336,8 +348,8 @@ class StellarPerceptron(StellarPerceptronBase):
 
     def _frame(self, value, error, labels, tokens) -> pd.DataFrame:
         """Standardized (N, Q) values and errors -> data frame in the labels' units."""
-        value = self.inverse_standardize(value, tokens)
-        error = self.inverse_standardize_error(error, tokens)
+        value = self.standardizer.inverse_standardize(value, tokens)
+        error = self.standardizer.inverse_standardize_error(error, tokens)
         columns = [*labels, *(f"{label}_error" for label in labels)]
         return pd.DataFrame(np.hstack([value, error]), columns=columns)
 
@@ -435,9 +447,10 @@ class StellarPerceptron(StellarPerceptronBase):
         )
         network = torch.compile(self.torch_model, dynamic=False) if compile else self.torch_model
         with bar, self._evaluation(), self._autocast(precision):
-            patches = deal_patches(
+            patches = split_into_patches(
                 tokens,
                 wavelengths,
+                self.positions[tokens],
                 self.torch_model.embedding_layer,
                 self.config.context_length,
                 seed,
@@ -449,7 +462,7 @@ class StellarPerceptron(StellarPerceptronBase):
                 number = len(flux)
                 if compile:
                     flux = np.resize(flux, (min(batch_size, stars), n))  # the same over and over
-                flux = self.standardize(torch.from_numpy(flux).to(self.device), tokens)
+                flux = self.standardizer.standardize(torch.from_numpy(flux).to(self.device), tokens)
                 value, error, seen = predict_patches(
                     network, flux, patches, request_tokens, combine, self.nan_policy, compile
                 )
@@ -549,17 +562,19 @@ class StellarPerceptron(StellarPerceptronBase):
         """
         settings = TrainingOptions(**options)
         if standardization_file is not None:
-            self._set_norm_config(read_config(standardization_file)["norm_config"])
+            norm = read_config(standardization_file)["norm_config"]
+            self.standardizer = Standardizer.from_config(norm, self.vocab_size + 1)
         if embed_map_file is not None:
             self.set_embed_map(read_embed_map(Path(embed_map_file)))
         self.set_embed_map(dict.fromkeys(new_names_for_embed_mapping, self.vocabs[0]))
         if isinstance(inputs, SpectraDataset):
-            source = _survey_source(inputs, kind, pixels, outputs_name)
+            stars = survey_stars(inputs, kind, pixels, outputs_name)
         else:
-            source = _array_source(inputs, inputs_name, outputs_name, inputs_err, inputs_wavelength)
-        if source["wavelengths"] is not None:
-            self._check_wavelengths(source["wavelengths"], [np.shape(source["wavelengths"])])
-        data = prepare_training_data(self, **source, device=self.device, augment=augment)
+            stars = array_stars(inputs, inputs_name, outputs_name, inputs_err, inputs_wavelength)
+        if stars.wavelengths is not None:
+            self._check_wavelengths(stars.wavelengths, [np.shape(stars.wavelengths)])
+        fit_standardization(self, stars)
+        data = prepare_training_data(self, stars, augment=augment)
         usable = usable_stars(data)
         if validation_indices is None:
             order = np.random.RandomState(settings.seed).permutation(len(usable))
@@ -585,8 +600,8 @@ class StellarPerceptron(StellarPerceptronBase):
                 "frozen": [
                     name for name, p in self.torch_model.named_parameters() if not p.requires_grad
                 ],
-                "inputs": len(source["names"]),
-                "outputs_name": list(source["label_names"]),
+                "inputs": len(stars.names),
+                "outputs_name": list(stars.label_names),
                 "stars": len(training),
                 "validation_stars": len(validation),
                 "labels_crc32": zlib.crc32(data.labels.cpu().numpy().tobytes()),
@@ -607,56 +622,6 @@ class StellarPerceptron(StellarPerceptronBase):
             progress=progress,
         )
         return pd.DataFrame(history)
-
-
-def _survey_source(dataset, kind, pixels, outputs_name) -> dict[str, Any]:
-    """Arguments of `prepare_training_data` for the training stars of a survey."""
-    split, part = dataset.train, pixel_range(pixels)
-    labels = list(outputs_name or dataset.label_names)
-    columns = [dataset.label_names.index(label) for label in labels]
-    wavelengths = dataset.wavelength[part]
-    return {
-        "read": lambda rows: split.read(kind, rows, part),
-        "stars": len(split),
-        "names": apogee_pixel_names(wavelengths),
-        "wavelengths": wavelengths,
-        "labels": split.labels[:, columns],
-        "label_errors": split.label_errors[:, columns],
-        "label_names": labels,
-    }
-
-
-def _array_source(inputs, names, outputs_name, errors, wavelengths) -> dict[str, Any]:
-    """Arguments of `prepare_training_data` for columns of inputs and labels."""
-    if isinstance(inputs, pd.DataFrame):
-        names = inputs.columns.to_numpy(dtype=str) if names is None else names
-        inputs = inputs.to_numpy(dtype=float)
-    inputs, names = np.asarray(inputs), np.asarray([] if names is None else names, dtype=str)
-    if inputs.ndim != 2 or names.shape != inputs.shape[1:]:
-        raise ValueError(f"inputs {inputs.shape} need one name for each column, not {names.shape}")
-    if errors is not None and np.shape(errors) != inputs.shape:
-        raise ValueError(f"inputs_err {np.shape(errors)} do not match inputs {inputs.shape}")
-    labels = [] if outputs_name is None else list(outputs_name)
-    missing = [label for label in labels if label not in names]
-    if missing or not labels:
-        raise ValueError(f"outputs_name: {missing or 'none given'} not among the columns")
-    columns = [int(np.flatnonzero(names == label)[0]) for label in labels]
-    others = np.setdiff1d(np.arange(len(names)), columns)
-    if wavelengths is not None:
-        if np.shape(wavelengths) not in (names.shape, inputs.shape):
-            raise ValueError(
-                f"inputs_wavelength {np.shape(wavelengths)} match neither names nor inputs"
-            )
-        wavelengths = np.asarray(wavelengths)[..., others]
-    return {
-        "read": lambda rows: inputs[rows][:, others],
-        "stars": len(inputs),
-        "names": names[others],
-        "wavelengths": wavelengths,
-        "labels": inputs[:, columns],
-        "label_errors": None if errors is None else np.asarray(errors)[:, columns],
-        "label_names": labels,
-    }
 
 
 def _normalized(weights: Tensor, attend: Tensor | None, normalization: str) -> Tensor:

@@ -1,6 +1,5 @@
 """What a model knows beside its weights: vocabulary, standardization, configuration."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,41 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from astropy.stats import mad_std
-from torch import Tensor
 
 from stellarperceptron.network.config import PUBLISHED_KEYS, ModelConfig
+from stellarperceptron.network.standardizer import Standardizer
 from stellarperceptron.utils.arguments import with_nearest
 
 __all__ = ["PADDING", "StellarPerceptronCore"]
 
 PADDING = "[pad]"
-# Standardized values beyond this are taken for bad pixels (published implementation).
-MAXIMUM_DEVIATION = 10.0
-
-
-def _median_and_spread(x: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Of each column (N, n), NaNs left out, in double precision; 0, 0 without any value."""
-    if device.type == "cpu":
-        x = np.asarray(x, dtype=np.float64)
-        x = np.where(np.isfinite(x).any(axis=0), x, 0.0)
-        return np.nanmedian(x, axis=0), mad_std(x, axis=0, ignore_nan=True)
-    return _sorted_median_and_spread(torch.from_numpy(np.ascontiguousarray(x)).to(device))
-
-
-def _sorted_median_and_spread(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The same numbers by sorting, which a GPU is good at."""
-
-    def median(x: Tensor) -> Tensor:
-        valid = (~x.isnan()).sum(dim=0)  # NaN comes last
-        middle = torch.stack([(valid - 1) // 2, valid // 2])
-        return x.sort(dim=0).values.gather(0, middle).mean(dim=0)
-
-    x = x.double()
-    x = torch.where(x.isfinite().any(dim=0), x, 0.0)
-    center = median(x)
-    spread = 1.482602218505602 * median((x - center).abs())  # as astropy.stats.mad_std
-    return center.cpu().numpy(), spread.cpu().numpy()
 
 
 class StellarPerceptronCore:
@@ -66,6 +38,8 @@ class StellarPerceptronCore:
         V, without padding.
     embed_map : ndarray
         (V + 1,) integers.
+    standardizer : Standardizer
+        Center and scale of every token.
 
     Raises
     ------
@@ -82,9 +56,7 @@ class StellarPerceptronCore:
         self.config = config or ModelConfig()
         self.vocabs: list[str] = []
         self._token_of: dict[str, int] = {PADDING: 0}
-        self._input_mean = np.zeros(1)
-        self._input_std = np.ones(1)
-        self._input_standardized = np.zeros(1, dtype=bool)
+        self.standardizer = Standardizer(1)
         self.embed_map = np.zeros(1, dtype=np.int64)
         self._append_vocabs(vocabs)
         if not self.vocabs:
@@ -95,6 +67,11 @@ class StellarPerceptronCore:
     def vocab_size(self) -> int:
         """Number of tokens without padding."""
         return len(self.vocabs)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(V + 1,) where each token's pixel lies on the pixel grid; bins are counted from there."""
+        return np.arange(-1, self.vocab_size)
 
     def _append_vocabs(self, names: Sequence[str]) -> None:
         """Give new names the next tokens, with no standardization and a row of their own."""
@@ -107,9 +84,7 @@ class StellarPerceptronCore:
         first = self.vocab_size + 1
         self.vocabs += names
         self._token_of.update({name: first + i for i, name in enumerate(names)})
-        self._input_mean = np.append(self._input_mean, np.zeros(len(names)))
-        self._input_std = np.append(self._input_std, np.ones(len(names)))
-        self._input_standardized = np.append(self._input_standardized, np.zeros(len(names), bool))
+        self.standardizer.grow(len(names))
         self.embed_map = np.append(self.embed_map, np.arange(first, first + len(names)))
 
     def _update_embed_map(self, embed_map: Mapping[str, str] | np.ndarray | None) -> None:
@@ -210,100 +185,43 @@ class StellarPerceptronCore:
         names: Sequence[str] | np.ndarray,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Set median and spread of tokens that have none yet from training data.
-
-        Spread is the median absolute deviation scaled to a standard deviation
-        (`astropy.stats.mad_std`); NaNs are left out. Tokens that have a standardization keep it.
+        """Fit the standardization of names that have none yet; see `Standardizer.fit`.
 
         Parameters
         ----------
         values
-            (N, n) values, one column a token.
+            (N, n) values, one column a name.
         names
             (n,) names or tokens of the columns.
         device
             Where medians are taken: for 100,000 spectra they are minutes on a CPU core.
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not match, or unknown names.
         """
         tokens = self.tokenize(names)
         values = np.asarray(values) if isinstance(values, Sequence) else values
         if np.ndim(values) != 2 or tokens.shape != (np.shape(values)[1],):
             raise ValueError(f"values {np.shape(values)} are not (N, n) for {tokens.shape} names")
-        new = np.flatnonzero((tokens > 0) & ~self._input_standardized[tokens])
-        for columns in np.array_split(new, max(1, math.ceil(len(new) / 256))):
-            if not len(columns):
-                continue
-            part = np.asarray(values[:, columns[0] : columns[-1] + 1])[:, columns - columns[0]]
-            median, spread = _median_and_spread(part, torch.device(device))
-            self._input_mean[tokens[columns]] = median
-            self._input_std[tokens[columns]] = spread
-            self._input_standardized[tokens[columns]] = True
+        self.standardizer.fit(values, tokens, device)
 
     def require_standardization(self, tokens: np.ndarray) -> None:
-        """Refuse to work with tokens whose standardization is not known.
+        """Refuse tokens whose standardization is unknown.
 
         Raises
         ------
         ValueError
             Names them.
         """
-        missing = np.unique(tokens[(tokens > 0) & ~self._input_standardized[tokens]])
+        missing = self.standardizer.missing(tokens)
         if len(missing):
             raise ValueError(
-                f"no standardization is known for {len(missing)} tokens, "
+                f"no standardization is known for {len(missing)} names, "
                 f"{self.detokenize(missing[:5]).tolist()} the first: fit the model, or call "
                 "fit_standardization with training data"
             )
-
-    def _statistics(self, tokens, like):
-        """Median, spread, largest deviation of tokens; 0, 1, infinity for those without spread."""
-        through = self._input_std[tokens] == 0
-        statistics = (
-            np.where(through, 0.0, self._input_mean[tokens]),
-            np.where(through, 1.0, self._input_std[tokens]),
-            np.where(through, np.inf, MAXIMUM_DEVIATION),
-        )
-        if isinstance(like, Tensor):
-            dtype = like.dtype if like.dtype == torch.float64 else torch.float32
-            return [torch.as_tensor(x, dtype=dtype, device=like.device) for x in statistics]
-        return statistics
-
-    def standardize(self, values, tokens: np.ndarray):
-        """``(x - median) / spread`` token by token; beyond 10 spreads: NaN.
-
-        Values of tokens without spread pass through as they are.
-
-        Parameters
-        ----------
-        values
-            (N, L) array or tensor.
-        tokens
-            (N, L) or (L,) integers.
-
-        Returns
-        -------
-        ndarray (float32) or Tensor
-            (N, L), same kind as `values`.
-        """
-        median, spread, limit = self._statistics(tokens, values)
-        z = (values - median) / spread
-        if isinstance(z, Tensor):
-            return z.masked_fill((z.abs() > limit) | z.isinf(), math.nan)
-        return np.where((np.abs(z) > limit) | np.isinf(z), np.nan, z).astype(np.float32)
-
-    def standardize_error(self, errors, tokens: np.ndarray):
-        """Scale errors of values like the values themselves (no shift); see `standardize`."""
-        _, spread, _ = self._statistics(tokens, errors)
-        return errors / spread
-
-    def inverse_standardize(self, values, tokens: np.ndarray):
-        """Inverse of `standardize`; see there."""
-        median, spread, _ = self._statistics(tokens, values)
-        return values * spread + median
-
-    def inverse_standardize_error(self, errors, tokens: np.ndarray):
-        """Inverse of `standardize_error`; see there."""
-        _, spread, _ = self._statistics(tokens, errors)
-        return errors * spread
 
     def get_config(self) -> dict[str, dict[str, Any]]:
         """Everything but the weights, as plain lists and numbers.
@@ -322,28 +240,6 @@ class StellarPerceptronCore:
                 "vocabs": list(self.vocabs),
                 "vocab_tokens": list(range(1, self.vocab_size + 1)),
             },
-            "norm_config": {
-                "_input_mean": self._input_mean.tolist(),
-                "_input_std": self._input_std.tolist(),
-                "_input_standardized": self._input_standardized.tolist(),
-            },
+            "norm_config": self.standardizer.to_config(),
             "stellarperceptron": entries,
         }
-
-    def _set_norm_config(self, norm: Mapping[str, Sequence]) -> None:
-        """Take over `norm_config` of a checkpoint."""
-        size = self.vocab_size + 1
-        for key in ("_input_mean", "_input_std", "_input_standardized"):
-            values = np.asarray(norm[key])
-            kinds = "b" if key == "_input_standardized" else "iuf"
-            if values.shape != (size,) or values.dtype.kind not in kinds:
-                raise ValueError(
-                    f"norm_config.{key} is not a list of {size} "
-                    f"{'truth values' if kinds == 'b' else 'numbers'}"
-                )
-            if (
-                kinds != "b"
-                and not (np.isfinite(values) & ((key != "_input_std") | (values >= 0))).all()
-            ):
-                raise ValueError(f"norm_config.{key} holds numbers that are not possible")
-            setattr(self, key, values if kinds == "b" else values.astype(float))

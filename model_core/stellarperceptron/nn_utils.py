@@ -1,6 +1,7 @@
 """Losses and learning-rate schedules."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch.optim.lr_scheduler import (
 )
 
 __all__ = [
-    "contribution_entropy",
     "cosine_annealing_warm_restarts",
     "linear_warmup_cosine",
     "mean_squared_error",
@@ -75,33 +75,6 @@ def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """
     known, y_true = _known(y_true, y_pred)
     return _sum_requests_mean_stars((y_true - y_pred).square(), known)
-
-
-def contribution_entropy(contributions: Tensor) -> Tensor:
-    """How widely answers are read, and how alike: small when each is read from its own few tokens.
-
-    ``sum_q H(p_q) - Q/2 H(mean_q p_q)`` with the shares p_q of the tokens in what request q takes,
-    and Shannon's entropy H [nats]: half of it is the requests' entropy, the other half is, with
-    its sign reversed, their Jensen-Shannon divergence (Lin 1991, IEEE Trans. Inf. Theory 37, 145).
-
-    Parameters
-    ----------
-    contributions
-        (N, Q, L), not negative; see `StellarPerceptronTorchModel.forward`.
-
-    Returns
-    -------
-    Tensor
-        Scalar: summed over the Q requests, averaged over the N stars. Q/2 ln L is an even spread,
-        0 one token for all requests, -Q/2 ln Q one of its own for each.
-    """
-
-    def entropy(shares: Tensor) -> Tensor:
-        return torch.special.entr(shares.clamp_min(1e-12)).sum(dim=-1)
-
-    shares = contributions / contributions.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-    together = shares.shape[1] / 2 * entropy(shares.mean(dim=1))
-    return (entropy(shares).sum(dim=1) - together).mean()
 
 
 def cosine_annealing_warm_restarts(
@@ -170,3 +143,12 @@ def linear_warmup_cosine(
     scheduler = LambdaLR(optimizer, factor)
     scheduler.every_step = True
     return scheduler
+
+
+def __getattr__(name: str) -> Any:
+    # The published code has the generator here; ours needs what lies above this module.
+    if name == "TrainingGenerator":
+        from stellarperceptron.training.batches import TrainingGenerator
+
+        return TrainingGenerator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

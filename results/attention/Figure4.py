@@ -1,8 +1,7 @@
 r"""Figure 4: where the decoder looks for each label, under the mean spectra of giants and dwarfs.
 
-Attention (what the answers take from a token, followed back through the encoder, or another
-`--measure`) hangs down from its line as absorption does; the number is its largest value, in units
-of an even spread.
+Attention (weights of the last decoder block) hangs down from its line as absorption does; the
+number is its largest value, in units of its mean over all tokens.
 `sensitivity.png` beside it shows in the same way how far the answers move with the flux of each
 pixel (in a label's spread for a pixel's, signs left out). Dashed: `notable_spectral_lines.csv`, the
 lines that the SpectraFM paper names, with the labels whose attention it found there.
@@ -24,7 +23,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.evaluation.attention import MEASURES
 from stellarperceptron.training.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.plotting import (
@@ -51,10 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="output of extract_attention.py; gets both"
     )
-    parser.add_argument("--measure", default="rollout", help=f"one of {', '.join(MEASURES)}")
     arguments = parser.parse_args()
-    if arguments.measure not in MEASURES:
-        parser.error(f"--measure is one of {', '.join(MEASURES)}, not {arguments.measure}")
     path = arguments.output / "attention.h5"
     (arguments.output / "complete").unlink(missing_ok=True)
     try:
@@ -62,7 +57,7 @@ def main() -> None:
         with SpectraDataset.open(arguments.data) as dataset, open_attention(path) as file:
             require_source(file, checkpoint, dataset)
             lines = pd.read_csv(LINES)
-            for measure, name in ((arguments.measure, "Figure4"), ("sensitivity", "sensitivity")):
+            for measure, name in (("attention", "Figure4"), ("sensitivity", "sensitivity")):
                 save_figure(draw(file, measure, lines), arguments.output / f"{name}.png")
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
@@ -121,8 +116,7 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
             draw_chip(axes, wavelength[inside], spectrum[inside], scaled, top)
             draw_lines(axes, lines, names=number == 0)
         finish_row(row, labels, attention, top, f"{title}: mean of {stars} stars")
-        what = measure if of_pixels else "attention"
-        row[0].set_ylabel(f"{what} (down)  |  flux / continuum", labelpad=8)
+        row[0].set_ylabel(f"{measure} (down)  |  flux / continuum", labelpad=8)
     return figure
 
 

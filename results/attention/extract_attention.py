@@ -4,9 +4,9 @@ Test stars are drawn at random; giants (1.0 < log g < 3.5), dwarfs (log g > 4.0)
 are averaged, over several permutations of the pixels. Attention is counted in units of an even
 spread; beside it, how far the answers move with the flux of each pixel. OUTPUT gets
 
-attention.h5            attention of every star on every token in the last decoder block, the means
-                        by group and measure, the mean sensitivity of the answers to each pixel, the
-                        responses of the flux, the mean spectra
+attention.h5            attention of every star on every token in the last decoder block, its means
+                        by group, the mean sensitivity of the answers to each pixel, the responses
+                        of the flux, the mean spectra
 attention_shares.csv    share of attention on the tokens that respond most to a label, and on those
                         that tell most about it which no other label could have done (derivatives
                         of the emulator `nature`, over 64 stars of the group), against chance and
@@ -37,7 +37,6 @@ from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.emulator import LABELS, Emulator
 from stellarperceptron.evaluation.attention import (
-    MEASURES,
     decoder_attention,
     label_sensitivity,
     star_groups,
@@ -59,9 +58,10 @@ from stellarperceptron.utils.data_utils import atomic_output
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
 RANKINGS = ("response", "information")  # see `stellarperceptron.evaluation.response`
 RESPONSE_STARS = 64
+MEASURES = ("attention", "sensitivity")
 UNITS = {
-    **dict.fromkeys(MEASURES, "1 is an even spread over the tokens"),
-    "sensitivity": "spreads of the label a spread of the pixel",
+    "attention": "1 is the mean over the tokens",
+    "sensitivity": "scales of the label per scale of the pixel",
     "response": "1 / K or 1 / dex",
     "information": "square root of a pixel's share",
     "best_weights": "K or dex",
@@ -98,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def average(batches, groups: dict[str, np.ndarray], what: str, store=None) -> dict:
-    """Means of what batches of stars have, by group and measure; NaN where no star has any.
+    """Means over the stars of each group; NaN where no star has a value.
 
     Parameters
     ----------
@@ -107,21 +107,20 @@ def average(batches, groups: dict[str, np.ndarray], what: str, store=None) -> di
     groups
         Masks (N,) of the stars.
     what
-        Shown beside the progress.
+        The measure: second part of the result's keys, shown beside the progress.
     store
-        Called with the rows and measures of each batch.
+        Called with the rows and values of each batch.
     """
     total, count, done = {}, {}, 0
     with tqdm(total=len(next(iter(groups.values()))), desc=what, unit="star", disable=None) as bar:
         for batch in batches:
-            rows = slice(done, done + len(next(iter(batch.values()))))
+            rows = slice(done, done + len(batch))
             if store is not None:
                 store(rows, batch)
-            for measure, values in batch.items():
-                for group, mask in groups.items():
-                    part, key = values[mask[rows]], (group, measure)
-                    total[key] = total.get(key, 0.0) + np.nansum(part, axis=0, dtype=float)
-                    count[key] = count.get(key, 0) + np.isfinite(part).sum(axis=0)
+            for group, mask in groups.items():
+                part, key = batch[mask[rows]], (group, what)
+                total[key] = total.get(key, 0.0) + np.nansum(part, axis=0, dtype=float)
+                count[key] = count.get(key, 0) + np.isfinite(part).sum(axis=0)
             bar.update(rows.stop - done)
             done = rows.stop
     with np.errstate(invalid="ignore"):
@@ -165,15 +164,15 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
     response = {
         name: respond(catalogue, mask & known, labels, wavelength) for name, mask in groups.items()
     }
-    spread = model.inverse_standardize_error(np.ones(len(wavelength)), tokens.names)
+    spread = model.standardizer.inverse_standardize_error(np.ones(len(wavelength)), tokens.names)
     path = arguments.output / "attention.h5"
     with atomic_output(path) as temporary, h5py.File(temporary, "w") as file:
         shape = (len(rows), len(labels), len(tokens.pixels))
         chunks = (min(64, shape[0]), *shape[1:])
         stored = file.create_dataset("attention", shape, "f2", chunks=chunks, compression="gzip")
 
-        def store(rows: slice, batch: dict[str, np.ndarray]) -> None:
-            stored[rows] = batch["last_block"]
+        def store(rows: slice, batch: np.ndarray) -> None:
+            stored[rows] = batch
 
         attention = decoder_attention(
             model, spectra, wavelength, labels, permutations=arguments.permutations
@@ -199,7 +198,7 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
             file[f"{group}/spectrum"] = mean_spectrum(spectra[mask])
             for kind, values in response[group].items():
                 file[f"{group}/{kind}"] = values.astype(np.float32)
-            for measure in (*MEASURES, "sensitivity"):
+            for measure in MEASURES:
                 file[f"{group}/{measure}"] = means[group, measure]
             for name, unit in UNITS.items():
                 file[f"{group}/{name}"].attrs["unit"] = unit

@@ -126,8 +126,8 @@ def test_new_tokens_are_standardized_by_new_data_only(saved, model):
     with pytest.raises(ValueError, match="C_FE"):
         tuned.require_standardization(tuned.tokenize(["TEFF", "C_FE"]))
     tuned.fit_standardization([[1.0, 0.1], [2.0, 0.3]], ["TEFF", "C_FE"])
-    assert tuned._input_mean[44] == pytest.approx(0.2)
-    np.testing.assert_array_equal(tuned._input_mean[:44], model._input_mean)
+    assert tuned.standardizer.center[44] == pytest.approx(0.2)
+    np.testing.assert_array_equal(tuned.standardizer.center[:44], model.standardizer.center)
 
 
 def test_new_names_must_be_new(saved):

@@ -216,7 +216,7 @@ def test_report_holds_everything(evaluated, survey, tmp_path):
         path = run / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         shutil.copy(run / "1_basemodel_synthetic" / "loss.png", path)
-    make_shares(3.2).to_csv(run / "attention/attention_shares.csv", index=False)
+    make_shares().to_csv(run / "attention/attention_shares.csv", index=False)
     make_stars().to_csv(run / "real_stars/predictions.csv", index=False)
     (run / "timings.csv").write_text("survey.h5,3\n1_basemodel_synthetic,5\n")
     assert not report(run, survey)
@@ -272,26 +272,20 @@ def make_predictions(error, poor_error=None, labels=("TEFF", "FE_H")):
     return pd.DataFrame(columns)
 
 
-def make_shares(last_block=3.5, rollout=3.5, telling=3.5, sensitivity=3.5):
-    """Each row has a value of its own; those that the claims ask for have the ones given."""
+def make_shares(sensitivity=3.5):
+    """Each row has a value of its own; [Fe/H] and [Mg/Fe] of all stars have the one given."""
     names = ["pixels", "group", "measure", "ranked_by", "label", "top", "ratio"]
-    asked = {
-        ("last_block", "response"): last_block,
-        ("rollout", "response"): rollout,
-        ("rollout", "information"): telling,
-        ("sensitivity", "information"): sensitivity,
-    }
     rows = []
     for pixels, group, measure, ranking, label, top in itertools.product(
         ("0:7514", "0:3757"),
         ("giants", "all"),
-        ("last_block", "all_blocks", "contribution", "rollout", "sensitivity"),
+        ("attention", "sensitivity"),
         ("response", "information"),
         ("TEFF", "FE_H", "MG_FE"),
         (0.02, 0.05),
     ):
-        right = (pixels, group, top) == ("0:3757", "all", 0.05) and label != "TEFF"
-        ratio = asked.get((measure, ranking), 0.5) if right else 0.1 + 0.01 * len(rows)
+        given = (pixels, group, measure, top) == ("0:3757", "all", "sensitivity", 0.05)
+        ratio = sensitivity if given and label != "TEFF" else 0.1 + 0.01 * len(rows)
         rows.append((pixels, group, measure, ranking, label, top, ratio))
     return pd.DataFrame(rows, columns=names).assign(ratio_of_best=4.0)
 
@@ -309,12 +303,8 @@ def make_stars(teff=3900.0, kind="giant"):
         ({"finetuned": 0.6}, [0]),
         ({"hundred": 0.5}, [1, 2]),
         ({"hundred_poor": 0.25}, [2]),
-        ({"last_block": 2.9}, [3]),
-        ({"rollout": 2.9}, [4]),
-        ({"telling": 2.9}, [5]),
-        ({"sensitivity": 2.9}, [6]),
-        ({"teff": 4100.0}, [7]),
-        ({"class": "dwarf"}, [8]),
+        ({"teff": 4100.0}, [3]),
+        ({"class": "dwarf"}, [4]),
     ],
 )
 def test_claims_hold_or_not(changes, failing):
@@ -325,10 +315,8 @@ def test_claims_hold_or_not(changes, failing):
         "hundred": make_predictions(hundred, changes.get("hundred_poor"), labels=("FE_H",)),
     }
     stars = make_stars(changes.get("teff", 3900.0), changes.get("class", "giant"))
-    names = ("last_block", "rollout", "telling", "sensitivity")
-    shares = make_shares(**{name: changes[name] for name in names if name in changes})
-    claims = claims_table(observed, chunk, shares, stars)
-    assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(9)]
+    claims = claims_table(observed, chunk, stars)
+    assert claims["holds"].tolist() == ["no" if i in failing else "yes" for i in range(5)]
 
 
 def test_shares_of_an_older_version_are_refused():
@@ -345,7 +333,7 @@ def test_shares_are_shown_by_ranking():
 
 
 def test_claims_need_their_predictions():
-    assert claims_table({}, {}, None, None).empty
+    assert claims_table({}, {}, None).empty
 
 
 # --- make -------------------------------------------------------------------------------------

@@ -22,12 +22,14 @@ def test_stage_1_knows_all_pixels_and_labels(chain, survey):
     assert set(model.embed_map[1:7515]) == {1}
     with SpectraDataset.open(survey) as dataset:
         synthetic = dataset.train.read("synthetic")
-    np.testing.assert_allclose(model._input_mean[1:7515], np.nanmedian(synthetic, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        model.standardizer.center[1:7515], np.nanmedian(synthetic, 0), atol=1e-6
+    )
 
 
 def test_stage_2_keeps_the_standardization_of_stage_1(chain):
     one, two = (StellarPerceptron.load(resolve_checkpoint(chain / n), device="cpu") for n in "12")
-    np.testing.assert_array_equal(one._input_mean, two._input_mean)
+    np.testing.assert_array_equal(one.standardizer.center, two.standardizer.center)
     weights = [m.torch_model.torch_decoder.decoder_out.weight for m in (one, two)]
     assert not torch.equal(*weights)
 

@@ -7,11 +7,13 @@ Several GPUs:
 """
 
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.training.prepare import fit_standardization
 from stellarperceptron.training.stages import (
     describe_data,
     mark_complete,
     new_model,
-    read_data,
+    place_stars,
+    read_stars,
     split_rows,
     stage_arguments,
     train_stage,
@@ -28,7 +30,9 @@ def main() -> None:
         SpectraDataset.open(arguments.data) as dataset,
     ):
         model = new_model(dataset, profile, process.device)
-        data = read_data(model, dataset, profile)
+        stars = read_stars(dataset, profile)
+        fit_standardization(model, stars, model.device)
+        data = place_stars(model, stars, profile)
         training, validation = split_rows(dataset, profile)
         train_stage(
             model,

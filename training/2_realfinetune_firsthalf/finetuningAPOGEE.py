@@ -11,7 +11,8 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.training.stages import (
     describe_data,
     mark_complete,
-    read_data,
+    place_stars,
+    read_stars,
     split_rows,
     stage_arguments,
     train_stage,
@@ -30,7 +31,7 @@ def main() -> None:
         # Pixels keep the names, the embedding row and the standardization of the synthetic ones:
         # what the model knows about a flux at a wavelength is what fine-tuning starts from.
         model = StellarPerceptron.load_for_finetuning(arguments.checkpoint, device=process.device)
-        data = read_data(model, dataset, profile)
+        data = place_stars(model, read_stars(dataset, profile), profile)
         training, validation = split_rows(dataset, profile)
         train_stage(
             model,

@@ -18,7 +18,8 @@ from stellarperceptron.training.stages import (
     describe_data,
     five_folds,
     mark_complete,
-    read_data,
+    place_stars,
+    read_stars,
     stage_arguments,
     train_stage,
 )
@@ -49,7 +50,7 @@ def main() -> None:
                 arguments.checkpoint, device=process.device
             )
 
-        data = read_data(load(), dataset, profile, stars)
+        data = place_stars(load(), read_stars(dataset, profile, stars), profile)
 
         def train(training, validation, output, settings=profile):
             model = load()

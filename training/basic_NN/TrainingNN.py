@@ -23,6 +23,7 @@ from stellarperceptron.training.stages import (
     mark_complete,
     stage_arguments,
 )
+from stellarperceptron.training.tasks import train_baseline
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import process_group
 
@@ -51,7 +52,8 @@ def main() -> None:
             settings = dataclasses.replace(profile, training=options)
             pixels = hundred[0].shape[1]
             network = BaselineNetwork(pixels, label, seed=options.seed).to(process.device)
-            history = network.fit(
+            history = train_baseline(
+                network,
                 *(values[rows] for values in hundred),
                 validation=validation,
                 scheduler=lambda optimizer, steps: profile.schedule.make(optimizer, steps, epochs),

@@ -5,45 +5,30 @@ has in a patch share alike, so that neither the length of a context nor bad pixe
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stellarperceptron.evaluation.metrics import GIANTS
+from stellarperceptron.layers import Tokens
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.patches import (
     Patch,
     apogee_pixel_names,
-    deal_patches,
-    first_pixels,
     group_pixels,
+    split_into_patches,
 )
 
 __all__ = [
-    "MEASURES",
     "TokenGroups",
     "decoder_attention",
     "label_sensitivity",
     "star_groups",
     "token_groups",
 ]
-
-MEASURES: Mapping[str, str] = MappingProxyType(
-    {
-        "last_block": "weights of the last decoder block, mean of its heads",
-        "all_blocks": "mean of the weights of the three decoder blocks",
-        "contribution": "length of the vector that the weights carry from a token, all blocks",
-        "rollout": "contributions, followed back through the encoder",
-    }
-)
-"""Ways to count attention. `last_block` is the plain one: what `StellarPerceptron.request` and the
-published code return. `contribution` weighs a weight with what it moves: the norm-based attention
-of Kobayashi et al. 2020 (arXiv 2004.10102), summed over the blocks. `rollout` asks from where the
-encoder had what stands there: see `StellarPerceptronTorchModel.contributions`."""
 
 
 def star_groups(logg: np.ndarray) -> dict[str, np.ndarray]:
@@ -82,7 +67,7 @@ def token_groups(model: StellarPerceptron, wavelengths: np.ndarray) -> TokenGrou
     """Tokens of the APOGEE pixels at some wavelengths (n,) [Angstrom, vacuum]."""
     names = model.tokenize(apogee_pixel_names(wavelengths))
     model.require_standardization(names)
-    pixels = group_pixels(wavelengths, names, model.config.pixels_per_token)
+    pixels = group_pixels(wavelengths, model.positions[names], model.config.pixels_per_token)
     of_pixel = np.empty(len(wavelengths), dtype=int)
     token, place = np.nonzero(pixels >= 0)
     of_pixel[pixels[token, place]] = token
@@ -97,12 +82,12 @@ def decoder_attention(
     *,
     permutations: int = 4,
     batch_size: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Attention of each label on each token, batch after batch of stars.
+) -> Iterator[np.ndarray]:
+    """Attention of each label on each token in the last decoder block, batch after batch of stars.
 
-    Spectra are dealt into patches as `StellarPerceptron.predict` does, with seeds 0, 1, ...; the
-    learned key, which is no token, is left out, and what is left of a request's attention sums to
-    the number of tokens that the star has in the patch.
+    The spectra are divided into patches as `StellarPerceptron.predict` does, with seeds 0, 1, ...
+    The learned key, which is no token, is left out. What remains of a request's attention is scaled
+    to a mean of 1 over the tokens that the star has in the patch.
 
     Parameters
     ----------
@@ -115,29 +100,31 @@ def decoder_attention(
     labels
         Names of the Q labels.
     permutations
-        How often the pixels are dealt out; the mean is taken.
+        How many ways to divide the pixels into patches; the mean is taken.
     batch_size
         Stars at a time; None chooses by device.
 
     Yields
     ------
-    dict
-        For each of `MEASURES` an array (B, Q, T), in units of an even spread; NaN for tokens
-        without a valid pixel. T tokens as in `token_groups`.
+    ndarray
+        (B, Q, T); NaN for tokens without a valid pixel. T tokens as in `token_groups`.
     """
     groups = token_groups(model, wavelengths)
     request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
-    for flux, patches in _dealt(model, spectra, wavelengths, groups, permutations, batch_size):
+    for flux, patches in _in_patches(model, spectra, wavelengths, groups, permutations, batch_size):
         shape = (len(flux), len(request), len(groups.pixels))
-        total = {name: torch.zeros(shape, device=model.device) for name in MEASURES}
+        total = torch.zeros(shape, device=model.device)
         for patch in patches:
-            first = first_pixels(patch.pixels.cpu().numpy())
-            tokens = torch.as_tensor(groups.of_pixel[first], device=model.device)
+            first = patch.pixels.amax(dim=1).cpu().numpy()
+            which = torch.as_tensor(groups.of_pixel[first], device=model.device)
+            tokens = patch.tokens(flux)
             with torch.inference_mode():
-                part = _patch_attention(model, flux, patch, request)
-            for name, value in part.items():
-                total[name][:, :, tokens] += value / permutations
-        yield {name: value.cpu().numpy() for name, value in total.items()}
+                perception, attend, _ = model.torch_model.encode(tokens, model.nan_policy)
+                *_, weights = model.torch_model.decode(
+                    request, perception, attend, need_weights=True
+                )
+            total[:, :, which] += _even(weights[..., :-1], tokens.present()) / permutations
+        yield total.cpu().numpy()
 
 
 def label_sensitivity(
@@ -148,17 +135,17 @@ def label_sensitivity(
     *,
     permutations: int = 1,
     batch_size: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[np.ndarray]:
     """How far each answer moves with the flux of each pixel, batch after batch of stars.
 
     The derivative of what `StellarPerceptron.predict` answers by a pixel's flux, both standardized:
-    how many of its spreads a label moves when one pixel moves by one of its own. Parameters are
+    how many of its scales a label moves when one pixel moves by one of its own. Parameters are
     those of `decoder_attention`.
 
     Yields
     ------
-    dict
-        "sensitivity": (B, Q, n), NaN for bad pixels.
+    ndarray
+        (B, Q, n); NaN for bad pixels.
     """
     groups = token_groups(model, wavelengths)
     request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
@@ -166,7 +153,9 @@ def label_sensitivity(
     for p in trained:  # nobody asks for their gradients
         p.requires_grad_(False)
     try:
-        for flux, patches in _dealt(model, spectra, wavelengths, groups, permutations, batch_size):
+        for flux, patches in _in_patches(
+            model, spectra, wavelengths, groups, permutations, batch_size
+        ):
             total = torch.zeros(len(flux), len(request), flux.shape[1], device=model.device)
             seen = torch.zeros(len(flux), 1, 1, device=model.device)
             for patch in patches:
@@ -174,31 +163,22 @@ def label_sensitivity(
                 total[:, :, patch.pixels] += _slopes(model, pixels, patch, request)
                 seen += (~pixels.isnan()).flatten(1).any(dim=1)[:, None, None]
             total = (total / seen).masked_fill(flux.isnan()[:, None], math.nan)
-            yield {"sensitivity": total[..., :-1].cpu().numpy()}
+            yield total[..., :-1].cpu().numpy()
     finally:
         for p in trained:
             p.requires_grad_()
 
 
-def _slopes(
-    model: StellarPerceptron, pixels: Tensor, patch: Patch, request_tokens: Tensor
-) -> Tensor:
+def _slopes(model: StellarPerceptron, pixels: Tensor, patch: Patch, request_ids: Tensor) -> Tensor:
     """Derivatives (N, Q, T, P) of the answers by the pixels (N, T, P) of a patch, standardized."""
     pixels = pixels.requires_grad_()
-    one_pixel = pixels.shape[-1] == 1
-    value, _ = model.torch_model(
-        patch.tokens,
-        pixels[..., 0] if one_pixel else None,
-        request_tokens,
-        patch.encoding,
-        None if one_pixel else pixels,
-        nan_policy=model.nan_policy,
-    )
+    tokens = Tokens(patch.ids, pixels, patch.encoding)
+    value, _ = model.torch_model(tokens, request_ids, model.nan_policy)
     slopes = [torch.autograd.grad(answer.sum(), pixels, retain_graph=True)[0] for answer in value.T]
     return torch.stack(slopes, dim=1)
 
 
-def _dealt(
+def _in_patches(
     model: StellarPerceptron,
     spectra: np.ndarray,
     wavelengths: np.ndarray,
@@ -216,7 +196,14 @@ def _dealt(
     patches = [
         patch
         for seed in range(permutations)
-        for patch in deal_patches(groups.names, wavelengths, network.embedding_layer, context, seed)
+        for patch in split_into_patches(
+            groups.names,
+            wavelengths,
+            model.positions[groups.names],
+            network.embedding_layer,
+            context,
+            seed,
+        )
     ]
     if batch_size is None:
         batch_size = max(1, (4096 if model.device.type == "cpu" else 2**15) // context)
@@ -225,39 +212,12 @@ def _dealt(
     try:
         for start in range(0, len(spectra), batch_size):
             flux = np.array(spectra[start : start + batch_size], dtype=np.float32)
-            flux = model.standardize(torch.from_numpy(flux).to(model.device), groups.names)
+            flux = model.standardizer.standardize(
+                torch.from_numpy(flux).to(model.device), groups.names
+            )
             yield torch.nn.functional.pad(flux, (0, 1), value=math.nan), patches
     finally:
         network.train(training)
-
-
-def _patch_attention(
-    model: StellarPerceptron, flux: Tensor, patch: Patch, request_tokens: Tensor
-) -> dict[str, Tensor]:
-    """Attention (N, Q, T) on the tokens of one patch; see `decoder_attention`."""
-    network = model.torch_model
-    pixels = flux[:, patch.pixels]  # (N, T, P)
-    present = ~pixels.isnan().all(dim=2)
-    one_pixel = pixels.shape[-1] == 1
-    x, attend = network.embed(
-        patch.tokens,
-        pixels[..., 0] if one_pixel else None,
-        patch.encoding,
-        None if one_pixel else pixels,
-        nan_policy=model.nan_policy,
-    )
-    perception, _ = network.torch_encoder(x, attend)
-    request = network.request(request_tokens, len(flux))
-    decoder = network.torch_decoder
-    *queries, _, _ = decoder.read(request, perception, attend)
-    weights, lengths = decoder.contributions(queries, perception, attend)
-    weights = [_even(block, present) for block in weights]
-    return {
-        "last_block": weights[-1],
-        "all_blocks": torch.stack(weights).mean(dim=0),
-        "contribution": _even(sum(lengths), present),
-        "rollout": _even(network.contributions(queries, x, perception, attend), present),
-    }
 
 
 def _even(attention: Tensor, present: Tensor) -> Tensor:

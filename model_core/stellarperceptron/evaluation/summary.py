@@ -35,15 +35,6 @@ __all__ = [
 PACKAGES = ("stellarperceptron", "torch", "numpy", "pandas", "astropy", "h5py", "matplotlib")
 HEADER_TOLERANCE = 300.0  # K, of Teff against the radial-velocity pipeline's
 RANKINGS = {"response": "respond most to a label", "information": "tell most about a label"}
-ATTENTION_CLAIMS = (
-    ("last_block", "response", "attention of the last decoder block on the 5 % of tokens"),
-    ("rollout", "response", "attention rollout, decoder and encoder, on the 5 % of tokens"),
-    ("rollout", "information", "attention rollout, decoder and encoder, on the 5 % of tokens"),
-    ("sensitivity", "information", "sensitivity of the answers to the 5 % of pixels"),
-)
-"""What the goal is asked of: measure, ranking (see `extract_attention.py`), in words."""
-
-ATTENTION_GOAL = 3.0  # times chance
 # Subset, entry of PAPER_FE_H, and what the ratio of RMSE, 100 stars over network from scratch,
 # must stay below, in words and as a number.
 CHUNK_GOALS = (
@@ -67,7 +58,6 @@ def describe_survey(dataset: SpectraDataset) -> str:
 def claims_table(
     observed: Mapping[str, pd.DataFrame],
     chunk: Mapping[str, pd.DataFrame],
-    shares: pd.DataFrame | None,
     stars: pd.DataFrame | None,
 ) -> pd.DataFrame:
     """What the paper claims or a good model should do, what this run finds, whether it holds.
@@ -76,8 +66,8 @@ def claims_table(
     ----------
     observed, chunk
         Tables of predictions by model, of `stellarperceptron.evaluation.paper_tables.MODELS`.
-    shares, stars
-        Tables of `extract_attention.py` and `predict_real_stars.py`, if there are any.
+    stars
+        Table of `predict_real_stars.py`, if there is one.
 
     Returns
     -------
@@ -109,17 +99,6 @@ def claims_table(
                 f"{paper:.2f}",
                 bool(hundred / scratch < goal),
             )
-    if shares is not None and "ratio_of_best" in shares:
-        for measure, ranking, words in ATTENTION_CLAIMS:
-            found = _of_claim(shares, measure, ranking)
-            if len(found):
-                add(
-                    f"{words} that {RANKINGS[ranking]}: at least 3 times chance (in brackets: the "
-                    "best linear unbiased estimator)",
-                    _beside_best(found),
-                    "by eye",
-                    bool(found["ratio"].min() >= ATTENTION_GOAL),
-                )
     if stars is not None and len(stars):
         combined = stars[(stars["kind"] == "apStar") & stars["rv_TEFF"].notna()]
         if len(combined):
@@ -152,19 +131,6 @@ def _five_per_cent(shares: pd.DataFrame) -> pd.DataFrame:
     return shares[(shares["pixels"] == shares["pixels"].iloc[-1]) & (shares["top"] == 0.05)]
 
 
-def _of_claim(shares: pd.DataFrame, measure: str, ranking: str) -> pd.DataFrame:
-    """Rows of all stars, for the iron and magnesium abundances that the survey has."""
-    part = _five_per_cent(shares)
-    part = part[(part["group"] == "all") & (part["measure"] == measure)]
-    part = part[part["ranked_by"] == ranking].set_index("label")
-    return part.loc[[label for label in ("FE_H", "MG_FE") if label in part.index]]
-
-
-def _beside_best(found: pd.DataFrame) -> str:
-    rows = found.itertuples()
-    return ", ".join(f"{_symbol(r.Index)} {r.ratio:.1f} ({r.ratio_of_best:.1f})" for r in rows)
-
-
 # --- tables of other scripts ----------------------------------------------------------------------
 
 
@@ -176,7 +142,7 @@ def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
     ValueError
         The table was written by an older version.
     """
-    known = {"ranked_by", "ratio_of_best"} <= set(shares) and "rollout" in set(shares["measure"])
+    known = {"ranked_by", "ratio_of_best"} <= set(shares) and "attention" in set(shares["measure"])
     if not known:
         raise ValueError("attention_shares.csv is of an older version: run extract_attention.py")
     tables = {}
@@ -186,11 +152,8 @@ def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
         table = part.pivot_table("ratio", ["group", "label"], "measure", sort=False)
         best = part.pivot_table("ratio_of_best", ["group", "label"], "measure", sort=False)
         columns = {
-            "attention, last block": table["last_block"],
-            "attention, all blocks": table["all_blocks"],
-            "contributions, all blocks": table["contribution"],
-            "rollout": table["rollout"],
-            "best linear, tokens": best["rollout"],
+            "attention": table["attention"],
+            "best linear, tokens": best["attention"],
             "sensitivity": table["sensitivity"],
             "best linear, pixels": best["sensitivity"],
         }

@@ -18,6 +18,7 @@ from stellarperceptron.layers import (
 from stellarperceptron.model_core import StellarPerceptronCore
 from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from stellarperceptron.network.config import ModelConfig
+from stellarperceptron.network.standardizer import Standardizer
 from stellarperceptron.utils.distributed import usable_device
 
 __all__ = ["StellarPerceptronBase", "one_of"]
@@ -199,7 +200,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
             seed=seed,
             **entries,
         )
-        model._set_norm_config(config["norm_config"])
+        model.standardizer = Standardizer.from_config(config["norm_config"], model.vocab_size + 1)
         return model
 
     @classmethod
@@ -228,6 +229,11 @@ class StellarPerceptronBase(StellarPerceptronCore):
             Files that are damaged, hold more than tensors, or do not fit together; names them.
         """
         checkpoint = read_checkpoint(folder)
+        if "embedding_layer.pixel_projection.weight" in checkpoint.weights:
+            raise ValueError(
+                f"checkpoint {folder} has tokens of several pixels that share one linear map; "
+                "since version 0.2.0 each pixel has an embedding of its own: train the model again"
+            )
         try:
             model = cls.from_config(
                 checkpoint.config, checkpoint.embed_map, device=device, nan_policy=nan_policy
@@ -283,8 +289,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         rows = old.vocab_size + 1
         grown.embed_map[:rows] = old.embed_map
         grown.set_embed_map(embed_map or {})
-        for name in ("_input_mean", "_input_std", "_input_standardized"):
-            getattr(grown, name)[:rows] = getattr(old, name)
+        grown.standardizer.copy_from(old.standardizer)
         weights = old.torch_model.state_dict()
         fresh = grown.torch_model.state_dict()
         for name in ("embedding_layer.embeddings", "embedding_layer.bias"):

@@ -1,27 +1,18 @@
 """The published baseline: a plain network from fluxes to one label, trained from scratch."""
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from astropy.stats import mad_std
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.network.checkpoint import load_tensors, load_weights
 from stellarperceptron.network.kernels.linear import Linear
-from stellarperceptron.training.loop import run_training
-from stellarperceptron.training.profiles import TrainingOptions
-from stellarperceptron.training.run_folder import RunFolder
 from stellarperceptron.utils.data_utils import atomic_output
-from stellarperceptron.utils.distributed import Process
 
 __all__ = ["BaselineNetwork"]
 
@@ -63,81 +54,6 @@ class BaselineNetwork(nn.Module):
         # A bad pixel is given its median.
         value, logvar = self.layers(((flux - median) / spread).nan_to_num(nan=0.0)).unbind(dim=1)
         return value, logvar
-
-    def fit(
-        self,
-        flux: np.ndarray,
-        labels: np.ndarray,
-        label_errors: np.ndarray,
-        *,
-        validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-        scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = None,
-        folder: RunFolder | None = None,
-        resume: bool = True,
-        progress: bool = True,
-        **options: Any,
-    ) -> pd.DataFrame:
-        """Train with Adam, as published.
-
-        Parameters
-        ----------
-        flux, labels, label_errors
-            (N, P), (N,), (N,) of the training stars; sets the standardization.
-        validation
-            The same of other stars.
-        scheduler
-            See `training.train`.
-        folder
-            Where logs and checkpoints go; None: nowhere.
-        resume
-            Go on from the newest checkpoint in `folder`.
-        progress
-            Show a progress bar when the output is a terminal.
-        **options
-            Entries of `training.profiles.TrainingOptions`: epochs, batch_size, ...;
-            a weight decay of 0 and this network's seed unless given.
-
-        Returns
-        -------
-        DataFrame
-            Metrics, a row an epoch, as of the other stages, and `val_rmse`: root mean square
-            error of the validation stars, in the label's unit.
-
-        Raises
-        ------
-        TrainingError
-            The loss became NaN.
-        SystemExit
-            With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
-        """
-        settings = TrainingOptions(**{"weight_decay": 0.0, "seed": self.seed, **options})
-        spread = mad_std(flux, axis=0, ignore_nan=True)
-        statistics = np.stack([np.nanmedian(flux, axis=0), np.where(spread > 0, spread, 1.0)])
-        self.flux_statistics.copy_(torch.as_tensor(statistics))
-        self.label_statistics.copy_(torch.tensor([np.median(labels), mad_std(labels)]))
-        if validation is None:
-            validation = flux[:0], labels[:0], label_errors[:0]
-        size = settings.batch_size
-        task = _BaselineTask(
-            self,
-            _Stars(self, flux, labels, label_errors, size, settings.seed),
-            _Stars(self, *validation, size * settings.val_batchsize_factor),
-        )
-        process = Process(0, 1, self.flux_statistics.device)
-        history = pd.DataFrame(
-            run_training(
-                task,
-                settings,
-                process,
-                scheduler=scheduler,
-                folder=folder,
-                resume=resume,
-                progress=progress,
-            )
-        )
-        self.epoch = settings.epochs
-        scale = float(self.label_statistics[1])
-        return history.assign(val_rmse=scale * np.sqrt(history["val_mse_loss"]))
 
     @torch.no_grad()
     def predict(self, flux: np.ndarray, batch_size: int = 4096) -> pd.DataFrame:
@@ -209,68 +125,3 @@ class BaselineNetwork(nn.Module):
         load_weights(network, weights["model_state_dict"], f"weights of {folder}")
         network.epoch = weights["epoch"]
         return network.eval()
-
-
-@dataclass(frozen=True)
-class _Batch:
-    stars: Tensor
-    flux: Tensor
-    labels: Tensor
-    label_errors: Tensor
-
-
-class _Stars:
-    """Batches of stars, in a new order each epoch, or always in the same without a seed."""
-
-    def __init__(
-        self,
-        network: BaselineNetwork,
-        flux: np.ndarray,
-        labels: np.ndarray,
-        label_errors: np.ndarray,
-        batch_size: int,
-        seed: int | None = None,
-    ):
-        device = network.flux_statistics.device
-        median, spread = network.label_statistics
-        self.rows, self.batch_size, self.seed = np.arange(len(flux)), batch_size, seed
-        self.flux, labels, errors = (
-            torch.as_tensor(values, dtype=torch.float32, device=device)
-            for values in (flux, labels, label_errors)
-        )
-        self.labels = (labels - median) / spread
-        self.label_errors = (errors / spread).nan_to_num(nan=0.0)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.rows) / self.batch_size)
-
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[_Batch]:
-        order = self.rows
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        order = torch.from_numpy(order).to(self.flux.device)
-        for number in range(start, len(self)):
-            stars = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield _Batch(stars, self.flux[stars], self.labels[stars], self.label_errors[stars])
-
-
-class _BaselineTask:
-    """The network and its stars, as the training loop sees them; see `trainer.Task`."""
-
-    optimizer = torch.optim.Adam
-
-    def __init__(self, network: BaselineNetwork, training: _Stars, validation: _Stars):
-        self.network, self.training, self.validation = network, training, validation
-        # Two operations a weight for the answer, twice as many for the gradients.
-        self.flops_per_star = 6 * sum(p.numel() for p in network.parameters() if p.dim() == 2)
-
-    def answer(self, module: nn.Module, batch: _Batch) -> tuple[Tensor, Tensor]:
-        return module(batch.flux)
-
-    def save(self, folder: Path, network, optimizer, epoch: int, training_state) -> None:
-        network.save(folder, optimizer=optimizer, epoch=epoch, training_state=training_state)
-
-    def load(self, folder: Path) -> dict[str, Any]:
-        weights = load_tensors(folder / "weights.pt")
-        load_weights(self.network, weights["model_state_dict"], f"weights of {folder}")
-        return weights["optimizer_state_dict"]

@@ -1,4 +1,4 @@
-"""The Transformer block of encoder and decoder, and what its attention takes from each token.
+"""The Transformer block of encoder and decoder.
 
 Shapes: N stars, L tokens, Q requests, D embedding dimensions, H attention heads.
 """
@@ -182,38 +182,3 @@ class TransformerBlock(nn.Module):
         )
         output = linear(output.flatten(-2), a.out_proj.weight, a.out_proj.bias)
         return output, weights.mean(dim=2) if need_weights else None
-
-    def contributions(
-        self, query: Tensor, context: Tensor, attend: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What attention takes from each token, the learned key left out.
-
-        Parameters
-        ----------
-        query, context, attend
-            See `forward`; in self-attention, `context` is `query`.
-
-        Returns
-        -------
-        weights : Tensor
-            (N, Q, L) softmax weights, mean of the heads.
-        lengths : Tensor
-            (N, Q, L) length of the vector ``sum_h w_h W_out,h v_h`` that the weights carry from a
-            token: the norm-based attention of Kobayashi et al. 2020 (arXiv 2004.10102).
-        """
-        a, heads = self.attention, self.head_num
-        w_q, w_kv = a.in_proj_weight.tensor_split([query.shape[-1]])
-        b_q, b_kv = a.in_proj_bias.tensor_split([query.shape[-1]])
-        q = _split_heads(linear(query, w_q, b_q), heads)
-        k, v = (_split_heads(x, heads) for x in linear(context, w_kv, b_kv).chunk(2, dim=-1))
-        learned = _split_heads(a.bias_k.to(k.dtype), heads).expand(len(k), -1, -1, -1)
-        scores = q @ torch.cat([k, learned], dim=2).transpose(-1, -2) / math.sqrt(q.shape[-1])
-        if attend is not None:
-            mask = F.pad(attend, (0, 1), value=True)[:, None, None, :]
-            scores = scores.masked_fill(~mask, -math.inf)
-        weights = scores.softmax(dim=-1)[..., :-1]  # (N, H, Q, L)
-        carried = torch.einsum("nhld,chd->nlhc", v, a.out_proj.weight.unflatten(1, (heads, -1)))
-        products = carried @ carried.transpose(-1, -2)  # (N, L, H, H) of the heads' vectors
-        w = weights.permute(0, 3, 2, 1).to(products.dtype)  # (N, L, Q, H)
-        squares = ((w @ products) * w).sum(dim=-1).transpose(1, 2)
-        return weights.mean(dim=1), squares.clamp_min(1e-30).sqrt()  # whose slope at 0 is infinite

@@ -1,4 +1,4 @@
-"""From pixels to tokens to patches: how spectra of any length meet a fixed context."""
+"""From pixels to tokens to patches: how spectra of any length fit a context of fixed length."""
 
 import math
 from dataclasses import dataclass
@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.layers import NonLinearEmbedding, StellarPerceptronTorchModel
+from stellarperceptron.layers import NonLinearEmbedding, StellarPerceptronTorchModel, Tokens
 
 __all__ = [
     "Patch",
     "apogee_pixel_names",
-    "deal_patches",
     "group_pixels",
     "group_values",
     "mean_wavelengths",
+    "pixel_ids",
     "predict_patches",
+    "split_into_patches",
 ]
 
 
@@ -53,160 +54,157 @@ def apogee_pixel_names(wavelengths: np.ndarray) -> np.ndarray:
     return np.char.add("syn_apogee", pixels.astype(str))
 
 
-def group_pixels(wavelengths: np.ndarray, tokens: np.ndarray, pixels_per_token: int) -> np.ndarray:
-    """Group neighbouring pixels into tokens, never across a gap between detector chips.
+def group_pixels(
+    wavelengths: np.ndarray, positions: np.ndarray, pixels_per_token: int
+) -> np.ndarray:
+    """Group neighbouring pixels into tokens.
 
-    Where pixels ascend in the vocabulary as they do in wavelength, each has its own place in its
-    own group, whichever others are there: a narrow range of a spectrum gives the groups of the
-    whole, the first and last of them in part. Other pixels are counted from the first.
+    Tokens of several pixels are bins of the pixel grid: the pixel at position p belongs to bin
+    p // P. A part of a spectrum therefore has the bins of the whole, the first and the last of them
+    possibly in part, and a bin across the edge of a chip holds pixels of one chip only.
 
     Parameters
     ----------
     wavelengths
         (n,) in any order [Angstrom].
-    tokens
-        (n,) from 1; they decide the order of pixels with the same wavelength.
+    positions
+        (n,) integers: where each pixel lies on the grid. With one pixel a token they only order
+        pixels of the same wavelength.
     pixels_per_token
         P.
 
     Returns
     -------
     ndarray
-        (T, P) indices into `wavelengths`, ascending in wavelength; -1 where a group has no such
-        pixel.
+        (T, P) indices into `wavelengths`; -1 where a bin lacks a pixel. With P = 1 tokens ascend in
+        wavelength, otherwise in position.
     """
-    order = np.lexsort((tokens, wavelengths))
     if pixels_per_token == 1:
-        return order[:, None]
-    tokens = np.asarray(tokens)[order]
-    steps = np.diff(np.asarray(wavelengths)[order])
-    # A step of several pixels is a gap; APOGEE's are 300 pixels wide, its steps alike within 10 %.
-    gap = steps > 3 * np.median(steps) if len(steps) else np.empty(0, dtype=bool)
-    if np.all(np.diff(tokens) > 0):
-        group, place = np.divmod(tokens - 1, pixels_per_token)
-    else:
-        chip = np.concatenate([[0], np.cumsum(gap)])
-        position = np.arange(len(order)) - np.searchsorted(chip, chip)  # in its chip
-        group, place = np.divmod(position, pixels_per_token)
-    starts = np.concatenate([[True], (np.diff(group) != 0) | gap])
-    groups = np.full((starts.sum(), pixels_per_token), -1)
-    groups[np.cumsum(starts) - 1, place] = order
+        return np.lexsort((positions, wavelengths))[:, None]
+    bins, place = np.divmod(np.asarray(positions), pixels_per_token)
+    which, row = np.unique(bins, return_inverse=True)
+    groups = np.full((len(which), pixels_per_token), -1)
+    groups[row, place] = np.arange(len(positions))
     return groups
 
 
+def pixel_ids(groups: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """(T, P) token of each pixel of the groups, 0 where a group has none."""
+    return np.append(tokens, 0)[groups]  # index -1: no pixel
+
+
 def mean_wavelengths(groups: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
-    """(T,) mean wavelength of each group."""
+    """(T,) mean wavelength of each group [Angstrom]."""
     return np.nanmean(np.append(wavelengths, np.nan)[groups], axis=1)  # index -1: no pixel
 
 
-def first_pixels(groups: np.ndarray) -> np.ndarray:
-    """(T,) index of the first pixel of each group (T, P)."""
-    return groups[np.arange(len(groups)), (groups >= 0).argmax(axis=1)]
-
-
 def group_values(
-    values: np.ndarray, tokens: np.ndarray, wavelengths: np.ndarray, pixels_per_token: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    values: np.ndarray,
+    tokens: np.ndarray,
+    wavelengths: np.ndarray,
+    positions: np.ndarray,
+    pixels_per_token: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Group the pixels among standardized values; other values keep tokens of their own.
+
+    Padding is left out, so that it is not taken for a neighbouring pixel.
 
     Parameters
     ----------
     values
         (N, n) standardized.
-    tokens
-        (n,).
+    tokens, positions
+        (n,) of the values; see `group_pixels`.
     wavelengths
         (n,) [Angstrom], 0 for values that are no pixels.
     pixels_per_token
         P.
 
-    Padding is left out: it must not be taken for a neighbour.
-
     Returns
     -------
-    tokens, wavelengths : ndarray
-        (T,), spectral tokens first: the token of their first pixel, and their mean wavelength.
-    inputs : ndarray
-        (N, T) values of the tokens that are not spectral, NaN elsewhere.
-    pixels : ndarray
-        (N, T, P) pixels of the tokens that are, NaN elsewhere.
+    ids : ndarray
+        (T, P) integers, spectral tokens first.
+    values : ndarray
+        (N, T, P), NaN where there is none.
+    wavelengths : ndarray
+        (T,) mean wavelengths [Angstrom], 0 for tokens that are not spectral.
     """
     spectral = np.flatnonzero((wavelengths != 0) & (tokens != 0))
     others = np.flatnonzero((wavelengths == 0) & (tokens != 0))
-    groups = np.empty((0, pixels_per_token), dtype=int)
-    if len(spectral):
-        local = group_pixels(wavelengths[spectral], tokens[spectral], pixels_per_token)
-        groups = np.where(local < 0, -1, spectral[local])
-    length = len(groups) + len(others)
-    pixels = np.full((len(values), length, pixels_per_token), np.nan, dtype=np.float32)
-    pixels[:, : len(groups)] = np.where(groups < 0, np.nan, values[:, groups])
-    inputs = np.full((len(values), length), np.nan, dtype=np.float32)
-    inputs[:, len(groups) :] = values[:, others]
-    return (
-        np.concatenate([tokens[first_pixels(groups)], tokens[others]]),
-        np.concatenate([mean_wavelengths(groups, wavelengths), np.zeros(len(others))]),
-        inputs,
-        pixels,
-    )
+    local = group_pixels(wavelengths[spectral], positions[spectral], pixels_per_token)
+    groups = np.full((len(local) + len(others), pixels_per_token), -1)
+    groups[: len(local)] = np.append(spectral, -1)[local]
+    groups[len(local) :, 0] = others
+    padded = np.pad(values, ((0, 0), (0, 1)), constant_values=np.nan)
+    means = mean_wavelengths(groups, wavelengths) if len(groups) else np.zeros(0)
+    return pixel_ids(groups, tokens), padded[:, groups], means
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A share of the pixels that fits the context, alike for all stars.
+    """A share of the pixels that fits the context, the same for all stars.
 
     Attributes
     ----------
     pixels : Tensor
         (T, P) indices of pixels, -1 for none.
-    tokens : Tensor
-        (T,).
+    ids : Tensor
+        (T, P) their tokens, 0 for none.
     encoding : Tensor
         (T, D) wavelength encoding.
     """
 
     pixels: Tensor
-    tokens: Tensor
+    ids: Tensor
     encoding: Tensor
 
+    def tokens(self, flux: Tensor, complete: bool = False) -> Tokens:
+        """Tokens of stars with standardized fluxes (N, n + 1); the last column is NaN."""
+        return Tokens(self.ids, flux[:, self.pixels], self.encoding, complete)
 
-def deal_patches(
+
+def split_into_patches(
     tokens: np.ndarray,
     wavelengths: np.ndarray,
+    positions: np.ndarray,
     embedding_layer: NonLinearEmbedding,
     context_length: int,
     seed: int = 0,
     fill: bool = False,
 ) -> list[Patch]:
-    """Deal pixels out at random into as few patches of equal size as the context allows.
+    """Divide all tokens into as few patches of equal size as the context allows.
+
+    Tokens that fit one context make one patch. More are shuffled first (Koblischke & Bovy 2024,
+    section 3), so that each patch sees the whole wavelength range.
 
     Parameters
     ----------
-    tokens, wavelengths
-        (n,) of all pixels; their order does not matter.
+    tokens, wavelengths, positions
+        (n,) of all pixels, in any order; see `group_pixels`.
     embedding_layer
         Gives the wavelength encoding and the pixels per token; patches are on its device.
     context_length
         Largest number of tokens in a patch.
     seed
-        Of the permutation (published: a fixed one, seed 0).
+        Of the shuffle (published: always 0).
     fill
-        Where sizes differ by one token, give the shorter patches one of padding.
+        Where sizes differ by one token, add one of padding to the shorter patches.
     """
     device = embedding_layer.embeddings.device
-    groups = group_pixels(wavelengths, tokens, embedding_layer.pixels_per_token)
-    deal = np.random.default_rng(seed).permutation(len(groups))
+    groups = group_pixels(wavelengths, positions, embedding_layer.pixels_per_token)
+    order = np.random.default_rng(seed).permutation(len(groups))
+    if len(groups) <= context_length:
+        order = np.arange(len(groups))
+    parts = np.array_split(order, math.ceil(len(groups) / context_length))  # longer ones first
     patches = []
-    parts = np.array_split(deal, math.ceil(len(groups) / context_length))  # the longer ones first
     for part in parts:
         padding = (0, len(parts[0]) - len(part) if fill else 0)
-        patch_tokens = np.pad(tokens[first_pixels(groups[part])], padding)
+        pixels = np.pad(groups[part], (padding, (0, 0)), constant_values=-1)
         mean = np.pad(mean_wavelengths(groups[part], wavelengths), padding)
         patches.append(
             Patch(
-                torch.as_tensor(
-                    np.pad(groups[part], (padding, (0, 0)), constant_values=-1), device=device
-                ),
-                torch.as_tensor(patch_tokens, device=device),
+                torch.as_tensor(pixels, device=device),
+                torch.as_tensor(pixel_ids(pixels, tokens), device=device),
                 embedding_layer.encode_wavelength(torch.as_tensor(mean, device=device)),
             )
         )
@@ -217,7 +215,7 @@ def predict_patches(
     network: StellarPerceptronTorchModel,
     flux: Tensor,
     patches: list[Patch],
-    request_tokens: Tensor,
+    request_ids: Tensor,
     combine: str = "mean",
     nan_policy: str = "mask",
     always_mask: bool = False,
@@ -231,15 +229,15 @@ def predict_patches(
     flux
         (N, n) standardized, NaN for bad pixels.
     patches
-        See `deal_patches`.
-    request_tokens
+        See `split_into_patches`.
+    request_ids
         (Q,).
     combine
         "mean" or "inverse_variance", see `StellarPerceptron.predict`.
     nan_policy
-        See `StellarPerceptronTorchModel.encode`.
+        See `StellarPerceptronTorchModel.embed`.
     always_mask
-        Spare the question whether a patch is complete, which a GPU has to stop for.
+        Do not check whether a patch is complete, for which a GPU would have to wait.
 
     Returns
     -------
@@ -248,23 +246,15 @@ def predict_patches(
     seen : Tensor
         (N,) False for these stars.
     """
-    # The last column, index -1, is the pixel that is not there.
+    # The last column, index -1, stands for a missing pixel.
     flux = torch.nn.functional.pad(flux, (0, 1), value=math.nan)
     total = total_weight = total_error = 0.0
     for patch in patches:
-        pixels = flux[:, patch.pixels]  # (N, T, P)
-        missing = pixels.isnan().all(dim=2)
-        seen = ~missing.all(dim=1, keepdim=True)
-        one_pixel = pixels.shape[-1] == 1
-        value, logvar = network(
-            patch.tokens,
-            pixels[..., 0] if one_pixel else None,
-            request_tokens,
-            patch.encoding,
-            None if one_pixel else pixels,
-            nan_policy=nan_policy,
-            complete=not (always_mask or bool(missing.any())),
-        )
+        tokens = patch.tokens(flux)
+        present = tokens.present()
+        seen = present.any(dim=1, keepdim=True)
+        complete = not always_mask and bool(present.all())
+        value, logvar = network(tokens._replace(complete=complete), request_ids, nan_policy)
         value, logvar = value.float(), logvar.float()
         if combine == "mean":
             weight, error = seen, seen * (0.5 * logvar).exp()

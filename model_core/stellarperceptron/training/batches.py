@@ -1,26 +1,28 @@
-"""Batches of training samples, made where the data lie, reproducible on any number of processes.
+"""Batches of training stars, made where the data are, the same on any number of processes.
 
-Each star, each epoch, gives a fresh random set of its valid pixels and one of its labels, or all
-(Koblischke & Bovy 2024, section 3). Choices are hashed from (seed, epoch, star, pixel) instead of
-drawn from a generator: they do not depend on the batch size, on the number of processes or on
-where training was interrupted, and are the same on a CPU and a GPU.
+Random choices are hashed from (seed, epoch, star, token) instead of drawn from a generator: they
+do not depend on the batch size, on the number of processes or on where training was interrupted,
+and are the same on a CPU and a GPU.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stellarperceptron.layers import Tokens
 from stellarperceptron.training.prefetch import batches_of_values
-from stellarperceptron.training.prepare import Batch, TrainingData
+from stellarperceptron.training.prepare import TrainingData
+from stellarperceptron.training.profiles import CHOICES
 from stellarperceptron.utils.hashing import LARGEST, scramble, smallest
 
-__all__ = ["TrainingGenerator"]
+__all__ = ["Batch", "TrainingGenerator"]
 
-# What is drawn has a stream of its own.
-_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _NARROW = range(5)
+# Each kind of random choice has a stream of its own.
+_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW = range(5)
 
 
 def _seed_of(*numbers: int) -> int:
@@ -28,11 +30,56 @@ def _seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) - 2**31
 
 
-def _all_nan(values: Tensor) -> Tensor:
-    """(B, T) tokens of (B, T, P) without any valid pixel."""
-    if values.device.type == "cpu" and values.dtype == torch.float32:  # NumPy is ten times faster
-        return torch.from_numpy(np.isnan(values.numpy()).all(axis=2))
-    return values.isnan().all(dim=2)
+def _is_nan(values: Tensor) -> Tensor:
+    """Whether values are NaN."""
+    if values.device.type == "cpu":  # NumPy is ten times faster
+        return torch.from_numpy(np.isnan(values.numpy()))
+    return values.isnan()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network is given and what it should answer; B stars, Q requests.
+
+    Attributes
+    ----------
+    stars : Tensor
+        (B,) rows of the training data.
+    tokens : Tokens
+        Of these stars.
+    request_ids : Tensor
+        (B, 1), or (Q,) when all labels are requested.
+    labels, label_errors : Tensor
+        (B, 1) or (B, Q) standardized; NaN where a star has no such label.
+    """
+
+    stars: Tensor
+    tokens: Tokens
+    request_ids: Tensor
+    labels: Tensor
+    label_errors: Tensor
+
+    def filled(self, size: int) -> "Batch":
+        """A batch of `size` stars that repeats these."""
+        if size == len(self.stars):
+            return self
+        rows = torch.arange(size, device=self.stars.device) % len(self.stars)
+        ids, values, encoding, complete = self.tokens
+        tokens = Tokens(
+            ids[rows] if ids.dim() == 3 else ids,
+            values[rows],
+            encoding[rows] if encoding is not None and encoding.dim() == 3 else encoding,
+            complete,
+        )
+        request_ids = self.request_ids if self.request_ids.dim() == 1 else self.request_ids[rows]
+        return replace(
+            self,
+            stars=self.stars[rows],
+            tokens=tokens,
+            request_ids=request_ids,
+            labels=self.labels[rows],
+            label_errors=self.label_errors[rows],
+        )
 
 
 class TrainingGenerator:
@@ -43,28 +90,41 @@ class TrainingGenerator:
     data
         All stars.
     rows
-        (n,) the stars to use; those without any label or valid pixel must not be among them.
+        (n,) the stars to use; each needs a label and a valid value.
     batch_size
         Stars of a batch in each process.
     context_length
-        Tokens of a star. A star with fewer valid ones is padded.
+        Largest number of tokens of a star.
+    choice
+        "star": each star, each epoch, shows a fresh random set of its valid tokens, as many as the
+        context holds (Koblischke & Bovy 2024, section 3); a star with fewer valid ones is padded.
+        "batch": all stars of a batch show the same tokens, which needs a context for all of them.
     labels_per_star
         "one": one of the available labels, at random. "all": all of them in one pass.
     outputs_padding
-        p > 0: the last 0 to p - 1 tokens become padding, at random batch by batch.
-    narrow_share
-        Share of the stars, drawn anew each epoch, whose tokens come from a stretch of the spectrum,
-        anywhere, as in a narrow observed range.
-    narrow_tokens
-        Tokens in this stretch, at least the context length; 0: just as many.
+        p > 0: the last 0 to p - 1 tokens become padding, at random batch by batch ("star" only).
+    window_share
+        Share of the stars ("star") or batches ("batch") that show a window: neighbouring tokens
+        anywhere in the spectrum, as in a narrow observed range. Drawn anew each epoch.
+    window_tokens
+        "star": tokens in a window, at least the context length; 0: just as many. "batch": the
+        fewest; lengths are uniform in their logarithm, up to all tokens.
+    subset_share
+        Share of the batches that show a random subset of the tokens, from `window_tokens` to all
+        of them in number ("batch" only). The other batches show everything.
     seed
         Of everything that is random.
     rank, world_size
         This process and their number. Together they make the batches of one process with
         `world_size` times the batch size.
     fixed
-        For validation: stars in their order, the same choices in every epoch, nothing augmented
-        and nobody twice.
+        For validation: stars in their order, the same choices in every epoch ("batch": whole
+        spectra), nothing augmented and no star twice.
+
+    Raises
+    ------
+    ValueError
+        Options that are impossible or do not fit together.
     """
 
     def __init__(
@@ -74,41 +134,61 @@ class TrainingGenerator:
         batch_size: int,
         context_length: int,
         *,
+        choice: str = "star",
         labels_per_star: str = "one",
         outputs_padding: int = 0,
-        narrow_share: float = 0.0,
-        narrow_tokens: int = 0,
+        window_share: float = 0.0,
+        window_tokens: int = 0,
+        subset_share: float = 0.0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         fixed: bool = False,
     ):
+        total = len(data.groups)
+        if choice not in CHOICES:
+            raise ValueError(f"choice = {choice!r} is not one of {', '.join(CHOICES)}")
         if labels_per_star not in ("one", "all"):
             raise ValueError(f"labels_per_star = {labels_per_star!r} is neither 'one' nor 'all'")
         if not 0 <= outputs_padding <= context_length:
             raise ValueError(f"outputs_padding = {outputs_padding} is not in 0..{context_length}")
-        if not 0 <= narrow_share <= 1:
-            raise ValueError(f"narrow_share = {narrow_share} is not in [0, 1]")
-        if narrow_tokens and narrow_tokens < context_length:
+        if not 0 <= window_share <= 1 or not 0 <= subset_share <= 1 - window_share:
             raise ValueError(
-                f"narrow_tokens = {narrow_tokens} is below the context length {context_length}"
+                f"window_share = {window_share} and subset_share = {subset_share} are no shares"
             )
+        if choice == "star":
+            if data.groups.shape[1] > 1:
+                raise ValueError("tokens of several pixels need choice = 'batch'")
+            if subset_share:
+                raise ValueError("subset_share needs choice = 'batch'")
+            if window_tokens and window_tokens < context_length:
+                raise ValueError(
+                    f"window_tokens = {window_tokens} is below the context length {context_length}"
+                )
+        else:
+            if total > context_length:
+                raise ValueError(
+                    f"choice = 'batch' needs a context for all {total} tokens, not {context_length}"
+                )
+            if outputs_padding:
+                raise ValueError("outputs_padding needs choice = 'star'")
         self.data = data
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
-        self.batch_size = batch_size
-        self.context_length = min(context_length, len(data.tokens))
+        self.batch_size, self.choice = batch_size, choice
+        self.context_length = min(context_length, total)
         self.labels_per_star = labels_per_star
         self.outputs_padding = outputs_padding
-        self.narrow_share = narrow_share
-        self.narrow_tokens = min(narrow_tokens or context_length, len(data.tokens))
+        self.window_share, self.subset_share = window_share, subset_share
+        least = context_length if choice == "star" else 1
+        self.window_tokens = min(window_tokens or least, total)
         self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
         self.epoch = 0
         device = data.device
         # Neighbouring numbers, scrambled once, give streams that have nothing in common.
-        self._pixel_hash = scramble(
-            torch.arange(len(data.tokens), dtype=torch.int32, device=device)
-        )
+        self._token_hash = scramble(torch.arange(total, dtype=torch.int32, device=device))
         self._label_hash = scramble(torch.arange(data.labels.shape[1], device=device).int() - 1000)
+        order = torch.arange(data.groups.shape[0], device=device)
+        self._ordered = data.groups.shape[1] == 1 and bool((data.groups[:, 0] == order).all())
 
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
@@ -150,12 +230,13 @@ class TrainingGenerator:
         parts = map(rows, range(start, len(self)))
         values_of_batches = batches_of_values(self.data.values, parts, self.data.device)
         for number, (stars, values) in enumerate(values_of_batches, start):
-            values = values.float()  # (B, T, P)
             if augment:
                 generator = torch.Generator(device=values.device)
                 generator.manual_seed(abs(_seed_of(self.seed, epoch, _AUGMENTATION, number)))
-                values = self._own(self.data.augment(values, generator))
+                values = self._own(self.data.standardized(values, generator))
                 stars = self._own(stars)
+            else:
+                values = self.data.standardized(values)
             yield self._batch(stars, values, number)
 
     def _own(self, part: Tensor) -> Tensor:
@@ -172,62 +253,63 @@ class TrainingGenerator:
         return scramble(star_hash[:, None] ^ things).bitwise_and_(LARGEST)
 
     def _batch(self, stars: Tensor, values: Tensor, number: int) -> Batch:
-        data = self.data
-        positions, missing = self._choose_pixels(stars, values)
-        single = values.shape[2] == 1
-        if single:  # gathering in two dimensions is much faster
-            values = values[..., 0].gather(1, positions)
+        if self.choice == "batch":
+            tokens = self.data.tokens(values, self._shared_tokens(number), stars)
         else:
-            values = values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
-        tokens = data.tokens[positions].masked_fill(missing, 0)
-        if self.outputs_padding and not self.fixed:
-            choice = _seed_of(self.seed, self.epoch, _PADDING, number) % self.outputs_padding
-            if choice:
-                tokens[:, -choice:] = 0
-        request_tokens, labels, errors = self._choose_labels(stars)
-        return Batch(
-            stars,
-            tokens,
-            positions,
-            values if single else None,
-            None if single else values,
-            request_tokens,
-            labels,
-            errors,
-            self._stretch(stars)[0] if self.narrow_share else None,
-        )
+            tokens = self._own_tokens(stars, values, number)
+        return Batch(stars, tokens, *self._choose_labels(stars))
 
-    def _choose_pixels(self, stars: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L) with at least one valid pixel, without replacement, and who lacks them."""
-        keys = self._keys(_PIXELS, stars, self._pixel_hash)
-        bad = _all_nan(values)
-        if self.narrow_share:
-            # Others follow only where the stretch has too few valid tokens.
-            keys = torch.where(self._outside_stretch(stars), keys // 2 + LARGEST // 2, keys // 2)
+    def _shared_tokens(self, number: int) -> Tensor:
+        """(L,) ascending: the tokens that all stars of a batch show."""
+        total = len(self.data.groups)
+        everything = torch.arange(total, device=self.data.device)
+        if self.fixed:
+            return everything
+        random = np.random.default_rng(abs(_seed_of(self.seed, self.epoch, _WINDOW, number)))
+        kind = random.random()
+        if kind >= self.window_share + self.subset_share:
+            return everything
+        low, high = np.log(self.window_tokens), np.log(total)
+        length = min(total, round(math.exp(random.uniform(low, high))))
+        if kind < self.window_share:
+            first = int(random.integers(total - length + 1))
+            return everything[first : first + length]
+        chosen = np.sort(random.permutation(total)[:length])
+        return torch.as_tensor(chosen, device=self.data.device)
+
+    def _own_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
+        """Tokens that each star shows of its own: valid ones, without replacement."""
+        bad = _is_nan(values if self._ordered else values[:, self.data.groups[:, 0]])
+        keys = self._keys(_PIXELS, stars, self._token_hash)
+        if self.window_share:
+            # Others follow only where the window has too few valid tokens.
+            keys = torch.where(self._outside_window(stars), keys // 2 + LARGEST // 2, keys // 2)
         keys = keys.bitwise_or_(bad.int().mul_(LARGEST))  # bad ones come last
         chosen = smallest(keys, self.context_length)
         if self.outputs_padding:  # which takes the last ones, which must be any
             chosen = chosen.gather(1, keys.gather(1, chosen).argsort(dim=1))
-        return chosen, bad.gather(1, chosen)
+        tokens = self.data.tokens(values, chosen, stars)
+        missing = bad.gather(1, chosen)
+        if self.outputs_padding and not self.fixed:
+            padding = _seed_of(self.seed, self.epoch, _PADDING, number) % self.outputs_padding
+            if padding:
+                missing[:, -padding:] = True
+        return tokens._replace(ids=tokens.ids.masked_fill(missing[..., None], 0))
 
-    def _outside_stretch(self, stars: Tensor) -> Tensor:
-        """(B, T) tokens that a star with a narrow range does not have; none for other stars."""
-        narrow, first = self._stretch(stars)
-        distance = torch.arange(len(self.data.tokens), device=stars.device) - first[:, None]
-        inside = (distance >= 0) & (distance < self.narrow_tokens)
-        return narrow[:, None] & ~inside
-
-    def _stretch(self, stars: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) whether a star has a narrow range, and the first token of its stretch."""
-        whether, where = self._keys(_NARROW, stars, self._pixel_hash[:2].view(1, -1)).unbind(1)
-        first = where % (len(self.data.tokens) - self.narrow_tokens + 1)
-        return whether < self.narrow_share * LARGEST, first
+    def _outside_window(self, stars: Tensor) -> Tensor:
+        """(B, T) tokens outside the window of stars that show one; none for other stars."""
+        total = len(self.data.groups)
+        whether, where = self._keys(_WINDOW, stars, self._token_hash[:2].view(1, -1)).unbind(1)
+        first = where % (total - self.window_tokens + 1)
+        distance = torch.arange(total, device=stars.device) - first[:, None]
+        inside = (distance >= 0) & (distance < self.window_tokens)
+        return (whether < self.window_share * LARGEST)[:, None] & ~inside
 
     def _choose_labels(self, stars: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         data = self.data
         labels, errors = data.labels[stars], data.label_errors[stars]  # (B, Q)
         if self.labels_per_star == "all":
-            return data.label_tokens, labels, errors
+            return data.label_ids, labels, errors
         keys = self._keys(_LABELS, stars, self._label_hash).masked_fill(labels.isnan(), -1)
         chosen = keys.argmax(dim=1, keepdim=True)
-        return data.label_tokens[chosen], labels.gather(1, chosen), errors.gather(1, chosen)
+        return data.label_ids[chosen], labels.gather(1, chosen), errors.gather(1, chosen)

@@ -141,19 +141,18 @@ def run_training(
                 start, first_batch = time.perf_counter(), trainer.batch
                 lr = trainer.optimizer.param_groups[0]["lr"]
                 _train_epoch(trainer, checkpoints, termination, bar)
-                loss, mse, stars = process.sum(*(trainer.sums[k] for k in ("loss", "mse", "stars")))
-                if options.terminate_on_nan and not math.isfinite(loss.item()):
+                stars = process.sum(trainer.sums["stars"])[0].item()
+                means = trainer.means(trainer.sums)
+                if options.terminate_on_nan and not math.isfinite(means["loss"]):
                     raise TrainingError(_nan_message(trainer, folder))
                 elapsed = time.perf_counter() - start
                 validates = len(trainer.validation.rows) > 0
-                val_loss, val_mse = trainer.validate() if validates else (math.nan,) * 2
-                rate = (1 - first_batch / batches) * stars.item() / elapsed
+                validation = trainer.validate() if validates else dict.fromkeys(means, math.nan)
+                rate = (1 - first_batch / batches) * stars / elapsed
                 row = {
                     "time": time.perf_counter() - start,
-                    "loss": (loss / stars).item(),
-                    "mse_loss": (mse / stars).item(),
-                    "val_loss": val_loss,
-                    "val_mse_loss": val_mse,
+                    **_columns(means),
+                    **{f"val_{name}": value for name, value in _columns(validation).items()},
                     "lr": lr,
                     "epoch": trainer.epoch + 1,
                     "stars_per_s": rate,
@@ -168,6 +167,11 @@ def run_training(
             folder.close()
     task.network.eval()
     return checkpoints.history
+
+
+def _columns(means: dict[str, float]) -> dict[str, float]:
+    """Names of the metrics in the table: as published, all of them end with "loss"."""
+    return {n if n.endswith("loss") else f"{n}_loss": value for n, value in means.items()}
 
 
 def _train_epoch(

@@ -1,102 +1,235 @@
-"""Stars that lie ready for training: read, standardized, grouped, on the device or near it."""
+"""From stars with known labels to training data on a device.
+
+A star's flux takes one way: `Stars` reads it, `prepare_training_data` places it, and
+`TrainingData.tokens` augments, standardizes and groups it, batch by batch.
+"""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from stellarperceptron.data.apogee.spectra import pixel_range
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.layers import Tokens
 from stellarperceptron.model_core import StellarPerceptronCore
-from stellarperceptron.network.patches import first_pixels, group_pixels, mean_wavelengths
+from stellarperceptron.network.patches import (
+    apogee_pixel_names,
+    group_pixels,
+    mean_wavelengths,
+    pixel_ids,
+)
 from stellarperceptron.training.prefetch import memory_for
 
 __all__ = [
-    "Batch",
+    "Stars",
     "TrainingData",
+    "array_stars",
     "fewest_tokens",
+    "fit_standardization",
     "prepare_training_data",
+    "survey_stars",
     "usable_stars",
 ]
 
+BLOCK = 4096  # stars read at a time
+
 
 @dataclass(frozen=True)
-class Batch:
-    """Arguments of the network and what it should answer; B stars, L tokens, Q requests.
+class Stars:
+    """N stars with n values and Q labels each, in physical units, not read yet.
 
     Attributes
     ----------
-    stars : Tensor
-        (B,) rows of the training data.
-    tokens : Tensor
-        (B, L) integers, 0 for padding.
-    positions : Tensor
-        (B, L) which of the data's tokens these are: rows of its table of wavelength encodings.
-    inputs, pixels : Tensor or None
-        (B, L) or (B, L, P) standardized values.
-    request_tokens : Tensor
-        (B, 1), or (Q,) when all labels are requested.
-    labels, label_errors : Tensor
-        (B, 1) or (B, Q) standardized; NaN where a star has no such label.
-    narrow : Tensor or None
-        (B,) whether a star shows a narrow stretch of its spectrum only; None: no star does.
+    read : callable
+        Gives the values (k, n) of a slice of k stars, NaN where missing.
+    names : sequence of str
+        (n,) names (or tokens) of the values.
+    wavelengths : ndarray or None
+        (n,) vacuum [Angstrom], 0 for values that have none, or (N, n) when every star has its own;
+        None when no value has one.
+    labels, label_errors : ndarray
+        (N, Q), NaN where missing; errors None for none.
+    label_names : sequence of str
+        (Q,).
     """
 
-    stars: Tensor
-    tokens: Tensor
-    positions: Tensor
-    inputs: Tensor | None
-    pixels: Tensor | None
-    request_tokens: Tensor
-    labels: Tensor
-    label_errors: Tensor
-    narrow: Tensor | None = None
+    read: Callable[[slice], np.ndarray]
+    names: Sequence[str] | np.ndarray
+    wavelengths: np.ndarray | None
+    labels: np.ndarray
+    label_errors: np.ndarray | None
+    label_names: Sequence[str]
 
-    def filled(self, size: int) -> "Batch":
-        """A batch of `size` stars, the same ones over and over."""
-        if size == len(self.stars):
-            return self
-        rows = torch.arange(size, device=self.stars.device) % len(self.stars)
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.request_tokens.ndim == 1:  # alike for all stars
-            del parts["request_tokens"]
-        more = {name: part[rows] for name, part in parts.items() if part is not None}
-        return replace(self, **more)
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def blocks(self) -> list[slice]:
+        """Slices of `BLOCK` stars, the last one shorter."""
+        return [slice(i, min(i + BLOCK, len(self))) for i in range(0, len(self), BLOCK)]
+
+
+def survey_stars(
+    dataset: SpectraDataset,
+    kind: str = "observed",
+    pixels: str | slice = "full",
+    label_names: Sequence[str] | None = None,
+    rows: np.ndarray | None = None,
+) -> Stars:
+    """Training stars of a survey.
+
+    Parameters
+    ----------
+    dataset
+        The survey.
+    kind, pixels
+        "observed" or "synthetic" spectra, and which of their pixels; see `SpectraDataset`.
+    label_names
+        Names of the labels; None: all of them.
+    rows
+        Which training stars; None: all of them.
+    """
+    split, part = dataset.train, pixel_range(pixels)
+    label_names = list(label_names or dataset.label_names)
+    columns = [dataset.label_names.index(label) for label in label_names]
+    rows = np.arange(len(split)) if rows is None else rows
+    wavelengths = dataset.wavelength[part]
+    return Stars(
+        read=lambda block: split.read(kind, rows[block], part),
+        names=apogee_pixel_names(wavelengths),
+        wavelengths=wavelengths,
+        labels=split.labels[rows][:, columns],
+        label_errors=split.label_errors[rows][:, columns],
+        label_names=label_names,
+    )
+
+
+def array_stars(
+    inputs: np.ndarray | pd.DataFrame,
+    names: Sequence[str] | None,
+    label_names: Sequence[str] | None,
+    errors: np.ndarray | None = None,
+    wavelengths: np.ndarray | None = None,
+) -> Stars:
+    """Stars whose inputs and labels are columns of one array.
+
+    Parameters
+    ----------
+    inputs
+        (N, m) inputs and labels; a data frame brings its names.
+    names
+        (m,) names of the columns.
+    label_names
+        Which of them are labels.
+    errors
+        (N, m) standard deviations, of which those of the labels count.
+    wavelengths
+        (m,) or (N, m) vacuum [Angstrom].
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, or labels that are no columns.
+    """
+    if isinstance(inputs, pd.DataFrame):
+        names = inputs.columns.to_numpy(dtype=str) if names is None else names
+        inputs = inputs.to_numpy(dtype=float)
+    inputs, names = np.asarray(inputs), np.asarray([] if names is None else names, dtype=str)
+    if inputs.ndim != 2 or names.shape != inputs.shape[1:]:
+        raise ValueError(f"inputs {inputs.shape} need one name for each column, not {names.shape}")
+    if errors is not None and np.shape(errors) != inputs.shape:
+        raise ValueError(f"inputs_err {np.shape(errors)} do not match inputs {inputs.shape}")
+    label_names = [] if label_names is None else list(label_names)
+    missing = [label for label in label_names if label not in names]
+    if missing or not label_names:
+        raise ValueError(f"outputs_name: {missing or 'none given'} not among the columns")
+    columns = [int(np.flatnonzero(names == label)[0]) for label in label_names]
+    others = np.setdiff1d(np.arange(len(names)), columns)
+    if wavelengths is not None:
+        if np.shape(wavelengths) not in (names.shape, inputs.shape):
+            raise ValueError(
+                f"inputs_wavelength {np.shape(wavelengths)} match neither names nor inputs"
+            )
+        wavelengths = np.asarray(wavelengths)[..., others]
+    return Stars(
+        read=lambda rows: inputs[rows][:, others],
+        names=names[others],
+        wavelengths=wavelengths,
+        labels=inputs[:, columns],
+        label_errors=None if errors is None else np.asarray(errors)[:, columns],
+        label_names=label_names,
+    )
+
+
+def fit_standardization(
+    model: StellarPerceptronCore, stars: Stars, device: torch.device | str = "cpu"
+) -> None:
+    """Fit center and scale of the values and labels that the model does not know yet.
+
+    Parameters
+    ----------
+    model
+        Its `standardizer` is fitted.
+    stars
+        The training stars. They are read only if a value is new to the model.
+    device
+        Where medians are taken, see `Standardizer.fit`.
+    """
+    tokens = model.tokenize(stars.names)
+    if len(model.standardizer.missing(tokens)):
+        values = np.empty((len(stars), len(tokens)), dtype=np.float32)
+        for block in stars.blocks():
+            values[block] = stars.read(block)
+        model.fit_standardization(values, tokens, device)
+    model.fit_standardization(np.asarray(stars.labels), stars.label_names)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All stars, standardized; N stars, T tokens of P pixels, Q labels.
-
-    Everything lies on one device, but for the values where its memory is too small for them.
+    """N stars on a device: n values each, which make T tokens of P pixels, and Q labels.
 
     Attributes
     ----------
     values : Tensor
-        (N, T, P) standardized, NaN for bad pixels; half or single precision.
-    tokens : Tensor
-        (T,) integers.
+        (N, n) differences from `center`, in physical units, NaN where missing; single or half
+        precision. They may stay in the host's memory; everything else is on the device.
+    center, scale, limit : Tensor
+        (n,) standardization of the values, see `Standardizer`.
+    groups : Tensor
+        (T, P) which values a token holds, n for none.
+    ids : Tensor
+        (T, P) integers, see `Tokens`.
     encoding : Tensor or None
         (T, D) wavelength encoding; None without wavelengths, or where stars have their own.
     labels, label_errors : Tensor
         (N, Q) standardized, NaN for missing labels; errors of 0 where there are none.
-    label_tokens : Tensor
+    label_ids : Tensor
         (Q,) integers.
     augment : callable or None
-        Makes a changed copy of standardized values (B, T, P), given a generator.
+        Makes a changed copy of values (B, n) in physical units, given a generator.
     wavelengths : Tensor or None
         (N, T) vacuum [Angstrom] where every star has its own.
+    encode_wavelength : callable or None
+        Their encoding, see `NonLinearEmbedding.encode_wavelength`.
     """
 
     values: Tensor
-    tokens: Tensor
+    center: Tensor
+    scale: Tensor
+    limit: Tensor
+    groups: Tensor
+    ids: Tensor
     encoding: Tensor | None
     labels: Tensor
     label_errors: Tensor
-    label_tokens: Tensor
+    label_ids: Tensor
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     wavelengths: Tensor | None = None
+    encode_wavelength: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -106,153 +239,151 @@ class TrainingData:
         """Where batches are made."""
         return self.labels.device
 
-    def encode(self, batch: Batch, encode_wavelength: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """Wavelength encoding (B, L, D) of a batch; None without wavelengths."""
+    def standardized(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Standardize rows of `values` (B, n); given a generator, augment them first."""
+        difference = values.float()
+        if generator is not None and self.augment is not None:
+            flux = self.augment(difference + self.center, generator)
+            difference = flux - self.center
+        z = difference / self.scale
+        return z.masked_fill_((z.abs() > self.limit) | z.isinf(), math.nan)
+
+    def tokens(self, standardized: Tensor, positions: Tensor, stars: Tensor) -> Tokens:
+        """Tokens of a batch of stars.
+
+        Parameters
+        ----------
+        standardized
+            (B, n) values, see `standardized`.
+        positions
+            (B, L) or, alike for all stars, (L,) which of the T tokens.
+        stars
+            (B,) rows of the stars.
+        """
+        groups, ids = self.groups[positions], self.ids[positions]
+        if groups.shape[-1] == 1 and positions.dim() == 2:  # gathering is the faster way
+            values = standardized.gather(1, groups[..., 0])[..., None]
+        else:
+            padded = torch.nn.functional.pad(standardized, (0, 1), value=math.nan)
+            values = padded[:, groups] if positions.dim() == 1 else _of_each(padded, groups)
+        encoding = None
         if self.wavelengths is not None:
-            wavelengths = self.wavelengths[batch.stars].gather(1, batch.positions)
-            return encode_wavelength(wavelengths)
-        return None if self.encoding is None else self.encoding[batch.positions]
+            own = self.wavelengths[stars]
+            own = own[:, positions] if positions.dim() == 1 else own.gather(1, positions)
+            encoding = self.encode_wavelength(own)
+        elif self.encoding is not None:
+            encoding = self.encoding[positions]
+        return Tokens(ids, values, encoding)
 
 
-@dataclass(frozen=True)
-class _StandardizedAugmentation:
-    """An augmentation of fluxes, applied to standardized and grouped values."""
-
-    augment: Callable[[Tensor, torch.Generator], Tensor]
-    pixel_of: Tensor  # (T P,) pixel in each place of the groups; n for none
-    place_of: Tensor  # (n,) place of each pixel in the flattened groups
-    median: Tensor
-    spread: Tensor
-    limit: Tensor
-
-    def __call__(self, values: Tensor, generator: torch.Generator) -> Tensor:
-        flux = values.flatten(1).index_select(1, self.place_of) * self.spread + self.median
-        z = (self.augment(flux, generator) - self.median) / self.spread
-        z = z.masked_fill(z.abs() > self.limit, math.nan)
-        z = torch.nn.functional.pad(z, (0, 1), value=math.nan)
-        return z.index_select(1, self.pixel_of).view_as(values)
+def _of_each(values: Tensor, groups: Tensor) -> Tensor:
+    """Values (B, n) at the groups (B, L, P) of each star: (B, L, P)."""
+    return values.gather(1, groups.flatten(1)).view(groups.shape)
 
 
 def prepare_training_data(
     model: StellarPerceptronCore,
-    read: Callable[[slice], np.ndarray],
-    stars: int,
-    names: Sequence[str] | np.ndarray,
-    wavelengths: np.ndarray | None,
-    labels: np.ndarray,
-    label_errors: np.ndarray | None,
-    label_names: Sequence[str],
+    stars: Stars,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     memory: str = "auto",
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-    block: int = 4096,
 ) -> TrainingData:
-    """Read, standardize, group and place all stars on a device.
-
-    Tokens that have no standardization yet get theirs from these data.
+    """Read all stars and place them on a device.
 
     Parameters
     ----------
     model
-        Vocabulary and standardization.
-    read
-        Gives the values (n, P) of a slice of stars, NaN for bad pixels.
+        Vocabulary, standardization (see `fit_standardization`) and wavelength encoding.
     stars
-        Their number N.
-    names
-        (P,) names or tokens of the values.
-    wavelengths
-        (P,) vacuum [Angstrom], or (N, P) when every star has its own (one pixel a token); None
-        for none.
-    labels, label_errors
-        (N, Q), NaN for missing labels; errors None for none. A missing error counts as 0.
-    label_names
-        (Q,).
-    device, dtype
-        Where batches are made, and in which precision standardized values are kept: float16
-        halves the memory, and its rounding is below 1e-4 of the flux.
+        The stars.
+    device
+        Where batches are made; None: the model's.
+    dtype
+        Precision in which values are kept, as differences from their median: float16 halves the
+        memory, and rounds a flux by less than 1e-4.
     memory
-        Whose they are kept in; see `streaming.memory_for`.
+        Where the values are kept; see `prefetch.memory_for`.
     augment
-        Makes a changed copy of fluxes (B, P), given a generator on `device`.
-    block
-        Stars read at a time.
-    """
-    tokens, label_tokens = model.tokenize(names), model.tokenize(label_names)
-    blocks = [slice(i, min(i + block, stars)) for i in range(0, stars, block)]
-    if not model._input_standardized[tokens].all():
-        # Medians need all stars at once, pixel by pixel.
-        everything = np.empty((stars, len(tokens)), dtype=np.float32)
-        for part in blocks:
-            everything[part] = read(part)
-        model.fit_standardization(everything, tokens, device)
-        source = everything.__getitem__
-    else:
-        source = read
-    model.fit_standardization(labels, label_tokens)
+        Makes a changed copy of values (B, n), given a generator on `device`.
 
-    per_token = model.config.pixels_per_token
+    Raises
+    ------
+    ValueError
+        A value or label has no standardization, or tokens of several pixels lack wavelengths.
+    """
+    device = torch.device(model.device if device is None else device)
+    tokens, label_ids = model.tokenize(stars.names), model.tokenize(stars.label_names)
+    model.require_standardization(np.append(tokens, label_ids))
+    groups, encoding, wavelengths = _token_groups(model, stars, tokens, device)
+    size = len(stars) * len(tokens) * dtype.itemsize
+    values = torch.empty(
+        (len(stars), len(tokens)), dtype=dtype, device=memory_for(size, device, memory)
+    )
+    standardizer, like = model.standardizer, torch.empty(0, device=device)
+    center, scale, limit = standardizer.statistics(tokens, like)
+    for block in stars.blocks():
+        read = np.ascontiguousarray(stars.read(block), dtype=np.float32)
+        values[block] = (torch.from_numpy(read).to(device) - center).to(dtype)
+    labels = standardizer.standardize(np.asarray(stars.labels, dtype=np.float64), label_ids)
+    errors = np.zeros_like(labels) if stars.label_errors is None else stars.label_errors
+    errors = np.nan_to_num(standardizer.standardize_error(errors, label_ids), nan=0.0)
+    return TrainingData(
+        values=values,
+        center=center,
+        scale=scale,
+        limit=limit,
+        groups=torch.as_tensor(np.where(groups < 0, len(tokens), groups), device=device),
+        ids=torch.as_tensor(pixel_ids(groups, tokens), device=device),
+        encoding=encoding,
+        labels=torch.as_tensor(labels, dtype=torch.float32, device=device),
+        label_errors=torch.as_tensor(errors, dtype=torch.float32, device=device),
+        label_ids=torch.as_tensor(label_ids, device=device),
+        augment=augment,
+        wavelengths=wavelengths,
+        encode_wavelength=model.torch_model.embedding_layer.encode_wavelength,
+    )
+
+
+def _token_groups(
+    model: StellarPerceptronCore, stars: Stars, tokens: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, Tensor | None, Tensor | None]:
+    """Values of each token (T, P), their wavelength encoding (T, D), or wavelengths (N, T)."""
+    per_token, wavelengths = model.config.pixels_per_token, stars.wavelengths
     if wavelengths is None or np.ndim(wavelengths) == 2:
         if per_token > 1:
             raise ValueError(f"{per_token} pixels a token need one list of wavelengths")
-        groups, encoding = np.arange(len(tokens))[:, None], None
-    else:
-        if per_token > 1 and not np.all(wavelengths):
-            raise ValueError(f"with {per_token} pixels a token, every input needs a wavelength")
-        groups = group_pixels(wavelengths, tokens, per_token)
-        mean = torch.as_tensor(mean_wavelengths(groups, wavelengths), device=device)
-        encoding = model.torch_model.embedding_layer.encode_wavelength(mean)
-    place = torch.as_tensor(np.where(groups < 0, len(tokens), groups).ravel())
-    size = stars * groups.size * dtype.itemsize
-    values = torch.empty(
-        (stars, *groups.shape), dtype=dtype, device=memory_for(size, device, memory)
-    )
-    for part in blocks:
-        z = torch.from_numpy(np.ascontiguousarray(source(part), dtype=np.float32)).to(device)
-        z = torch.nn.functional.pad(model.standardize(z, tokens), (0, 1), value=math.nan)
-        values[part] = z[:, place.to(device)].view(len(z), *groups.shape).to(dtype)
+        own = None
+        if wavelengths is not None:
+            own = torch.as_tensor(wavelengths, dtype=torch.float32, device=device)
+        return np.arange(len(tokens))[:, None], None, own
+    if per_token > 1 and not np.all(wavelengths):
+        raise ValueError(f"with {per_token} pixels a token, every input needs a wavelength")
+    groups = group_pixels(wavelengths, model.positions[tokens], per_token)
+    mean = torch.as_tensor(mean_wavelengths(groups, wavelengths), device=device)
+    return groups, model.torch_model.embedding_layer.encode_wavelength(mean), None
 
-    if augment is not None:
-        like = torch.empty(0, device=device)
-        place_of = torch.empty(len(tokens) + 1, dtype=torch.int64)
-        place_of[place] = torch.arange(len(place))
-        augment = _StandardizedAugmentation(
-            augment,
-            place.to(device),
-            place_of[:-1].to(device),
-            *model._statistics(tokens, like),
-        )
-    z = model.standardize(np.asarray(labels, dtype=np.float64), label_tokens)
-    errors = np.zeros_like(z) if label_errors is None else label_errors
-    errors = np.nan_to_num(model.standardize_error(errors, label_tokens), nan=0.0)
-    return TrainingData(
-        values=values,
-        tokens=torch.as_tensor(tokens[first_pixels(groups)], device=device),
-        encoding=encoding,
-        labels=torch.as_tensor(z, dtype=torch.float32, device=device),
-        label_errors=torch.as_tensor(errors, dtype=torch.float32, device=device),
-        label_tokens=torch.as_tensor(label_tokens, device=device),
-        augment=augment,
-        wavelengths=torch.as_tensor(wavelengths, dtype=torch.float32, device=device)
-        if np.ndim(wavelengths) == 2
-        else None,
-    )
+
+def _token_counts(data: TrainingData, rows: Tensor) -> Tensor:
+    """(k,) tokens with a valid value of some stars."""
+    device = data.values.device
+    # A float16 value may still be finite where its standardized form is beyond the limit.
+    valid = ~data.standardized(data.values[rows].to(data.device)).isnan()
+    valid = torch.nn.functional.pad(valid, (0, 1), value=False)
+    return valid[:, data.groups].any(dim=2).sum(dim=1).to(device)
 
 
 def usable_stars(data: TrainingData) -> np.ndarray:
     """Rows of the stars with at least one label and one valid token."""
     labelled = ~data.labels.isnan().all(dim=1)
-    seen = torch.cat([~block.isnan().flatten(1).all(dim=1) for block in data.values.split(4096)])
-    seen = seen.to(labelled.device)
-    return torch.nonzero(labelled & seen)[:, 0].cpu().numpy()
+    rows = torch.arange(len(data), device=data.values.device)
+    seen = torch.cat([_token_counts(data, part) > 0 for part in rows.split(BLOCK)])
+    return torch.nonzero(labelled & seen.to(labelled.device))[:, 0].cpu().numpy()
 
 
 def fewest_tokens(data: TrainingData, rows: np.ndarray) -> int:
-    """Smallest number of tokens with a valid pixel among some stars."""
+    """Smallest number of tokens with a valid value among some stars."""
     index = torch.as_tensor(rows, device=data.values.device)
-    counts = [
-        (~data.values[part].isnan().all(dim=2)).sum(dim=1).min() for part in index.split(4096)
-    ]
-    return int(torch.stack(counts).min()) if counts else 0
+    counts = [_token_counts(data, part).min() for part in index.split(BLOCK)]
+    return int(torch.stack(counts).min()) if len(index) else 0

@@ -26,6 +26,7 @@ from stellarperceptron.training.prefetch import MEMORIES
 from stellarperceptron.utils.arguments import with_nearest
 
 __all__ = [
+    "CHOICES",
     "DataProfile",
     "FreezeProfile",
     "Profile",
@@ -34,6 +35,10 @@ __all__ = [
     "TrainingOptions",
     "read_profile",
 ]
+
+
+CHOICES = ("star", "batch")
+"""Who shares a random choice of tokens: nobody (published), or the stars of a batch."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,10 @@ class TrainingOptions:
         Of AdamW (published: 1e-4 and PyTorch's 0.01).
     val_batchsize_factor
         Validation batches are this many times larger.
-    labels_per_star, outputs_padding, narrow_share, narrow_tokens
+    choice, labels_per_star, outputs_padding, window_share, window_tokens, subset_share
         See `TrainingGenerator`.
     gradient_accumulation
         Batches to an optimizer step.
-    attention_entropy
-        Weight of a second loss beside the first, of the entropy of what answers take from each
-        token, see `contribution_entropy` and `StellarPerceptronTorchModel.contributions`. It makes
-        each answer come from few tokens of its own; stars that show a narrow stretch are left out.
     max_gradient_norm
         Longer gradients are shortened to this; 0: never.
     precision
@@ -79,12 +80,13 @@ class TrainingOptions:
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     val_batchsize_factor: int = 5
+    choice: str = "star"
     labels_per_star: str = "one"
     outputs_padding: int = 0
-    narrow_share: float = 0.0
-    narrow_tokens: int = 0
+    window_share: float = 0.0
+    window_tokens: int = 0
+    subset_share: float = 0.0
     gradient_accumulation: int = 1
-    attention_entropy: float = 0.0
     max_gradient_norm: float = 0.0
     precision: str = "float32"
     compile: bool = False
@@ -102,18 +104,20 @@ class TrainingOptions:
         for name in ("epochs", "batch_size", "val_batchsize_factor", "gradient_accumulation"):
             if not getattr(self, name) >= 1:
                 yield f"{name} = {getattr(self, name)} is below 1"
-        whole = ("outputs_padding", "narrow_tokens", "seed")
+        whole = ("outputs_padding", "window_tokens", "seed")
         for name in ("checkpoint_every_n_epochs", "keep_checkpoints", *whole):
             if not getattr(self, name) >= 0:
                 yield f"{name} = {getattr(self, name)} is negative"
-        for name in ("weight_decay", "attention_entropy", "max_gradient_norm"):
+        for name in ("weight_decay", "max_gradient_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 yield f"{name} = {getattr(self, name)} is not a number of at least 0"
         if not 0 < self.learning_rate < math.inf:
             yield f"learning_rate = {self.learning_rate} is not a positive number"
-        if not 0 <= self.narrow_share <= 1:
-            yield f"narrow_share = {self.narrow_share} is not in [0, 1]"
-        for name, known in (("precision", PRECISIONS), ("labels_per_star", ("one", "all"))):
+        for name in ("window_share", "subset_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield f"{name} = {getattr(self, name)} is not in [0, 1]"
+        choices = {"precision": PRECISIONS, "labels_per_star": ("one", "all"), "choice": CHOICES}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 yield f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}"
 

@@ -13,7 +13,13 @@ from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.patches import apogee_pixel_names
-from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
+from stellarperceptron.training.prepare import (
+    Stars,
+    TrainingData,
+    prepare_training_data,
+    survey_stars,
+    usable_stars,
+)
 from stellarperceptron.training.profiles import Profile, read_profile
 from stellarperceptron.training.run_folder import RunFolder
 from stellarperceptron.training.tasks import train
@@ -26,7 +32,8 @@ __all__ = [
     "label_columns",
     "mark_complete",
     "new_model",
-    "read_data",
+    "place_stars",
+    "read_stars",
     "resolve_checkpoint",
     "split_rows",
     "stage_arguments",
@@ -113,11 +120,15 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
-    """A model with fresh weights for all pixels and labels of a survey, one row for all pixels."""
+    """A model with fresh weights for all pixels and labels of a survey.
+
+    Pixels that are tokens of their own share one embedding, as published; in tokens of several
+    pixels each has its own.
+    """
     pixels = apogee_pixel_names(dataset.wavelength).tolist()
     return StellarPerceptron(
         [*pixels, *profile.data.labels],
-        embed_map=dict.fromkeys(pixels, pixels[0]),
+        embed_map=dict.fromkeys(pixels, pixels[0]) if profile.model.pixels_per_token == 1 else None,
         device=device,
         seed=profile.training.seed,
         **vars(profile.model),
@@ -172,37 +183,35 @@ def mark_complete(output: Path, process: Process) -> None:
         (output / "complete").touch()
 
 
-def read_data(
-    model: StellarPerceptron,
-    dataset: SpectraDataset,
-    profile: Profile,
-    rows: np.ndarray | None = None,
-) -> TrainingData:
-    """Place the training stars of a survey on the model's device, as the profile says.
+def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | None = None) -> Stars:
+    """Training stars of a survey with the profile's spectra, pixels and labels.
 
     Parameters
     ----------
-    model, dataset, profile
-        The model's standardization is fitted where it has none yet.
+    dataset, profile
+        The survey and what the profile takes of it.
     rows
-        Stars to read; None: all training stars.
+        Which training stars; None: all of them.
+
+    Raises
+    ------
+    ValueError
+        The survey lacks a label.
     """
-    split, data = dataset.train, profile.data
-    rows = np.arange(len(split)) if rows is None else rows
-    part = pixel_range(data.pixels)
-    columns = label_columns(dataset, profile)
-    augment = functools.partial(profile.augmentation, pixels=part) if data.augment else None
-    wavelength = dataset.wavelength[part]
+    label_columns(dataset, profile)
+    data = profile.data
+    return survey_stars(dataset, data.kind, data.pixels, data.labels, rows)
+
+
+def place_stars(model: StellarPerceptron, stars: Stars, profile: Profile) -> TrainingData:
+    """Read stars and place them on the model's device, as the profile says."""
+    data = profile.data
+    augment = None
+    if data.augment:
+        augment = functools.partial(profile.augmentation, pixels=pixel_range(data.pixels))
     return prepare_training_data(
         model,
-        lambda block: split.read(data.kind, rows[block], part),
-        len(rows),
-        apogee_pixel_names(wavelength),
-        wavelength,
-        split.labels[rows][:, columns],
-        split.label_errors[rows][:, columns],
-        data.labels,
-        device=model.device,
+        stars,
         dtype=torch.float16 if data.half_precision else torch.float32,
         memory=data.memory,
         augment=augment,

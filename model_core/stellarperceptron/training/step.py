@@ -13,11 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.network.config import PRECISIONS
-from stellarperceptron.nn_utils import (
-    contribution_entropy,
-    mean_squared_error,
-    robust_mean_squared_error,
-)
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.utils.distributed import Process
 
@@ -27,8 +22,7 @@ __all__ = ["Batches", "Task", "Trainer"]
 class Batches(Protocol):
     """Batches of some stars in this process, the same whenever an epoch is asked for.
 
-    A batch has `stars` (their rows, of which only the number counts here), `labels` and
-    `label_errors`, standardized.
+    A batch has `stars`, the rows of its stars, of which only the number counts here.
     """
 
     rows: Any
@@ -60,11 +54,12 @@ class Task(Protocol):
     optimizer: type[torch.optim.Optimizer]
     flops_per_star: float
 
-    def answer(self, module: nn.Module, batch: Any) -> tuple[Tensor, ...]:
-        """Standardized value and log-variance, shaped like the labels of a batch.
+    def losses(self, module: nn.Module, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms of the loss by name, means over the stars of a batch, and metrics beside them.
 
-        `module` is the network, as it may be wrapped for many processes or compiled. With
-        `options.attention_entropy`, in training, contributions of tokens to the answers as well.
+        The loss is the sum of its terms; metrics are only logged, and one of them is "mse", the
+        mean squared error. `module` is the network, possibly compiled or wrapped for many
+        processes.
         """
 
     def save(
@@ -135,16 +130,22 @@ class Trainer:
         zero = torch.zeros((), dtype=torch.float64, device=self.process.device)
         return {"loss": zero, "mse": zero, "stars": zero, "first_nan": zero - 1}
 
-    def _losses(self, module: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Loss, mean squared error, and what training adds to the loss."""
+    def _losses(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what is logged: the loss, its terms if there are several, metrics."""
         dtype = PRECISIONS[self.options.precision]
         with torch.autocast(self.process.device.type, dtype, enabled=dtype is not None):
-            value, logvar, *contributions = self.task.answer(module, batch)
-        value, logvar = value.float(), logvar.float()
-        loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
-        added = sum(contribution_entropy(c.float()) for c in contributions)
-        mse = mean_squared_error(batch.labels, value.detach())
-        return loss, mse, self.options.attention_entropy * added
+            terms, metrics = self.task.losses(module, batch)
+        loss = sum(terms.values())
+        logged = {"loss": loss, **metrics}
+        if len(terms) > 1:
+            logged |= terms
+        return loss, {name: value.detach().double() for name, value in logged.items()}
+
+    @staticmethod
+    def _add(sums: dict[str, Tensor], logged: dict[str, Tensor], stars: int) -> dict[str, Tensor]:
+        """Sums after another batch."""
+        added = {name: sums.get(name, 0.0) + stars * value for name, value in logged.items()}
+        return {**sums, **added, "stars": sums["stars"] + stars}
 
     def train_batch(self, batch: Any) -> bool:
         """Accumulate gradients; step when enough batches have come. Whether it did."""
@@ -155,8 +156,8 @@ class Trainer:
         steps = self.batch == first + group - 1
         waits = self.process.world_size > 1 and not steps
         with self.module.no_sync() if waits else contextlib.nullcontext():
-            loss, mse, added = self._losses(self.module, batch)
-            self.scaler.scale((loss + added) / group).backward()
+            loss, logged = self._losses(self.module, batch)
+            self.scaler.scale(loss / group).backward()
         if steps:
             self.scaler.unscale_(self.optimizer)
             if options.max_gradient_norm:
@@ -168,17 +169,13 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             if self.scheduler is not None and getattr(self.scheduler, "every_step", False):
                 self.scheduler.step()
-        count, loss = len(batch.stars), loss.detach().double()
-        s = self.sums
         # Everything stays on the device: reading a number would stall it.
-        self.sums = {
-            "loss": s["loss"] + count * loss,
-            "mse": s["mse"] + count * mse.double(),
-            "stars": s["stars"] + count,
-            "first_nan": torch.where(
-                loss.isnan() & (s["first_nan"] < 0), float(self.batch), s["first_nan"]
-            ),
-        }
+        self.sums = self._add(self.sums, logged, len(batch.stars))
+        self.sums["first_nan"] = torch.where(
+            logged["loss"].isnan() & (self.sums["first_nan"] < 0),
+            float(self.batch),
+            self.sums["first_nan"],
+        )
         self.batch += 1
         return steps
 
@@ -189,29 +186,31 @@ class Trainer:
             self.scheduler.step()
 
     @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Loss and mean squared error of all validation stars, over all processes."""
+    def validate(self) -> dict[str, float]:
+        """Means over all validation stars of all processes: "loss", "mse" and what is logged."""
         self.network.eval()
         sums = self.no_sums()
         for batch in self.validation.batches():
             if not len(batch.stars):
                 continue
             # Not through DistributedDataParallel: a process may have fewer batches than others.
-            loss, mse, _ = self._losses(self.compiled, batch)
-            count = len(batch.stars)
-            sums["loss"] = sums["loss"] + count * loss.double()
-            sums["mse"] = sums["mse"] + count * mse.double()
-            sums["stars"] = sums["stars"] + count
+            _, logged = self._losses(self.compiled, batch)
+            sums = self._add(sums, logged, len(batch.stars))
         self.network.train()
-        loss, mse, stars = self.process.sum(sums["loss"], sums["mse"], sums["stars"])
-        return (loss / stars).item(), (mse / stars).item()
+        return self.means(sums)
+
+    def means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Means over the stars of all processes."""
+        names = [name for name in sums if name not in ("stars", "first_nan")]
+        *totals, stars = self.process.sum(*(sums[name] for name in names), sums["stars"])
+        return {name: (total / stars).item() for name, total in zip(names, totals, strict=True)}
 
     def state(self) -> dict[str, Any]:
         """What is needed, beside the weights and the optimizer, to go on bit for bit.
 
         All processes must ask together: their sums are added up.
         """
-        names = ("loss", "mse", "stars")
+        names = [name for name in self.sums if name != "first_nan"]
         sums = self.process.sum(*(self.sums[name] for name in names))
         return {
             "epoch": self.epoch,

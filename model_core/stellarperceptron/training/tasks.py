@@ -1,28 +1,38 @@
-"""Training of `StellarPerceptron` on stars that lie ready."""
+"""What is trained: a network, its stars, and the terms of its loss."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from astropy.stats import mad_std
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
-from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.checkpoint import (
+    load_tensors,
+    load_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
+from stellarperceptron.nn_utils import mean_squared_error, robust_mean_squared_error
+from stellarperceptron.training.batches import Batch, TrainingGenerator
 from stellarperceptron.training.loop import PEAK_FLOPS, TrainingError, run_training
-from stellarperceptron.training.prepare import Batch, TrainingData, fewest_tokens
+from stellarperceptron.training.prepare import TrainingData, fewest_tokens
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run_folder import RunFolder
 from stellarperceptron.utils.distributed import Process
 
-__all__ = ["PEAK_FLOPS", "TrainingError", "train"]
+__all__ = ["PEAK_FLOPS", "PerceptronTask", "TrainingError", "train", "train_baseline"]
 
 
-class _PerceptronTask:
-    """A model and its stars, as the training loop sees them; see `trainer.Task`."""
+class PerceptronTask:
+    """A model and its stars, as the training loop sees them; see `step.Task`."""
 
     optimizer = torch.optim.AdamW
 
@@ -38,6 +48,7 @@ class _PerceptronTask:
         self.model, self.data, self.network = model, data, model.torch_model
         self.compile = options.compile
         shared = {
+            "choice": options.choice,
             "labels_per_star": options.labels_per_star,
             "seed": options.seed,
             "rank": process.rank,
@@ -49,8 +60,9 @@ class _PerceptronTask:
             options.batch_size,
             model.config.context_length,
             outputs_padding=options.outputs_padding,
-            narrow_share=options.narrow_share,
-            narrow_tokens=options.narrow_tokens,
+            window_share=options.window_share,
+            window_tokens=options.window_tokens,
+            subset_share=options.subset_share,
             **shared,
         )
         self.validation = TrainingGenerator(
@@ -64,38 +76,29 @@ class _PerceptronTask:
         # Where every star fills its context, no attention needs a mask.
         everyone = np.concatenate([training_rows, validation_rows])
         fills = fewest_tokens(data, everyone) >= self.training.context_length
-        # (An augmentation may make a pixel bad.)
-        self.complete = fills and not options.outputs_padding and data.augment is None
-        labels = len(data.label_tokens) if options.labels_per_star == "all" else 1
-        # How answers are read from tokens is penalised on a quarter of a batch: it costs time.
-        self.looked_at = math.ceil(options.batch_size / 4) if options.attention_entropy else 0
+        # (An augmentation may make a pixel bad, though never all pixels of a bin.)
+        changes = data.augment is not None and data.groups.shape[1] == 1
+        self.complete = fills and not options.outputs_padding and not changes
+        labels = len(data.label_ids) if options.labels_per_star == "all" else 1
         # Gradients take twice the arithmetic of the answer.
         self.flops_per_star = 3 * model.flops_per_star(self.training.context_length, labels)
 
-    def answer(self, module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-        stars, training = len(batch.stars), self.network.training
+    def losses(
+        self, module: nn.Module, batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The likelihood; another term of the loss takes another entry."""
+        stars = len(batch.stars)
+        given = batch
         if self.compile:  # for one shape: every other would take as long to compile
-            batches = self.training if training else self.validation
-            batch = batch.filled(min(batches.batch_size, len(batches.rows)))
-        encoding = self.data.encode(batch, self.network.embedding_layer.encode_wavelength)
-        answer = module(
-            batch.tokens,
-            batch.inputs,
-            batch.request_tokens,
-            encoding,
-            batch.pixels,
-            complete=self.complete,
-            contributions_of=self.looked_at if training else 0,
-        )
-        answer = tuple(part[:stars] for part in answer)
-        if len(answer) > 2 and batch.narrow is not None:
-            # Nothing to choose from in a narrow stretch, which must be read whole: no entropy.
-            value, logvar, contributions = answer
-            wide = ~batch.narrow[: len(contributions), None, None]
-            return value, logvar, contributions * wide
-        return answer
+            batches = self.training if self.network.training else self.validation
+            given = batch.filled(min(batches.batch_size, len(batches.rows)))
+        tokens = given.tokens._replace(complete=self.complete)
+        value, logvar = (part[:stars].float() for part in module(tokens, given.request_ids))
+        loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
+        return {"likelihood": loss}, {"mse": mean_squared_error(batch.labels, value.detach())}
 
     def save(self, folder: Path, network: nn.Module, optimizer, epoch: int, training_state) -> None:
+        """Save a checkpoint; see `step.Task`."""
         write_checkpoint(
             folder,
             network,
@@ -108,6 +111,7 @@ class _PerceptronTask:
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
+        """Load a checkpoint; see `step.Task`."""
         content = read_checkpoint(folder)
         load_weights(self.network, content.weights, f"weights of {folder}")
         return content.optimizer_state
@@ -163,7 +167,7 @@ def train(
     SystemExit
         With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
     """
-    task = _PerceptronTask(model, data, training_rows, validation_rows, options, process)
+    task = PerceptronTask(model, data, training_rows, validation_rows, options, process)
     history = run_training(
         task,
         options,
@@ -175,3 +179,153 @@ def train(
     )
     model.epoch = options.epochs
     return history
+
+
+# --- the published baseline -----------------------------------------------------------------------
+
+
+def train_baseline(
+    network: BaselineNetwork,
+    flux: np.ndarray,
+    labels: np.ndarray,
+    label_errors: np.ndarray,
+    *,
+    validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = None,
+    folder: RunFolder | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """Train the published baseline with Adam.
+
+    Parameters
+    ----------
+    network
+        Trained in place; its standardization is set from these stars.
+    flux, labels, label_errors
+        (N, P), (N,), (N,) of the training stars.
+    validation
+        The same of other stars.
+    scheduler
+        See `train`.
+    folder
+        Where logs and checkpoints go; None: nowhere.
+    resume
+        Go on from the newest checkpoint in `folder`.
+    progress
+        Show a progress bar when the output is a terminal.
+    **options
+        Entries of `TrainingOptions`: epochs, batch_size, ...;
+        a weight decay of 0 and this network's seed unless given.
+
+    Returns
+    -------
+    DataFrame
+        Metrics, a row an epoch, as of the other stages, and `val_rmse`: root mean square
+        error of the validation stars, in the label's unit.
+
+    Raises
+    ------
+    TrainingError
+        The loss became NaN.
+    SystemExit
+        With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
+    """
+    settings = TrainingOptions(**{"weight_decay": 0.0, "seed": network.seed, **options})
+    spread = mad_std(flux, axis=0, ignore_nan=True)
+    statistics = np.stack([np.nanmedian(flux, axis=0), np.where(spread > 0, spread, 1.0)])
+    network.flux_statistics.copy_(torch.as_tensor(statistics))
+    network.label_statistics.copy_(torch.tensor([np.median(labels), mad_std(labels)]))
+    if validation is None:
+        validation = flux[:0], labels[:0], label_errors[:0]
+    size = settings.batch_size
+    task = _BaselineTask(
+        network,
+        _Stars(network, flux, labels, label_errors, size, settings.seed),
+        _Stars(network, *validation, size * settings.val_batchsize_factor),
+    )
+    process = Process(0, 1, network.flux_statistics.device)
+    history = pd.DataFrame(
+        run_training(
+            task,
+            settings,
+            process,
+            scheduler=scheduler,
+            folder=folder,
+            resume=resume,
+            progress=progress,
+        )
+    )
+    network.epoch = settings.epochs
+    scale = float(network.label_statistics[1])
+    return history.assign(val_rmse=scale * np.sqrt(history["val_mse_loss"]))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    stars: Tensor
+    flux: Tensor
+    labels: Tensor
+    label_errors: Tensor
+
+
+class _Stars:
+    """Batches of stars, in a new order each epoch, or always in the same without a seed."""
+
+    def __init__(
+        self,
+        network: BaselineNetwork,
+        flux: np.ndarray,
+        labels: np.ndarray,
+        label_errors: np.ndarray,
+        batch_size: int,
+        seed: int | None = None,
+    ):
+        device = network.flux_statistics.device
+        median, spread = network.label_statistics
+        self.rows, self.batch_size, self.seed = np.arange(len(flux)), batch_size, seed
+        self.flux, labels, errors = (
+            torch.as_tensor(values, dtype=torch.float32, device=device)
+            for values in (flux, labels, label_errors)
+        )
+        self.labels = (labels - median) / spread
+        self.label_errors = (errors / spread).nan_to_num(nan=0.0)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[_Batch]:
+        order = self.rows
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        order = torch.from_numpy(order).to(self.flux.device)
+        for number in range(start, len(self)):
+            stars = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield _Batch(stars, self.flux[stars], self.labels[stars], self.label_errors[stars])
+
+
+class _BaselineTask:
+    """The network and its stars, as the training loop sees them; see `step.Task`."""
+
+    optimizer = torch.optim.Adam
+
+    def __init__(self, network: BaselineNetwork, training: _Stars, validation: _Stars):
+        self.network, self.training, self.validation = network, training, validation
+        # Two operations a weight for the answer, twice as many for the gradients.
+        self.flops_per_star = 6 * sum(p.numel() for p in network.parameters() if p.dim() == 2)
+
+    def losses(
+        self, module: nn.Module, batch: _Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        value, logvar = (part.float() for part in module(batch.flux))
+        loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
+        return {"likelihood": loss}, {"mse": mean_squared_error(batch.labels, value.detach())}
+
+    def save(self, folder: Path, network, optimizer, epoch: int, training_state) -> None:
+        network.save(folder, optimizer=optimizer, epoch=epoch, training_state=training_state)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        weights = load_tensors(folder / "weights.pt")
+        load_weights(self.network, weights["model_state_dict"], f"weights of {folder}")
+        return weights["optimizer_state_dict"]

@@ -1,0 +1,186 @@
+"""Standardization: how values of each token become numbers of order one.
+
+Flux, labels and other values are centred on the median of the training stars and scaled by their
+median absolute deviation, token by token (published implementation of Koblischke & Bovy 2024).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from astropy.stats import mad_std
+from torch import Tensor
+
+__all__ = ["MAXIMUM_DEVIATION", "Standardizer"]
+
+MAXIMUM_DEVIATION = 10.0
+"""Standardized values beyond this count as bad pixels (published implementation)."""
+
+_COLUMNS = 256  # whose medians are taken at once
+
+
+def _median_and_scale(x: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Median and scale of each column (N, n) without its NaNs, float64; 0, 0 without a value."""
+    if device.type == "cpu":
+        x = np.asarray(x, dtype=np.float64)
+        x = np.where(np.isfinite(x).any(axis=0), x, 0.0)
+        return np.nanmedian(x, axis=0), mad_std(x, axis=0, ignore_nan=True)
+    return _by_sorting(torch.from_numpy(np.ascontiguousarray(x)).to(device))
+
+
+def _by_sorting(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The same numbers by sorting, which suits a GPU."""
+
+    def median(x: Tensor) -> Tensor:
+        valid = (~x.isnan()).sum(dim=0)  # NaN comes last
+        middle = torch.stack([(valid - 1) // 2, valid // 2])
+        return x.sort(dim=0).values.gather(0, middle).mean(dim=0)
+
+    x = x.double()
+    x = torch.where(x.isfinite().any(dim=0), x, 0.0)
+    center = median(x)
+    scale = 1.482602218505602 * median((x - center).abs())  # as astropy.stats.mad_std
+    return center.cpu().numpy(), scale.cpu().numpy()
+
+
+class Standardizer:
+    """Center and scale of tokens, and whether they are known.
+
+    Parameters
+    ----------
+    size
+        Number of tokens, padding included; none of them is fitted.
+
+    Attributes
+    ----------
+    center, scale : ndarray
+        (V + 1,) median and scaled median absolute deviation. Values of a token of scale 0 pass
+        through unchanged.
+    fitted : ndarray
+        (V + 1,) booleans.
+    """
+
+    def __init__(self, size: int):
+        self.center, self.scale = np.zeros(size), np.ones(size)
+        self.fitted = np.zeros(size, dtype=bool)
+
+    def grow(self, number: int) -> None:
+        """Add tokens that are not fitted."""
+        self.center = np.append(self.center, np.zeros(number))
+        self.scale = np.append(self.scale, np.ones(number))
+        self.fitted = np.append(self.fitted, np.zeros(number, dtype=bool))
+
+    def copy_from(self, other: "Standardizer") -> None:
+        """Take over another's first tokens, as many as it has."""
+        size = len(other.center)
+        self.center[:size], self.scale[:size] = other.center, other.scale
+        self.fitted[:size] = other.fitted
+
+    def fit(
+        self, values: np.ndarray, tokens: np.ndarray, device: torch.device | str = "cpu"
+    ) -> None:
+        """Fit tokens that are not fitted yet; the others keep what they have.
+
+        Parameters
+        ----------
+        values
+            (N, n), one column a token; NaNs are left out.
+        tokens
+            (n,) integers; 0 is passed over.
+        device
+            Where medians are taken.
+        """
+        new = np.flatnonzero((tokens > 0) & ~self.fitted[tokens])
+        for columns in np.array_split(new, max(1, math.ceil(len(new) / _COLUMNS))):
+            if not len(columns):
+                continue
+            part = np.asarray(values[:, columns[0] : columns[-1] + 1])[:, columns - columns[0]]
+            center, scale = _median_and_scale(part, torch.device(device))
+            self.center[tokens[columns]], self.scale[tokens[columns]] = center, scale
+            self.fitted[tokens[columns]] = True
+
+    def missing(self, tokens: np.ndarray) -> np.ndarray:
+        """Those of the tokens that are not fitted, once each."""
+        return np.unique(tokens[(tokens > 0) & ~self.fitted[tokens]])
+
+    def statistics(self, tokens: np.ndarray, like: np.ndarray | Tensor) -> list:
+        """Center, scale and largest deviation of tokens, as arrays or as tensors like `like`."""
+        through = self.scale[tokens] == 0
+        statistics = (
+            np.where(through, 0.0, self.center[tokens]),
+            np.where(through, 1.0, self.scale[tokens]),
+            np.where(through, np.inf, MAXIMUM_DEVIATION),
+        )
+        if isinstance(like, Tensor):
+            dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+            return [torch.as_tensor(x, dtype=dtype, device=like.device) for x in statistics]
+        return list(statistics)
+
+    def standardize(self, values, tokens: np.ndarray):
+        """``(x - center) / scale`` token by token; NaN beyond `MAXIMUM_DEVIATION`.
+
+        Parameters
+        ----------
+        values
+            (N, L) array or tensor.
+        tokens
+            (N, L) or (L,) integers.
+
+        Returns
+        -------
+        ndarray (float32) or Tensor
+            (N, L), same kind as `values`.
+        """
+        center, scale, limit = self.statistics(tokens, values)
+        z = (values - center) / scale
+        if isinstance(z, Tensor):
+            return z.masked_fill((z.abs() > limit) | z.isinf(), math.nan)
+        return np.where((np.abs(z) > limit) | np.isinf(z), np.nan, z).astype(np.float32)
+
+    def standardize_error(self, errors, tokens: np.ndarray):
+        """Scale standard deviations as `standardize` scales values, without the shift."""
+        return errors / self.statistics(tokens, errors)[1]
+
+    def inverse_standardize(self, values, tokens: np.ndarray):
+        """Undo `standardize`: values in their units."""
+        center, scale, _ = self.statistics(tokens, values)
+        return values * scale + center
+
+    def inverse_standardize_error(self, errors, tokens: np.ndarray):
+        """Undo `standardize_error`: standard deviations in their units."""
+        return errors * self.statistics(tokens, errors)[1]
+
+    def to_config(self) -> dict[str, list]:
+        """The section `norm_config` of a checkpoint."""
+        return {
+            "_input_mean": self.center.tolist(),
+            "_input_std": self.scale.tolist(),
+            "_input_standardized": self.fitted.tolist(),
+        }
+
+    @classmethod
+    def from_config(cls, norm: Mapping[str, Sequence], size: int) -> "Standardizer":
+        """Read the section `norm_config` of a checkpoint of `size` tokens.
+
+        Raises
+        ------
+        ValueError
+            Names what has the wrong size or holds impossible numbers.
+        """
+        result, values = cls(size), {}
+        for key in ("_input_mean", "_input_std", "_input_standardized"):
+            values[key] = array = np.asarray(norm[key])
+            kinds = "b" if key == "_input_standardized" else "iuf"
+            if array.shape != (size,) or array.dtype.kind not in kinds:
+                raise ValueError(
+                    f"norm_config.{key} is not a list of {size} "
+                    f"{'truth values' if kinds == 'b' else 'numbers'}"
+                )
+            possible = np.isfinite(array) & ((key != "_input_std") | (array >= 0))
+            if kinds != "b" and not possible.all():
+                raise ValueError(f"norm_config.{key} holds numbers that are not possible")
+        result.center = values["_input_mean"].astype(float)
+        result.scale = values["_input_std"].astype(float)
+        result.fitted = values["_input_standardized"]
+        return result

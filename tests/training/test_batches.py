@@ -1,0 +1,283 @@
+"""Batches: every choice valid, uniform, and the same however the work is shared."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_training import make_data
+
+from stellarperceptron.training.batches import TrainingGenerator
+
+
+def concatenated(batches, name):
+    return torch.cat([getattr(batch, name) for batch in batches])
+
+
+def chosen_pixels(batch):
+    """(B, L) pixels of tokens of one pixel; -1 for padding. The pixels are the first names."""
+    return batch.tokens.ids[..., 0] - 1
+
+
+def all_chosen(batches):
+    return torch.cat([chosen_pixels(batch) for batch in batches])
+
+
+@given(
+    batch_size=st.integers(1, 40),
+    context=st.integers(1, 50),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 5),
+)
+def test_chosen_tokens_are_valid_and_different(batch_size, context, seed, epoch):
+    data = make_data()
+    standardized = data.standardized(data.values)
+    generator = TrainingGenerator(data, np.arange(30), batch_size, context, seed=seed)
+    for batch in generator.batches(epoch):
+        values = batch.tokens.values[..., 0]
+        for star, pixels, chosen in zip(batch.stars, chosen_pixels(batch), values, strict=True):
+            real = pixels >= 0
+            assert not chosen[real].isnan().any()
+            valid = int((~standardized[star].isnan()).sum())
+            assert int(real.sum()) == min(context, valid)
+            assert len(set(pixels[real].tolist())) == int(real.sum())
+            torch.testing.assert_close(chosen[real], standardized[star][pixels[real]])
+
+
+@given(seed=st.integers(0, 99), labels_per_star=st.sampled_from(["one", "all"]))
+def test_labels_are_those_of_the_star(seed, labels_per_star):
+    data = make_data()
+    generator = TrainingGenerator(
+        data, np.arange(30), 8, 10, seed=seed, labels_per_star=labels_per_star
+    )
+    for batch in generator:
+        if labels_per_star == "all":
+            assert torch.equal(batch.request_ids, data.label_ids)
+            torch.testing.assert_close(batch.labels, data.labels[batch.stars], equal_nan=True)
+            continue
+        assert not batch.labels.isnan().any()
+        column = (batch.request_ids == data.label_ids).int().argmax(dim=1)
+        torch.testing.assert_close(batch.labels[:, 0], data.labels[batch.stars, column])
+        torch.testing.assert_close(batch.label_errors[:, 0], data.label_errors[batch.stars, column])
+
+
+def test_an_epoch_meets_every_star_once():
+    generator = TrainingGenerator(make_data(), np.arange(3, 30), 8, 10)
+    first, second = (concatenated(generator.batches(epoch), "stars") for epoch in (0, 1))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(3, 30))
+    assert first.tolist() != second.tolist()
+
+
+def test_epochs_and_seeds_choose_differently():
+    data = make_data(bad=0)
+    choices = {
+        (seed, epoch): all_chosen(
+            TrainingGenerator(data, np.arange(30), 30, 5, seed=seed, fixed=False).batches(epoch)
+        )
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len({tuple(choice.flatten().tolist()) for choice in choices.values()}) == 4
+
+
+def chi_squared(counts, expected):
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_pixels_and_pairs_of_pixels_are_chosen_uniformly():
+    data = make_data(stars=400, bad=0)
+    generator = TrainingGenerator(data, np.arange(400), 400, 10, seed=5)
+    chosen = torch.zeros(20 * 400, 40)
+    for epoch in range(20):
+        positions = all_chosen(generator.batches(epoch))
+        chosen[400 * epoch : 400 * (epoch + 1)].scatter_(1, positions, 1.0)
+    # 40 pixels, choosing 10 of 40 without replacement: variance n p (1 - p) each.
+    counts = chosen.sum(dim=0)
+    assert chi_squared(counts, 2000.0) / 0.75 < 66.0  # 99.5 % of chi-squared with 39 degrees
+    pairs = (chosen.T @ chosen)[tuple(np.triu_indices(40, 1))]
+    expected = 8000 * (10 * 9) / (40 * 39)
+    # 780 pairs: mean 780, standard deviation 40; dependence between pairs is weak.
+    assert 600 < chi_squared(pairs, expected) < 980
+
+
+def test_labels_are_chosen_uniformly():
+    data = make_data(stars=400)
+    whole = ~data.labels.isnan().any(dim=1)
+    generator = TrainingGenerator(data, np.flatnonzero(whole.numpy()), 400, 4, seed=2)
+    tokens = torch.cat([concatenated(generator.batches(e), "request_ids") for e in range(20)])
+    counts = (tokens == data.label_ids).sum(dim=0).float()
+    assert chi_squared(counts, len(tokens) / 3) < 10.6  # 99.5 % with 2 degrees of freedom
+
+
+@given(
+    world_size=st.integers(1, 4),
+    batch_size=st.integers(1, 6),
+    labels_per_star=st.sampled_from(["one", "all"]),
+    padding=st.sampled_from([0, 3]),
+)
+def test_processes_together_make_the_same_batches(world_size, batch_size, labels_per_star, padding):
+    data = make_data()
+    options = {"labels_per_star": labels_per_star, "outputs_padding": padding, "seed": 3}
+    alone = TrainingGenerator(data, np.arange(30), batch_size * world_size, 12, **options)
+    shares = [
+        TrainingGenerator(
+            data, np.arange(30), batch_size, 12, rank=r, world_size=world_size, **options
+        )
+        for r in range(world_size)
+    ]
+    assert {len(share) for share in shares} == {len(alone)}
+    for one, parts in zip(
+        alone.batches(2), zip(*(s.batches(2) for s in shares), strict=True), strict=True
+    ):
+        assert len({len(part.stars) for part in parts}) == 1
+        for name in ("stars", "labels"):
+            together = concatenated(parts, name)[: len(one.stars)]
+            torch.testing.assert_close(together, getattr(one, name), equal_nan=True)
+        for name in ("ids", "values"):
+            together = concatenated([part.tokens for part in parts], name)[: len(one.stars)]
+            torch.testing.assert_close(together, getattr(one.tokens, name), equal_nan=True)
+
+
+@pytest.mark.parametrize("start", [0, 2, 4])
+def test_an_epoch_can_be_entered_anywhere(start):
+    generator = TrainingGenerator(make_data(), np.arange(30), 7, 12, outputs_padding=4)
+    whole = list(generator.batches(1))
+    rest = list(generator.batches(1, start=start))
+    assert len(rest) == len(whole) - start
+    for one, other in zip(rest, whole[start:], strict=True):
+        assert torch.equal(one.tokens.ids, other.tokens.ids)
+
+
+def test_validation_never_changes_and_shares_every_star_once():
+    data = make_data()
+    shares = [
+        TrainingGenerator(data, np.arange(7), 2, 12, rank=r, world_size=2, fixed=True)
+        for r in range(2)
+    ]
+    first = [batch for share in shares for batch in share.batches(0)]
+    later = [batch for share in shares for batch in share.batches(9)]
+    assert sorted(concatenated(first, "stars").tolist()) == list(range(7))
+    for one, other in zip(first, later, strict=True):
+        assert torch.equal(one.tokens.ids, other.tokens.ids)
+
+
+@pytest.mark.parametrize("bad", [0.0, 0.3])
+def test_some_stars_show_windows(bad):
+    data = make_data(stars=300, bad=bad)
+    generator = TrainingGenerator(data, np.arange(300), 300, 10, window_share=0.5, seed=1)
+    (batch,) = generator.batches(0)
+    pixels = chosen_pixels(batch).sort(dim=1).values
+    if bad == 0:
+        window = pixels[:, -1] - pixels[:, 0] == 9
+        assert 0.4 < window.float().mean() < 0.6
+        starts = pixels[window, 0]
+        assert starts.min() < 4 and starts.max() > 26
+    assert all(len(set(row.tolist())) == 10 for row in pixels)
+    assert not batch.tokens.values.isnan().any()
+
+
+def test_windows_wider_than_the_context():
+    data = make_data(stars=300, bad=0)
+    options = {"window_share": 1.0, "window_tokens": 20}
+    (batch,) = TrainingGenerator(data, np.arange(300), 300, 10, **options).batches(0)
+    pixels = chosen_pixels(batch)
+    width = pixels.amax(dim=1) - pixels.amin(dim=1) + 1
+    assert width.max() == 20 and width.min() >= 10
+
+
+# --- one choice for all stars of a batch ----------------------------------------------------------
+
+
+def shared(data, **options):
+    return TrainingGenerator(data, np.arange(len(data)), 10, 40, choice="batch", **options)
+
+
+def bins_of(batch):
+    """Bins of four pixels that a batch shows."""
+    return ((batch.tokens.ids.amax(dim=1) - 1) // 4).tolist()
+
+
+def test_bins_hold_the_pixels_of_their_range():
+    data = make_data(bad=0.2, pixels_per_token=4)
+    (batch, *_) = shared(data).batches(0)
+    assert batch.tokens.ids.tolist() == (1 + np.arange(40).reshape(10, 4)).tolist()
+    expected = data.standardized(data.values[batch.stars]).view(-1, 10, 4)
+    torch.testing.assert_close(batch.tokens.values, expected, equal_nan=True)
+    torch.testing.assert_close(batch.tokens.encoding, data.encoding)
+
+
+def test_batches_show_windows_subsets_and_everything():
+    data = make_data(stars=600, bad=0, pixels_per_token=4)
+    options = {"window_share": 0.4, "subset_share": 0.3, "window_tokens": 2}
+    shown = [bins_of(b) for epoch in range(5) for b in shared(data, **options).batches(epoch)]
+    everything = [len(bins) == 10 for bins in shown]
+    # A window or a subset of all bins shows everything, too: log-uniform lengths are rarely 10.
+    assert 0.2 < np.mean(everything) < 0.45
+    windows = [b for b in shown if len(b) < 10 and b == list(range(b[0], b[0] + len(b)))]
+    assert 0.25 < len(windows) / len(shown) < 0.6
+    assert all(b == sorted(set(b)) for b in shown)
+    assert {len(b) for b in shown} == set(range(2, 11))
+    assert min(b[0] for b in windows) == 0 and max(b[-1] for b in windows) == 9
+
+
+def test_validation_shows_whole_spectra():
+    data = make_data(bad=0, pixels_per_token=4)
+    for batch in shared(data, window_share=1.0, fixed=True).batches(3):
+        assert len(bins_of(batch)) == 10
+
+
+def test_all_processes_show_the_same_bins():
+    data = make_data(bad=0, pixels_per_token=4)
+    options = {"window_share": 0.5, "subset_share": 0.5, "window_tokens": 2, "seed": 4}
+    shares = [
+        TrainingGenerator(
+            data, np.arange(30), 5, 10, choice="batch", rank=r, world_size=2, **options
+        )
+        for r in range(2)
+    ]
+    for one, other in zip(*(share.batches(1) for share in shares), strict=True):
+        assert torch.equal(one.tokens.ids, other.tokens.ids)
+
+
+def test_seeds_show_different_bins():
+    data = make_data(bad=0, pixels_per_token=4)
+    one, other = (
+        [bins_of(batch) for batch in shared(data, window_share=1.0, seed=seed).batches(0)]
+        for seed in (0, 1)
+    )
+    assert one != other
+
+
+def test_padding_takes_the_last_tokens():
+    generator = TrainingGenerator(make_data(bad=0), np.arange(30), 5, 12, outputs_padding=6)
+    taken = set()
+    for epoch in range(5):
+        for batch in generator.batches(epoch):
+            padding = batch.tokens.ids[..., 0] == 0
+            number = int(padding[0].sum())
+            assert (padding.sum(dim=1) == number).all()
+            assert padding[:, 12 - number :].all()
+            taken.add(number)
+    assert taken == set(range(6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"labels_per_star": "two"},
+        {"outputs_padding": 13},
+        {"window_share": 1.5},
+        {"window_tokens": 11},
+        {"subset_share": 0.5},
+        {"choice": "nobody"},
+        {"choice": "batch"},
+    ],
+)
+def test_impossible_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        TrainingGenerator(make_data(), np.arange(30), 5, 12, **options)
+
+
+def test_bins_need_one_choice_for_all_stars():
+    with pytest.raises(ValueError, match="tokens of several pixels"):
+        TrainingGenerator(make_data(pixels_per_token=4), np.arange(30), 5, 12)
