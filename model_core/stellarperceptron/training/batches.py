@@ -194,6 +194,15 @@ class TrainingGenerator:
         """Batches of an epoch in this process."""
         return math.ceil(len(self.rows) / (self.batch_size * self.world_size))
 
+    def lengths(self, number: int = 100) -> np.ndarray:
+        """Quantiles of the number of tokens that a star shows, `number` of them."""
+        total = len(self.data.groups)
+        if self.choice == "star":
+            return np.full(number, self.context_length)
+        part = round(number * (self.window_share + self.subset_share))
+        some = np.exp(np.linspace(np.log(self.window_tokens), np.log(total), 2 * part + 1)[1::2])
+        return np.append(np.rint(some), np.full(number - part, total)).astype(int)
+
     def _order(self) -> Tensor:
         """Rows of this epoch in the order in which all processes together meet them."""
         if self.fixed:

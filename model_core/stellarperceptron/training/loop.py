@@ -151,8 +151,8 @@ def run_training(
                 rate = (1 - first_batch / batches) * stars / elapsed
                 row = {
                     "time": time.perf_counter() - start,
-                    **_columns(means),
-                    **{f"val_{name}": value for name, value in _columns(validation).items()},
+                    **means,
+                    **{f"val_{name}": value for name, value in validation.items()},
                     "lr": lr,
                     "epoch": trainer.epoch + 1,
                     "stars_per_s": rate,
@@ -167,11 +167,6 @@ def run_training(
             folder.close()
     task.network.eval()
     return checkpoints.history
-
-
-def _columns(means: dict[str, float]) -> dict[str, float]:
-    """Names of the metrics in the table: as published, all of them end with "loss"."""
-    return {n if n.endswith("loss") else f"{n}_loss": value for n, value in means.items()}
 
 
 def _train_epoch(

@@ -57,9 +57,8 @@ class Task(Protocol):
     def losses(self, module: nn.Module, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms of the loss by name, means over the stars of a batch, and metrics beside them.
 
-        The loss is the sum of its terms; metrics are only logged, and one of them is "mse", the
-        mean squared error. `module` is the network, possibly compiled or wrapped for many
-        processes.
+        The loss is the sum of its terms; metrics are only logged. `module` is the network, possibly
+        compiled or wrapped for many processes.
         """
 
     def save(
@@ -128,7 +127,7 @@ class Trainer:
     def no_sums(self) -> dict[str, Tensor]:
         """Sums over an epoch's stars at its start; `first_nan` is a batch, -1 for none."""
         zero = torch.zeros((), dtype=torch.float64, device=self.process.device)
-        return {"loss": zero, "mse": zero, "stars": zero, "first_nan": zero - 1}
+        return {"loss": zero, "stars": zero, "first_nan": zero - 1}
 
     def _losses(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is logged: the loss, its terms if there are several, metrics."""
@@ -187,7 +186,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Means over all validation stars of all processes: "loss", "mse" and what is logged."""
+        """Means over all validation stars of all processes: the loss and what else is logged."""
         self.network.eval()
         sums = self.no_sums()
         for batch in self.validation.batches():

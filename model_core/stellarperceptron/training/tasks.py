@@ -80,8 +80,9 @@ class PerceptronTask:
         changes = data.augment is not None and data.groups.shape[1] == 1
         self.complete = fills and not options.outputs_padding and not changes
         labels = len(data.label_ids) if options.labels_per_star == "all" else 1
-        # Gradients take twice the arithmetic of the answer.
-        self.flops_per_star = 3 * model.flops_per_star(self.training.context_length, labels)
+        lengths = self.training.lengths()
+        flops = [model.flops_per_star(int(length), labels, training=True) for length in lengths]
+        self.flops_per_star = float(np.mean(flops))
 
     def losses(
         self, module: nn.Module, batch: Batch
@@ -95,7 +96,7 @@ class PerceptronTask:
         tokens = given.tokens._replace(complete=self.complete)
         value, logvar = (part[:stars].float() for part in module(tokens, given.request_ids))
         loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
-        return {"likelihood": loss}, {"mse": mean_squared_error(batch.labels, value.detach())}
+        return {"likelihood": loss}, {"mse_loss": mean_squared_error(batch.labels, value.detach())}
 
     def save(self, folder: Path, network: nn.Module, optimizer, epoch: int, training_state) -> None:
         """Save a checkpoint; see `step.Task`."""
@@ -320,7 +321,7 @@ class _BaselineTask:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         value, logvar = (part.float() for part in module(batch.flux))
         loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
-        return {"likelihood": loss}, {"mse": mean_squared_error(batch.labels, value.detach())}
+        return {"likelihood": loss}, {"mse_loss": mean_squared_error(batch.labels, value.detach())}
 
     def save(self, folder: Path, network, optimizer, epoch: int, training_state) -> None:
         network.save(folder, optimizer=optimizer, epoch=epoch, training_state=training_state)
