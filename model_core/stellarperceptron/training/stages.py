@@ -11,6 +11,7 @@ import torch
 
 from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
@@ -24,6 +25,7 @@ __all__ = [
     "describe_data",
     "five_folds",
     "label_columns",
+    "label_names",
     "mark_complete",
     "new_model",
     "read_data",
@@ -116,7 +118,7 @@ def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -
     """A model with fresh weights for all pixels and labels of a survey, one row for all pixels."""
     pixels = apogee_pixel_names(dataset.wavelength).tolist()
     return StellarPerceptron(
-        [*pixels, *profile.data.labels],
+        [*pixels, *label_names(dataset, profile)],
         embed_map=dict.fromkeys(pixels, pixels[0]),
         device=device,
         seed=profile.training.seed,
@@ -124,18 +126,23 @@ def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -
     )
 
 
-def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
-    """Columns of the profile's labels in a survey.
+def label_names(dataset: SpectraDataset, profile: Profile) -> tuple[str, ...]:
+    """Names of the profile's labels in a survey; all of the survey's for "all".
 
     Raises
     ------
     ValueError
-        The survey lacks one; names it.
+        The survey lacks one; names it and those that are there.
     """
-    missing = [label for label in profile.data.labels if label not in dataset.label_names]
-    if missing:
-        raise ValueError(f"{dataset.path} has no labels {missing}, only {dataset.label_names}")
-    return [dataset.label_names.index(label) for label in profile.data.labels]
+    try:
+        return resolve_label_names(profile.data.labels, dataset.label_names)
+    except ValueError as error:
+        raise ValueError(f"{dataset.path}, data.labels of the profile: {error}") from error
+
+
+def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
+    """Columns of the profile's labels in a survey; see `label_names`."""
+    return [dataset.label_names.index(name) for name in label_names(dataset, profile)]
 
 
 def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +158,11 @@ def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, n
         )
     copies = profile.data.metal_poor_copies
     if copies > 1:
+        if "FE_H" not in dataset.label_names:
+            raise ValueError(
+                f"{dataset.path} has no label FE_H, which data.metal_poor_copies = {copies} needs; "
+                f"it has {', '.join(dataset.label_names)}"
+            )
         iron = dataset.train.labels[training, dataset.label_names.index("FE_H")]
         training = np.append(training, np.repeat(training[iron < -1], copies - 1))
     return training, validation
@@ -190,7 +202,7 @@ def read_data(
     split, data = dataset.train, profile.data
     rows = np.arange(len(split)) if rows is None else rows
     part = pixel_range(data.pixels)
-    columns = label_columns(dataset, profile)
+    names, columns = label_names(dataset, profile), label_columns(dataset, profile)
     augment = functools.partial(profile.augmentation, pixels=part) if data.augment else None
     wavelength = dataset.wavelength[part]
     return prepare_training_data(
@@ -201,7 +213,7 @@ def read_data(
         wavelength,
         split.labels[rows][:, columns],
         split.label_errors[rows][:, columns],
-        data.labels,
+        names,
         device=model.device,
         dtype=torch.float16 if data.half_precision else torch.float32,
         memory=data.memory,
