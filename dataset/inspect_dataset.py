@@ -85,10 +85,8 @@ def spectra_summary(split: Split, kind: str, rows: np.ndarray, bar: tqdm) -> dic
 def label_table(split: Split) -> str:
     """Table of the labels: missing, percentiles, median error."""
     width = max(8, *(len(name) + 1 for name in split.label_names))
-    lines = [
-        f"{split.name:{width}s}{'missing':>9s}{'lowest':>10s}{'16 %':>10s}{'median':>10s}{'84 %':>10s}"
-        f"{'highest':>10s}{'error':>10s}"
-    ]
+    heads = ("lowest", "16 %", "median", "84 %", "highest", "error")
+    lines = [f"{split.name:{width}s}{'missing':>9s}" + "".join(f"{head:>10s}" for head in heads)]
     for column, name in enumerate(split.label_names):
         values, errors = split.labels[:, column], split.label_errors[:, column]
         values, errors = values[np.isfinite(values)], errors[np.isfinite(errors)]
