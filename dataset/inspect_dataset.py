@@ -86,7 +86,7 @@ def label_table(split: Split) -> str:
     """Table of the labels: missing, percentiles, median error."""
     width = max(8, *(len(name) + 1 for name in split.label_names))
     heads = ("lowest", "16 %", "median", "84 %", "highest", "error")
-    lines = [f"{split.name:{width}s}{'missing':>9s}" + "".join(f"{head:>10s}" for head in heads)]
+    lines = [f"{split.name:{width}s}{'missing':>9s}" + "".join(f"{head:>11s}" for head in heads)]
     for column, name in enumerate(split.label_names):
         values, errors = split.labels[:, column], split.label_errors[:, column]
         values, errors = values[np.isfinite(values)], errors[np.isfinite(errors)]
@@ -95,7 +95,7 @@ def label_table(split: Split) -> str:
         missing = split.n_stars - len(values)
         lines.append(
             f"{name:{width}s}{missing:9,d}"
-            + "".join(f"{number:10.4g}" for number in (*numbers, error))
+            + "".join(f"{number:11.4g}" for number in (*numbers, error))
         )
     return "\n".join(lines)
 
