@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from benchmarks.common import large_products, measure_in_turn, record
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.layers import Tokens, TransformerBlock
+from stellarperceptron.labels import PUBLISHED_LABELS
+from stellarperceptron.layers import Tokens
+from stellarperceptron.network.block import TransformerBlock
 from stellarperceptron.network.patches import apogee_pixel_names, split_into_patches
 
-LABELS = ["TEFF", "LOGG", "O_FE", "MG_FE", "FE_H"]
+LABELS = list(PUBLISHED_LABELS)
 
 
 def paper_model(device: str | torch.device = "cpu", **config) -> StellarPerceptron:

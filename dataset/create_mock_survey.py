@@ -7,6 +7,11 @@ appears when it is complete. The same seed gives the same stars, whatever their 
 the same arguments the same bytes.
 
     python dataset/create_mock_survey.py --stars 102747 --test-stars 25681 --output runs/mock.h5
+
+The catalogue holds the five labels of the published models, or those that --labels names, in that
+order. Labels and observed spectra of a star do not depend on what else the catalogue holds.
+
+    python dataset/create_mock_survey.py --labels TEFF LOGG FE_H C_FE --output runs/carbon.h5
 """
 
 import argparse
@@ -20,6 +25,7 @@ from tqdm import tqdm
 
 from stellarperceptron.data.dataset import SurveyWriter
 from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.labels import ALL_LABELS, PUBLISHED_LABELS, resolve_label_names
 
 SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
 
@@ -65,7 +71,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=positive, default=default, help="threads (default here %(default)s)"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="LABEL",
+        default=PUBLISHED_LABELS,
+        help=f"labels of the catalogue, of {', '.join(ALL_LABELS)}, or all (default "
+        f"{' '.join(PUBLISHED_LABELS)})",
+    )
+    options = parser.parse_args()
+    try:
+        options.labels = resolve_label_names(options.labels, ALL_LABELS)
+    except ValueError as error:
+        parser.error(f"--labels: {error}")
+    return options
 
 
 def main() -> None:
@@ -75,16 +94,21 @@ def main() -> None:
     begin = time.perf_counter()
     counts = {"train": args.stars, "test": args.test_stars}
     try:
-        survey = MockSurvey(args.seed)
+        survey = MockSurvey(args.seed, label_names=args.labels)
+        chosen = {} if args.labels == PUBLISHED_LABELS else {"labels": args.labels}
         provenance = {
             "generator": "create_mock_survey.py",
-            "arguments": {"stars": args.stars, "test_stars": args.test_stars},
+            "arguments": {"stars": args.stars, "test_stars": args.test_stars, **chosen},
             "seed": args.seed,
             **survey.provenance(),
         }
         with (
             SurveyWriter(
-                args.output, counts=counts, provenance=provenance, true_labels=True
+                args.output,
+                counts=counts,
+                provenance=provenance,
+                label_names=args.labels,
+                true_labels=True,
             ) as writer,
             tqdm(total=sum(counts.values()), unit=" stars", disable=None) as bar,
         ):

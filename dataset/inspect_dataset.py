@@ -8,7 +8,8 @@ Works on everything that the training opens. Spectra stream through, some at a t
 
 import argparse
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from stellarperceptron.data.apogee.spectra import CHIP_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset, Split
+from stellarperceptron.labels import label as label_named
 from stellarperceptron.utils.arguments import positive
 from stellarperceptron.utils.plotting import COLORS, axis_label, save_figure, use_style
 
@@ -82,10 +84,9 @@ def spectra_summary(split: Split, kind: str, rows: np.ndarray, bar: tqdm) -> dic
 
 def label_table(split: Split) -> str:
     """Table of the labels: missing, percentiles, median error."""
-    lines = [
-        f"{split.name:8s}{'missing':>9s}{'lowest':>10s}{'16 %':>10s}{'median':>10s}{'84 %':>10s}"
-        f"{'highest':>10s}{'error':>10s}"
-    ]
+    width = max(8, *(len(name) + 1 for name in split.label_names))
+    heads = ("lowest", "16 %", "median", "84 %", "highest", "error")
+    lines = [f"{split.name:{width}s}{'missing':>9s}" + "".join(f"{head:>11s}" for head in heads)]
     for column, name in enumerate(split.label_names):
         values, errors = split.labels[:, column], split.label_errors[:, column]
         values, errors = values[np.isfinite(values)], errors[np.isfinite(errors)]
@@ -93,7 +94,8 @@ def label_table(split: Split) -> str:
         error = np.median(errors) if len(errors) else np.nan
         missing = split.n_stars - len(values)
         lines.append(
-            f"{name:8s}{missing:9,d}" + "".join(f"{number:10.4g}" for number in (*numbers, error))
+            f"{name:{width}s}{missing:9,d}"
+            + "".join(f"{number:11.4g}" for number in (*numbers, error))
         )
     return "\n".join(lines)
 
@@ -119,25 +121,44 @@ def findings(data: SpectraDataset, summaries: dict) -> list[str]:
     return found
 
 
+def label_plots(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Labels of each plot: abscissa, ordinate and colour, or one label for a histogram.
+
+    A Kiel diagram and abundances against [Fe/H], coloured by temperature, as far as the labels are
+    there; histograms of all others.
+    """
+    abundances = [name for name in names if label_named(name).is_abundance and name != "FE_H"]
+    wanted = [("TEFF", "LOGG", "FE_H"), *(("FE_H", name, "TEFF") for name in abundances)]
+    plots = [plot for plot in wanted if set(plot) <= set(names)]
+    shown = {name for plot in plots for name in plot}
+    return [*plots, *((name,) for name in names if name not in shown)]
+
+
 def draw(data: SpectraDataset, summaries: dict, rows: np.ndarray) -> Figure:
     """Page of plots: labels, their errors, bad pixels, mean spectra, a few stars."""
     train, names = data.train, data.label_names
-    figure = Figure(figsize=(11, 14), layout="constrained")
+    plots = label_plots(names)
+    rows_of_plots = -(-len(plots) // 3)
+    figure = Figure(figsize=(11, 11.4 + 2.6 * rows_of_plots), layout="constrained")
     figure.suptitle(f"{data.path.name}: {len(data.train):,d} + {len(data.test):,d} stars")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1, 2, EXAMPLES * 0.8])
-    axes = top.subplots(1, 3)
-    pairs = [("TEFF", "LOGG", "FE_H"), ("FE_H", "MG_FE", "TEFF"), ("FE_H", "O_FE", "TEFF")]
-    for axis, (x, y, colour) in zip(axes, pairs, strict=True):
-        if not {x, y, colour} <= set(names):
-            axis.set_axis_off()
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[rows_of_plots, 2, EXAMPLES * 0.8])
+    axes = top.subplots(rows_of_plots, 3, squeeze=False).flat
+    for axis in axes[len(plots) :]:
+        axis.set_axis_off()
+    for axis, shown in zip(axes, plots, strict=False):
+        values = [train.labels[rows, names.index(name)] for name in shown]
+        axis.set_xlabel(axis_label(shown[0]))
+        if len(shown) == 1:
+            axis.hist(values[0][np.isfinite(values[0])], bins=50, color=COLORS["blue"])
+            axis.set_ylabel("stars")
             continue
-        values = [train.labels[rows, names.index(name)] for name in (x, y, colour)]
-        points = axis.scatter(*values[:2], c=values[2], s=2, linewidths=0, rasterized=True)
-        axis.set(xlabel=axis_label(x), ylabel=axis_label(y))
-        if x == "TEFF":
+        x, y, colour = values
+        points = axis.scatter(x, y, c=colour, s=2, linewidths=0, rasterized=True)
+        axis.set_ylabel(axis_label(shown[1]))
+        if shown[0] == "TEFF":
             axis.invert_xaxis()
             axis.invert_yaxis()
-        top.colorbar(points, ax=axis, label=axis_label(colour))
+        top.colorbar(points, ax=axis, label=axis_label(shown[2]))
 
     axes = middle.subplots(3, 1, sharex=True)
     colours = dict(zip(train.kinds, (COLORS["blue"], COLORS["vermilion"]), strict=False))
@@ -164,7 +185,8 @@ def draw(data: SpectraDataset, summaries: dict, rows: np.ndarray) -> Figure:
         labels = ", ".join(
             f"{name} {value:.4g}" for name, value in zip(names, train.labels[row], strict=True)
         )
-        axis.set_title(f"{train.ids[row]}: {labels}", fontsize="small", loc="left")
+        heading = textwrap.fill(f"{train.ids[row]}: {labels}", 130)
+        axis.set_title(heading, fontsize="small", loc="left")
         axis.set_ylabel("flux / continuum")
     axes[-1].set_xlabel("wavelength [Å, vacuum]")
     return figure
@@ -181,7 +203,7 @@ def inspect(options: argparse.Namespace) -> None:
     """Print what there is, then draw it."""
     matplotlib.use("agg")
     use_style()
-    with SpectraDataset.open(options.data, label_names=None) as data:
+    with SpectraDataset.open(options.data) as data:
         print(f"{options.data}: {data.train.n_pixels:,d} pixels, ", end="")
         print(f"{data.wavelength[0]:.1f} to {data.wavelength[-1]:.1f} Angstrom")
         for name, value in data.provenance.items():

@@ -63,7 +63,7 @@ def observed_table(runs: list[Path]) -> pd.DataFrame:
             found = metrics(run, f"{name}_on_observed").loc["all", "mad_std"]
             cells = {label_heading(k): format_value(v, k) for k, v in found.items()}
             rows.append({"first half, mad_std": f"{stage}, {run}", **cells})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("–")
 
 
 def chunk_table(runs: list[Path]) -> pd.DataFrame:

@@ -42,7 +42,7 @@ from stellarperceptron.data.mock.observation import (
 )
 from stellarperceptron.data.mock.population import all_labels
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
-from stellarperceptron.data.survey_file import LABEL_NAMES
+from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.utils.data_utils import atomic_output
 
 HERE = Path(__file__).parent
@@ -174,7 +174,7 @@ def population(args: argparse.Namespace) -> None:
     missing = np.concatenate(missing)[: args.stars]
     complete = real[np.isfinite(real).all(1)]
     census = {}
-    for i, name in enumerate(LABEL_NAMES):
+    for i, name in enumerate(PUBLISHED_LABELS):
         a, b = (np.nanpercentile(x[:, i], PERCENTILES) for x in (mock, real))
         span = b[-1] - b[0]
         census[name] = {
@@ -191,7 +191,8 @@ def population(args: argparse.Namespace) -> None:
     }
     correlation = [np.corrcoef(x.T)[np.triu_indices(5, 1)].round(3) for x in (mock, complete)]
     names = [
-        f"{LABEL_NAMES[i]} {LABEL_NAMES[j]}" for i, j in zip(*np.triu_indices(5, 1), strict=True)
+        f"{PUBLISHED_LABELS[i]} {PUBLISHED_LABELS[j]}"
+        for i, j in zip(*np.triu_indices(5, 1), strict=True)
     ]
     census["correlations (mock, DR17)"] = {
         n: [float(a), float(b)] for n, a, b in zip(names, *correlation, strict=True)

@@ -21,6 +21,7 @@ from stellarperceptron.data.mock.population import (
     POPULATION_FILE,
     error_features,
 )
+from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.utils.data_utils import atomic_output
 
 NEIGHBOURS = 100
@@ -95,7 +96,7 @@ def main() -> None:
     values = {
         "format_version": FORMAT_VERSION,
         "info": {
-            "labels": ["TEFF", "LOGG", "O_FE", "MG_FE", "FE_H"],
+            "labels": list(PUBLISHED_LABELS),
             "stars": len(population),
             "log_likelihood_per_star": round(float(mixture.score((x - centre) / scale)), 4),
         },

@@ -20,10 +20,11 @@ import numpy as np
 from synthesis import LABEL_NAMES
 
 from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT
+from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.utils.data_utils import atomic_output
 
 ANCHORS = Path(__file__).with_name("label_anchors.csv")
-ANCHOR_COLUMNS = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
+ANCHOR_COLUMNS = PUBLISHED_LABELS
 
 # Hard limits of the labels. Cool dwarfs end earlier: below about 3500 K at high gravity the model
 # atmospheres are some 250 K off.

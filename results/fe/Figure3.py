@@ -23,10 +23,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from stellarperceptron.data.dataset import SpectraDataset, draw_iron_rich
-from stellarperceptron.data.survey_file import LABEL_NAMES
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.paper_tables import format_value
 from stellarperceptron.evaluation.predictions import read_predictions, require_same_stars
+from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.plotting import (
     COLORS,
@@ -60,15 +60,14 @@ def read_training_stars(path: Path) -> dict[str, np.ndarray]:
     OSError, ValueError
         There is no such file, or it is neither.
     """
-    column = LABEL_NAMES.index("FE_H")
     if path.suffix == ".npy":
         labels = np.load(path, allow_pickle=False)
-        if labels.ndim != 2 or labels.shape[1] != len(LABEL_NAMES):
+        if labels.ndim != 2 or labels.shape[1] != len(PUBLISHED_LABELS):
             raise ValueError(f"{path} has the shape {labels.shape}, not (stars, 5) of labels")
-        iron = labels[:, column]
+        iron = labels[:, PUBLISHED_LABELS.index("FE_H")]
     else:
-        with SpectraDataset.open(path) as dataset:
-            iron = dataset.train.labels[:, column]
+        with SpectraDataset.open(path, ["FE_H"]) as dataset:
+            iron = dataset.train.labels[:, dataset.label_names.index("FE_H")]
     try:
         hundred = iron[draw_iron_rich(iron)]
     except ValueError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from stellarperceptron.evaluation.predictions import (
     predicted_labels,
@@ -32,16 +32,34 @@ from stellarperceptron.utils.plotting import (
 )
 
 TITLES = ("pre-trained on synthetic spectra", "fine-tuned on observed spectra")
+MOST_COLUMNS = 6  # labels side by side; more go below
 COMMAND = "results/real_spectra_finetune/evaluate_{}*.py, or make reproduce"
 
 
 def draw(tables: list[pd.DataFrame]) -> Figure:
-    """Draw predictions of the same stars, a row for each table and a column for each label."""
+    """Draw predictions of the same stars, a row for each table and a column for each label.
+
+    Where there are more than `MOST_COLUMNS` labels, the others follow below.
+    """
     labels = predicted_labels(tables[0])
     use_style()
-    figure = Figure(figsize=(3.0 * len(labels), 6.9), layout="constrained")
+    bands = -(-len(labels) // MOST_COLUMNS)
+    columns = -(-len(labels) // bands)
+    figure = Figure(figsize=(3.0 * columns, 6.9 * bands), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
-    panels = figure.subplots(len(tables), len(labels), squeeze=False)
+    parts = [figure] if bands == 1 else figure.subfigures(bands, 1)
+    for i, part in enumerate(parts):
+        draw_labels(part, tables, labels[i * columns : (i + 1) * columns], columns)
+    return figure
+
+
+def draw_labels(
+    figure: Figure | SubFigure, tables: list[pd.DataFrame], labels: list[str], columns: int
+) -> None:
+    """Draw some of the labels, side by side."""
+    panels = figure.subplots(len(tables), columns, squeeze=False)
+    for axes in panels[:, len(labels) :].flat:
+        axes.set_axis_off()
     for column, label in enumerate(labels):
         errors = np.concatenate([table[f"{label}_err"] for table in tables])
         norm = LogNorm(*np.nanquantile(errors, [0.01, 0.99]))
@@ -55,7 +73,6 @@ def draw(tables: list[pd.DataFrame]) -> Figure:
                 axes.set_title(TITLES[row], loc="left", fontweight="bold")
         bar = {"location": "bottom", "shrink": 0.9, "aspect": 25, "pad": 0.02}
         error_bar(figure, points, label, panels[:, column], **bar)
-    return figure
 
 
 def main() -> None:

@@ -16,13 +16,18 @@ import torch
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.evaluation.evaluate import evaluate, evaluation_parser, print_metrics
+from stellarperceptron.evaluation.evaluate import (
+    evaluate,
+    evaluation_labels,
+    evaluation_parser,
+    print_metrics,
+)
 from stellarperceptron.training.stages import resolve_checkpoint
 
 
 def main() -> None:
     """Arguments, data, model, predictions."""
-    parser = evaluation_parser(__doc__, pixels="first_half")
+    parser = evaluation_parser(__doc__, pixels="first_half", any_labels=True)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="output of stage 1, or a checkpoint"
     )
@@ -32,6 +37,7 @@ def main() -> None:
         checkpoint = resolve_checkpoint(arguments.checkpoint)
         with SpectraDataset.open(arguments.data) as dataset:
             model = StellarPerceptron.load(checkpoint, device=arguments.device)
+            labels = evaluation_labels(model, checkpoint, dataset, arguments.labels)
             for kind in dataset.test.kinds:
                 path = arguments.output / f"1_basemodel_synthetic_on_{kind}.csv"
                 table = evaluate(
@@ -40,7 +46,7 @@ def main() -> None:
                     dataset,
                     kind,
                     arguments.pixels,
-                    dataset.label_names,
+                    labels,
                     path,
                     precision=arguments.precision,
                 )

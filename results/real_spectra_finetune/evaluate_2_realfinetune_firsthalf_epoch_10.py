@@ -14,13 +14,18 @@ import torch
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.evaluation.evaluate import evaluate, evaluation_parser, print_metrics
+from stellarperceptron.evaluation.evaluate import (
+    evaluate,
+    evaluation_labels,
+    evaluation_parser,
+    print_metrics,
+)
 from stellarperceptron.training.stages import resolve_checkpoint
 
 
 def main() -> None:
     """Arguments, data, model, predictions."""
-    parser = evaluation_parser(__doc__, pixels="first_half")
+    parser = evaluation_parser(__doc__, pixels="first_half", any_labels=True)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="output of stage 2, or a checkpoint"
     )
@@ -30,6 +35,7 @@ def main() -> None:
         checkpoint = resolve_checkpoint(arguments.checkpoint)
         with SpectraDataset.open(arguments.data) as dataset:
             model = StellarPerceptron.load(checkpoint, device=arguments.device)
+            labels = evaluation_labels(model, checkpoint, dataset, arguments.labels)
             path = arguments.output / "2_realfinetune_firsthalf_on_observed.csv"
             table = evaluate(
                 model,
@@ -37,7 +43,7 @@ def main() -> None:
                 dataset,
                 "observed",
                 arguments.pixels,
-                dataset.label_names,
+                labels,
                 path,
                 precision=arguments.precision,
             )

@@ -16,7 +16,7 @@ STAR.png            spectrum, emulator `nature` at the predicted labels, residua
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from stellarperceptron.data.apogee.spectra import (
     Spectrum,
     pixel_range,
 )
-from stellarperceptron.data.dataset import LABEL_NAMES
+from stellarperceptron.data.mock.stellar_labels import LABELS as EMULATOR_LABELS
 from stellarperceptron.evaluation.real_stars import (
     LINES,
     Comparison,
@@ -43,11 +43,14 @@ from stellarperceptron.evaluation.real_stars import (
     find_files,
     read_normalized,
 )
+from stellarperceptron.labels import label, resolve_label_names
+from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.training.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
-from stellarperceptron.utils.plotting import COLORS, LABEL_SYMBOLS, save_figure, use_style
+from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
 
+LABELS_PER_LINE = 6  # in the titles of the figures
 RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the figures
 
 
@@ -64,6 +67,13 @@ def parse_arguments() -> argparse.Namespace:
         default="first_half",
         help="full, first_half, fe_chunk or start:stop (of 7,514); first_half is what stage 2 "
         "was fine-tuned on",
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="LABEL",
+        default=["all"],
+        help="labels to predict (default: all of the checkpoint)",
     )
     parser.add_argument("--deals", type=positive, default=8, help="times the pixels are dealt out")
     parser.add_argument(
@@ -88,13 +98,14 @@ def main() -> None:
         model = StellarPerceptron.load(
             resolve_checkpoint(arguments.checkpoint), device=arguments.device
         )
+        labels = resolve_label_names(arguments.labels, model_labels(model))
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
         stars, failures = read_all(files, part)
-        predicted = predict(model, [flux for _, _, flux in stars], part, arguments.deals)
-        table = finish(stars, predicted, output)
+        predicted = predict(model, [flux for _, _, flux in stars], part, labels, arguments.deals)
+        table = finish(stars, predicted, labels, output)
     except (OSError, ValueError) as error:
         sys.exit(f"{script}: {error}")
-    report(table)
+    report(table, labels)
     if failures:
         with atomic_output(output / "failures.csv") as temporary:
             pd.DataFrame(failures, columns=["file", "reason"]).to_csv(temporary, index=False)
@@ -129,11 +140,20 @@ def read_all(
     return stars, failures
 
 
+def model_labels(model: StellarPerceptron) -> list[str]:
+    """Labels of a model: all that its vocabulary holds beside the pixels."""
+    pixels = set(apogee_pixel_names(APOGEE_WAVELENGTH).tolist())
+    return [name for name in model.vocabs if name not in pixels]
+
+
 def predict(
-    model: StellarPerceptron, spectra: list[np.ndarray], part: slice, deals: int
+    model: StellarPerceptron,
+    spectra: list[np.ndarray],
+    part: slice,
+    labels: Sequence[str],
+    deals: int,
 ) -> pd.DataFrame:
     """Mean prediction of several deals: columns `<label>` and `<label>_error`."""
-    labels = [name for name in LABEL_NAMES if name in model.vocabs]
     if not spectra:
         return pd.DataFrame(columns=[*labels, *(f"{label}_error" for label in labels)])
     flux = np.array(spectra, dtype=np.float32)[:, part]
@@ -145,14 +165,17 @@ def predict(
 
 
 def finish(
-    stars: list[tuple[Path, Spectrum, np.ndarray]], predicted: pd.DataFrame, output: Path
+    stars: list[tuple[Path, Spectrum, np.ndarray]],
+    predicted: pd.DataFrame,
+    labels: Sequence[str],
+    output: Path,
 ) -> pd.DataFrame:
     """Draw every star and write the table."""
     rows, names = [], set()
     for i, (path, spectrum, flux) in enumerate(tqdm(stars, desc="draw", unit="star", disable=None)):
         star = predicted.iloc[i].to_dict()
-        labels = {name: star[name] for name in LABEL_NAMES if name in star}
-        comparison = compare_with_emulator(labels, flux)
+        known = {name: star[name] for name in EMULATOR_LABELS if name in star}
+        comparison = compare_with_emulator(known, flux)
         rows.append(
             {
                 "star": spectrum.star_id or path.stem,
@@ -172,7 +195,7 @@ def finish(
         if name in names:  # another visit of the same star
             name = f"{name}_{path.stem}"
         names.add(name)
-        save_figure(draw(rows[-1], spectrum, flux, comparison), output / f"{name}.png")
+        save_figure(draw(rows[-1], labels, spectrum, flux, comparison), output / f"{name}.png")
     columns = ["star", "file", "kind", "snr", "good_pixels", *predicted.columns, "class"]
     columns += ["rv_TEFF", "rv_LOGG", "rv_FE_H", "rv_class", "broadening", "emulator_rms"]
     table = pd.DataFrame(rows, columns=columns)
@@ -186,7 +209,13 @@ def header_labels(rv: RVFit) -> dict[str, float | None]:
     return {"TEFF": rv.teff, "LOGG": rv.logg, "FE_H": rv.fe_h}
 
 
-def draw(row: Mapping, spectrum: Spectrum, observed: np.ndarray, comparison: Comparison) -> Figure:
+def draw(
+    row: Mapping,
+    labels: Sequence[str],
+    spectrum: Spectrum,
+    observed: np.ndarray,
+    comparison: Comparison,
+) -> Figure:
     """Draw a spectrum and the emulator's, a panel for each chip."""
     use_style()
     figure = Figure(figsize=(13, 9), layout="constrained")
@@ -225,36 +254,31 @@ def draw(row: Mapping, spectrum: Spectrum, observed: np.ndarray, comparison: Com
                 axes.text(middle, top + 0.06, name, ha="center", fontsize=8, color=COLORS["grey"])
     panels[-1].set_xlabel("vacuum wavelength in the star's rest frame [Å]")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(title(row, spectrum), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(title(row, labels, spectrum), fontsize=11, x=0.01, ha="left")
     return figure
 
 
-def title(row: Mapping, spectrum: Spectrum) -> str:
+def title(row: Mapping, labels: Sequence[str], spectrum: Spectrum) -> str:
     """Name of a star, its predicted labels, and its header's."""
     snr = "" if spectrum.snr is None else f", S/N {spectrum.snr:.0f}"
-    predicted = ", ".join(text(name, row[name], row[f"{name}_error"]) for name in row_labels(row))
+    predicted = [text(name, row[name], row[f"{name}_error"]) for name in labels]
     rv = [text(name, v) for name, v in header_labels(spectrum.rv).items() if v is not None]
-    lines = [f"{row['star']} ({spectrum.kind}{snr}): {row['class']}", f"predicted: {predicted}"]
+    lines = [f"{row['star']} ({spectrum.kind}{snr}): {row['class']}"]
+    for first in range(0, len(labels), LABELS_PER_LINE):
+        some = ", ".join(predicted[first : first + LABELS_PER_LINE])
+        lines.append(some if first else f"predicted: {some}")
     lines.append(f"radial-velocity pipeline: {', '.join(rv) or 'nothing in the header'}")
     return "\n".join(lines)
 
 
-def row_labels(row: Mapping) -> list[str]:
-    """Labels that were predicted."""
-    return [name for name in LABEL_NAMES if name in row]
-
-
-def text(label: str, value: float, error: float | None = None) -> str:
+def text(name: str, value: float, error: float | None = None) -> str:
     """Write a label's value, and its error: "[Fe/H] −0.23 ± 0.10"."""
-    digits = 0 if label == "TEFF" else 2
-    sign = "+" if "_" in label else ""
-    unit = " K" if label == "TEFF" else ""
-    plus_minus = "" if error is None else f" ± {error:.{digits}f}"
-    number = f"{value:{sign}.{digits}f}".replace("-", "−")
-    return f"{LABEL_SYMBOLS.get(label, label)} {number}{plus_minus}{unit}"
+    entry = label(name)
+    unit = "" if entry.unit in ("", "dex") else f" {entry.unit}"
+    return f"{entry.symbol} {entry.format_value(value, error)}{unit}"
 
 
-def report(table: pd.DataFrame) -> None:
+def report(table: pd.DataFrame, labels: Sequence[str]) -> None:
     """Print what was predicted, a star a line."""
     for row in table.to_dict("records"):
         header = " / ".join(
@@ -263,10 +287,8 @@ def report(table: pd.DataFrame) -> None:
                 *((row["rv_TEFF"], ".0f"), (row["rv_LOGG"], ".2f"), (row["rv_FE_H"], "+.2f")),
             )
         )
-        labels = ", ".join(
-            f"{name} {row[name]:.{0 if name == 'TEFF' else 2}f}" for name in row_labels(row)
-        )
-        print(f"{row['star']} ({row['kind']}): {row['class']}, {labels}; header {header}")
+        values = ", ".join(f"{name} {label(name).format_value(row[name])}" for name in labels)
+        print(f"{row['star']} ({row['kind']}): {row['class']}, {values}; header {header}")
 
 
 if __name__ == "__main__":

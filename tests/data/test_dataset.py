@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from small_survey import COUNTS, N_PIXELS, make_arrays, write_survey
 
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import LABEL_NAMES, DatasetError, SpectraDataset, _gather
+from stellarperceptron.data.dataset import DatasetError, SpectraDataset, _gather
+from stellarperceptron.labels import PUBLISHED_LABELS
 
 
 def write_folder(path, dtype=np.float64, n_pixels=N_PIXELS):
@@ -69,7 +70,7 @@ def test_missing_values_stay_nan(dataset):
 
 def test_wavelengths_and_labels_are_described(dataset):
     np.testing.assert_allclose(dataset.wavelength, APOGEE_WAVELENGTH[:N_PIXELS], rtol=1e-15)
-    assert dataset.label_names == LABEL_NAMES
+    assert dataset.label_names == PUBLISHED_LABELS
     assert isinstance(dataset.provenance, dict)
 
 
@@ -290,7 +291,7 @@ def link_outside(file):
         (lambda file: file.attrs.__setitem__("complete", False), "half-written"),
         (lambda file: file.attrs.__delitem__("complete"), "half-written"),
         (lambda file: file.attrs.__setitem__("format_version", 99), "format version 99"),
-        (lambda file: file.attrs.__setitem__("label_names", ["TEFF"] * 5), "expected are TEFF"),
+        (lambda file: file.attrs.__setitem__("label_names", ["TEFF"] * 5), "label twice"),
         (lambda file: file.attrs.__setitem__("provenance", "{"), "damaged"),
         (lambda file: file.__delitem__("test"), "lacks a part.*test"),
         (lambda file: file.__delitem__("train/labels"), "lacks train/labels"),
@@ -310,10 +311,17 @@ def test_file_with_a_wrong_part_is_refused(survey_path, tmp_path, edit, message)
     assert "copy.h5" in str(caught.value)
 
 
-def test_other_labels_are_accepted_on_request(survey_path, tmp_path):
+def test_required_labels_that_are_missing_are_named(survey_path):
+    with SpectraDataset.open(survey_path, ["FE_H", "TEFF"]) as opened:  # any order will do
+        assert opened.label_names == PUBLISHED_LABELS
+    with pytest.raises(DatasetError, match=r"\.h5 lacks the labels C_FE, EU_FE; it has TEFF, LOGG"):
+        SpectraDataset.open(survey_path, ["TEFF", "C_FE", "EU_FE"])
+
+
+def test_any_labels_are_accepted(survey_path, tmp_path):
     names = ["A", "B", "C", "D", "E"]
     copy = edited_copy(survey_path, tmp_path, lambda f: f.attrs.__setitem__("label_names", names))
-    with SpectraDataset.open(copy, label_names=None) as opened:
+    with SpectraDataset.open(copy) as opened:
         assert opened.label_names == tuple(names)
         with pytest.raises(DatasetError, match="no label LOGG"):
             opened.train.giants()

@@ -23,6 +23,12 @@ def test_blocks_do_not_matter(tmp_path):
         np.testing.assert_array_equal(ones.train.read("observed"), whole.train.read("observed"))
 
 
+@pytest.mark.parametrize("names", [(), ("TEFF", "FE_H", "TEFF")])
+def test_labels_must_be_told_apart(tmp_path, names):
+    with pytest.raises(ValueError, match=r"label_names is .* give one or more, each once"):
+        SurveyWriter(tmp_path / "a.h5", counts=COUNTS, provenance={}, label_names=names)
+
+
 def test_survey_of_one_kind(tmp_path):
     arrays = {split: make_arrays(split) for split in COUNTS}
     options = {"wavelength": APOGEE_WAVELENGTH[:N_PIXELS], "provenance": {}, "kinds": ["observed"]}

@@ -12,13 +12,13 @@ from conftest import make_model, make_spectra
 from small_survey import N_PIXELS, write_survey
 
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import LABEL_NAMES
 from stellarperceptron.evaluation.attention import (
     decoder_attention,
     label_sensitivity,
     star_groups,
     token_groups,
 )
+from stellarperceptron.labels import PUBLISHED_LABELS
 
 FOLDER = ROOT / "results" / "attention"
 NAMES = [f"syn_apogee{i}" for i in range(40)]
@@ -144,7 +144,7 @@ def extracted(tmp_path_factory):
     """Arguments of both scripts, after the first has run on a small survey."""
     folder = tmp_path_factory.mktemp("attention")
     survey = write_survey(folder / "survey.h5")
-    model = make_model(N_PIXELS, LABEL_NAMES, context_length=6, pixels_per_token=4)
+    model = make_model(N_PIXELS, PUBLISHED_LABELS, context_length=6, pixels_per_token=4)
     model.save(folder / "model")
     arguments = ["--checkpoint", folder / "model", "--data", survey, "--output", folder / "out"]
     options = ["--pixels", "full", "--permutations", 2, "--threads", 1]
@@ -159,7 +159,7 @@ def as_list(arguments, **changed):
 
 def test_means_are_those_of_the_stored_stars(extracted):
     with h5py.File(extracted["--output"] / "attention.h5") as file:
-        assert list(file.attrs["labels"]) == list(LABEL_NAMES)
+        assert list(file.attrs["labels"]) == list(PUBLISHED_LABELS)
         stars, mean = file["attention"][:].astype(float), file["all/attention"][:]
         assert stars.shape == (12, 5, 13)  # 50 pixels are 13 tokens of 4
         np.testing.assert_allclose(np.nanmean(stars, axis=0), mean, rtol=2e-3)
@@ -173,7 +173,7 @@ def test_means_are_those_of_the_stored_stars(extracted):
 def test_table_compares_with_chance(extracted):
     table = pd.read_csv(extracted["--output"] / "attention_shares.csv")
     assert set(table.measure) == {"attention", "sensitivity"}
-    assert set(table.label) == set(LABEL_NAMES)
+    assert set(table.label) == set(PUBLISHED_LABELS)
     np.testing.assert_allclose(table.ratio, table.share / table.chance, rtol=1e-3)
     assert ((table.share > 0) & (table.share < 1)).all()
 
@@ -187,7 +187,7 @@ def test_figure_is_drawn(extracted):
 
 def test_figure_of_another_checkpoint_is_refused(extracted, tmp_path):
     other = tmp_path / "other"
-    make_model(N_PIXELS, LABEL_NAMES, seed=2, pixels_per_token=4).save(other)
+    make_model(N_PIXELS, PUBLISHED_LABELS, seed=2, pixels_per_token=4).save(other)
     with pytest.raises(SystemExit, match=r"does not belong to .*other"):
         run_script("Figure4", *as_list(extracted, checkpoint=other))
 

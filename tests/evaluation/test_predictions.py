@@ -120,6 +120,18 @@ def test_table_1_is_of_giants_and_has_the_papers_numbers():
     assert text.loc["fine-tuned, first half, paper", "Teff [K]"] == "19.1 / 37.7"
 
 
+def test_table_1_has_the_papers_numbers_only_where_the_paper_has_them():
+    before, after = (make_table(offset, labels=("LOGG", "C_FE")) for offset in (0.5, 0.1))
+    text = giants_text(giants_table({"pretrained": before, "finetuned": after})).set_index("")
+    assert text.columns.tolist() == ["log g [dex]", "[C/Fe] [dex]"]
+    assert text.loc["fine-tuned, first half, paper"].tolist() == ["0.056 / 0.092", "–"]
+    assert text.loc["fine-tuned, first half, here", "[C/Fe] [dex]"] == "0.000 / 0.010"
+    new = {name: t.assign(LOGG_actual=2.0) for name, t in (("pretrained", before),)}
+    new["pretrained"] = new["pretrained"].drop(columns=["LOGG_pred", "LOGG_err"])
+    rows = giants_text(giants_table(new))[""].tolist()
+    assert rows == ["pre-trained on synthetic, here", "median error of the labels, here"]
+
+
 def test_iron_table_has_both_subsets_beside_the_paper():
     tables = {key: make_table(0.1, labels=("LOGG", "FE_H")) for key in PAPER_FE_H}
     text = iron_text(iron_table(tables))

@@ -23,7 +23,6 @@ from stellarperceptron.data.apogee.spectra import (
     normalize,
     pixel_range,
 )
-from stellarperceptron.data.dataset import LABEL_NAMES
 from stellarperceptron.data.mock.emulator import Emulator, standard_labels
 from stellarperceptron.data.mock.observation import SpectraBank
 from stellarperceptron.evaluation.real_stars import (
@@ -32,6 +31,7 @@ from stellarperceptron.evaluation.real_stars import (
     find_files,
     read_normalized,
 )
+from stellarperceptron.labels import PUBLISHED_LABELS
 
 SCRIPT = ROOT / "results" / "real_stars" / "predict_real_stars.py"
 HALF = pixel_range("first_half")
@@ -136,7 +136,7 @@ def test_labels_beyond_the_emulator_are_moved_to_its_edge():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
-    make_model(7514, LABEL_NAMES, context_length=64, pixels_per_token=16).save(folder)
+    make_model(7514, PUBLISHED_LABELS, context_length=64, pixels_per_token=16).save(folder)
     return folder
 
 
@@ -163,7 +163,8 @@ def test_all_kinds_are_predicted_and_drawn(script, checkpoint, tmp_path):
     run(script, checkpoint, output, tmp_path)
     table = pd.read_csv(output / "predictions.csv").set_index("kind")
     assert table.index.tolist() == ["apStar", "apVisit", "aspcapStar"]
-    assert np.isfinite(table[[*LABEL_NAMES, *(f"{n}_error" for n in LABEL_NAMES)]]).to_numpy().all()
+    columns = [f"{name}{end}" for name in PUBLISHED_LABELS for end in ("", "_error")]
+    assert np.isfinite(table[columns]).to_numpy().all()
     assert table.loc["apStar", ["rv_TEFF", "rv_LOGG"]].tolist() == [4750, 2.5]
     assert table.loc["apStar", "rv_class"] == "giant"
     assert table.loc["aspcapStar", ["rv_TEFF", "rv_FE_H"]].isna().all()

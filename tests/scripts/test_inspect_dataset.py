@@ -53,6 +53,27 @@ def test_sizes_shares_and_labels_are_printed(script, tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_label_has_a_plot(script):
+    five = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
+    kiel, oxygen = ("TEFF", "LOGG", "FE_H"), ("FE_H", "O_FE", "TEFF")
+    assert script.label_plots(five) == [kiel, oxygen, ("FE_H", "MG_FE", "TEFF")]
+    assert script.label_plots(("VMICRO", "C_FE", "FE_H", "TEFF")) == [
+        ("FE_H", "C_FE", "TEFF"),
+        ("VMICRO",),
+    ]
+    assert script.label_plots(("AGE",)) == [("AGE",)]
+
+
+def test_other_labels_are_printed_and_drawn(script, tmp_path, capsys):
+    names = ("AGE_OF_THE_STAR", "LOGG", "FE_H", "C_FE", "TEFF")
+    path = write_survey(tmp_path / "a.h5", label_names=names)
+    script.main([str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    head, age = (next(x for x in lines if x.startswith(y)) for y in ("train  ", "AGE_OF_THE_STAR "))
+    assert len(head) == len(age)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_percentiles_are_right(script, tmp_path, capsys):
     def ramp(labels):
         labels[:, 0] = np.linspace(4000, 5000, len(labels))

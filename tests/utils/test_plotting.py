@@ -18,11 +18,22 @@ def test_metrics_are_written_in_the_labels_unit():
     metrics = label_metrics([4000.0, 4200.0], [4100.0, 4300.0])
     assert metrics_text(metrics, "TEFF").splitlines()[0] == "bias −100.0 K"
     assert "RMSE 100.000 dex" in metrics_text(metrics, "FE_H")
+    assert metrics_text(metrics, "VMICRO").splitlines()[1] == "mad_std 0.00 km/s"
+    assert metrics_text(metrics, "AGE").splitlines()[2] == "RMSE 100.000"
 
 
 def test_labels_of_axes_have_units():
     assert axis_label("TEFF", "actual").endswith("[K]")
+    assert axis_label("C_FE", "actual") == "actual [C/Fe] [dex]"
     assert axis_label("NEW_LABEL") == "NEW_LABEL"
+
+
+def test_axes_end_where_a_label_makes_no_sense():
+    values = np.append(np.linspace(-0.5, 0.5, 50), 40.0)  # one that went wrong
+    for name, end in (("C_FE", 1.5), ("NEW_LABEL", 42)):
+        axes = Figure().subplots()
+        plot_predicted_against_actual(axes, values, values, label=name)
+        assert axes.get_xlim()[1] == pytest.approx(end, rel=0.02)
 
 
 def test_every_known_star_is_drawn():

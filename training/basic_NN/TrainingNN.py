@@ -20,6 +20,7 @@ from stellarperceptron.training.stages import (
     describe_data,
     five_folds,
     label_columns,
+    label_names,
     mark_complete,
     stage_arguments,
 )
@@ -38,7 +39,7 @@ def main() -> None:
     ):
         if process.world_size > 1:
             raise ValueError("a hundred stars keep one process busy: start the baseline in one")
-        (label,), (column,) = profile.data.labels, label_columns(dataset, profile)
+        (label,), (column,) = label_names(dataset, profile), label_columns(dataset, profile)
 
         def read(split, rows):
             flux = split.read(profile.data.kind, rows, profile.data.pixels)

@@ -17,10 +17,9 @@ import numpy as np
 
 from stellarperceptron.data.apogee.grid import pixel_range
 from stellarperceptron.data.sources import REMEDY, DatasetError, Source, open_source
-from stellarperceptron.data.survey_file import ERRORS, KINDS, LABEL_NAMES, SPLITS, SurveyWriter
+from stellarperceptron.data.survey_file import ERRORS, KINDS, SPLITS, SurveyWriter
 
 __all__ = [
-    "LABEL_NAMES",
     "DatasetError",
     "SpectraDataset",
     "Split",
@@ -288,7 +287,7 @@ class SpectraDataset:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike, label_names: Sequence[str] | None = LABEL_NAMES
+        cls, path: str | os.PathLike, label_names: Sequence[str] | None = None
     ) -> "SpectraDataset":
         """Open a survey file (HDF5) or a folder of published arrays.
 
@@ -301,27 +300,28 @@ class SpectraDataset:
             stars are read from `ids_train.npy` if it holds texts, also as Python's objects, whose
             pickle is searched and never run; otherwise rows are numbered.
         label_names
-            The labels that the data must have, in this order; None accepts any.
+            Labels that the data must have, among others and in any order; None accepts any.
 
         Raises
         ------
         FileNotFoundError
             When there is nothing at `path`.
         DatasetError
-            For a damaged or half-written file, a missing part, a wrong number of pixels or wrong
-            labels; the message names the file and what helps.
+            For a damaged or half-written file, a missing part, a wrong number of pixels or a
+            missing label; the message names the file and what helps.
         """
         dataset = cls(open_source(path))
-        if label_names is not None and tuple(label_names) != dataset.label_names:
+        missing = [name for name in label_names or () if name not in dataset.label_names]
+        if missing:
             dataset.close()
             raise DatasetError(
-                f"{path} has the labels {', '.join(dataset.label_names)}; expected are "
-                f"{', '.join(label_names)}, in this order"
+                f"{path} lacks the labels {', '.join(missing)}; it has "
+                f"{', '.join(dataset.label_names)}"
             )
         return dataset
 
     def __reduce__(self):
-        return SpectraDataset.open, (self.path, None)
+        return SpectraDataset.open, (self.path,)
 
     def __enter__(self) -> "SpectraDataset":
         return self

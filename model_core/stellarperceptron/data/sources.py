@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
-from stellarperceptron.data.survey_file import ERRORS, FORMAT_VERSION, KINDS, LABEL_NAMES, SPLITS
+from stellarperceptron.data.survey_file import ERRORS, FORMAT_VERSION, KINDS, SPLITS
+from stellarperceptron.labels import PUBLISHED_LABELS
 
 __all__ = ["REMEDY", "DatasetError", "Source", "open_source"]
 
@@ -72,6 +73,9 @@ class Source:
 
     def __post_init__(self):
         _check_wavelength(self.path, self.wavelength)
+        if len(set(self.label_names)) < len(self.label_names):
+            names = ", ".join(self.label_names)
+            raise DatasetError(f"{self.path} has a label twice among {names}: {REMEDY}")
         for split, arrays in self.splits.items():
             _check(self.path, split, arrays, len(self.wavelength), len(self.label_names))
 
@@ -164,7 +168,7 @@ def _open_folder(path: Path) -> Source:
         except ValueError as error:
             raise DatasetError(f"{csv} is damaged ({error})") from error
     provenance = {"generator": "published arrays", "arguments": {"folder": path.name}}
-    return Source(path, wavelength, LABEL_NAMES, provenance, splits)
+    return Source(path, wavelength, PUBLISHED_LABELS, provenance, splits)
 
 
 def _read_names(path: Path) -> np.ndarray:

@@ -12,15 +12,13 @@ import h5py
 import numpy as np
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.utils.data_utils import atomic_output
 
-__all__ = ["ERRORS", "FORMAT_VERSION", "KINDS", "LABEL_NAMES", "SPLITS", "SurveyWriter"]
+__all__ = ["ERRORS", "FORMAT_VERSION", "KINDS", "SPLITS", "SurveyWriter"]
 
 FORMAT_VERSION = 1
 """Version of the layout of a survey file."""
-
-LABEL_NAMES = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
-"""Labels in the order of their columns: [K], [log10 cm/s2], then [dex]."""
 
 SPLITS = ("train", "test")
 KINDS = ("synthetic", "observed")
@@ -51,7 +49,7 @@ class SurveyWriter:
     wavelength : (P,)
         Wavelengths of the pixels [A, vacuum].
     label_names
-        Names of the labels' columns.
+        Names of the labels' columns, each once.
     kinds
         Which spectra there are: "synthetic", "observed".
     true_labels
@@ -86,7 +84,7 @@ class SurveyWriter:
         counts: Mapping[str, int],
         provenance: Mapping,
         wavelength: np.ndarray = APOGEE_WAVELENGTH,
-        label_names: Sequence[str] = LABEL_NAMES,
+        label_names: Sequence[str] = PUBLISHED_LABELS,
         kinds: Sequence[str] = KINDS,
         true_labels: bool = False,
         errors: bool = False,
@@ -95,6 +93,8 @@ class SurveyWriter:
             raise ValueError(f"counts is {dict(counts)}: give one star or more to train and test")
         if not kinds or not set(kinds) <= set(KINDS):
             raise ValueError(f"kinds is {tuple(kinds)}: it must hold some of {KINDS}")
+        if not label_names or len(set(label_names)) < len(label_names):
+            raise ValueError(f"label_names is {tuple(label_names)}: give one or more, each once")
         self.path = Path(path)
         self.counts = dict(counts)
         self.written = dict.fromkeys(SPLITS, 0)

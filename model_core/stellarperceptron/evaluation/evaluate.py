@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,15 +17,18 @@ from stellarperceptron.evaluation.predictions import (
     predictions_table,
     write_predictions,
 )
+from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.training.stages import describe_data
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 
-__all__ = ["evaluate", "evaluation_parser", "load_network", "print_metrics"]
+__all__ = ["evaluate", "evaluation_labels", "evaluation_parser", "load_network", "print_metrics"]
 
 
-def evaluation_parser(description: str, pixels: str) -> argparse.ArgumentParser:
+def evaluation_parser(
+    description: str, pixels: str, *, any_labels: bool = False
+) -> argparse.ArgumentParser:
     """Arguments of all evaluation scripts.
 
     Parameters
@@ -34,6 +37,8 @@ def evaluation_parser(description: str, pixels: str) -> argparse.ArgumentParser:
         Of the script.
     pixels
         Which are seen unless others are asked for.
+    any_labels
+        Whether the labels can be chosen; see `evaluation_labels`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument(
@@ -43,6 +48,14 @@ def evaluation_parser(description: str, pixels: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--pixels", default=pixels, help="full, first_half, fe_chunk or start:stop (of 7,514)"
     )
+    if any_labels:
+        parser.add_argument(
+            "--labels",
+            nargs="+",
+            metavar="LABEL",
+            default=["all"],
+            help="labels to predict (default: all that both checkpoint and survey have)",
+        )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
         "--precision", default="float32", help="float32, bfloat16 or float16 (on GPUs)"
@@ -68,6 +81,38 @@ def load_network(checkpoint: Path, device: str = "auto") -> StellarPerceptron | 
     if content.get("network") == "baseline":
         return BaselineNetwork.load(checkpoint)
     return StellarPerceptron.load(checkpoint, device=device)
+
+
+def evaluation_labels(
+    model: StellarPerceptron, checkpoint: Path, dataset: SpectraDataset, wanted: Iterable[str]
+) -> tuple[str, ...]:
+    """Labels that are predicted: those that both a model and a survey have.
+
+    Parameters
+    ----------
+    model, checkpoint
+        And the folder that it was loaded from, for the message.
+    dataset
+        The survey.
+    wanted
+        Names as people write them, or "all"; see `resolve_label_names`.
+
+    Raises
+    ------
+    ValueError
+        They have no label in common, or lack one that is wanted; the message names both, and the
+        labels that they have in common.
+    """
+    both = [name for name in dataset.label_names if name in model.vocabs]
+    if not both:
+        raise ValueError(
+            f"{checkpoint} knows none of the labels of {dataset.path}, "
+            f"{', '.join(dataset.label_names)}"
+        )
+    try:
+        return resolve_label_names(wanted, both)
+    except ValueError as error:
+        raise ValueError(f"labels of both {checkpoint} and {dataset.path}: {error}") from error
 
 
 def evaluate(

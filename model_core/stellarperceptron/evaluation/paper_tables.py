@@ -5,7 +5,6 @@ those that the [Fe/H] predictions in its repository have by `metrics`; all are o
 stars of APOGEE DR17.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +17,7 @@ from stellarperceptron.evaluation.predictions import (
     predicted_labels,
     require_same_stars,
 )
+from stellarperceptron.labels import label as label_named
 
 __all__ = [
     "METAL_POOR",
@@ -42,32 +42,23 @@ MODELS = {
 }
 """The models of Figure 3 and how they are called."""
 
-_HEADINGS = {
-    "TEFF": "Teff [K]",
-    "LOGG": "log g [dex]",
-    "O_FE": "[O/Fe] [dex]",
-    "MG_FE": "[Mg/Fe] [dex]",
-    "FE_H": "[Fe/H] [dex]",
-}
 METAL_POOR = "[Fe/H] < -1"
 
 
 def label_heading(label: str) -> str:
     """A label's symbol and unit in plain text."""
-    return _HEADINGS.get(label, label)
+    return label_named(label).heading
 
 
 def format_value(value: float, label: str = "FE_H", sign: str = "") -> str:
-    """A number with the digits that its label deserves; a dash where there is none.
+    """A residual or an error with the digits of its label; a dash where there is none.
 
     Examples
     --------
     >>> format_value(12.34, "TEFF"), format_value(0.01234), format_value(float("nan"))
     ('12.3', '0.012', '–')
     """
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:{sign}.{1 if label == 'TEFF' else 3}f}".replace("-", "−")
+    return label_named(label).format_residual(value, sign)
 
 
 # --- the paper ----------------------------------------------------------------------------------
@@ -162,7 +153,10 @@ def giants_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def giants_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 to be read: `mad_std / RMSE`, a column for each label, the paper's below ours."""
+    """Table 1 to be read: `mad_std / RMSE`, a column for each label, the paper's below ours.
+
+    Cells are dashes where the paper has no value; its rows are left out where it has none at all.
+    """
     labels = list(dict.fromkeys(table["label"]))
     rows = []
 
@@ -170,20 +164,24 @@ def giants_text(table: pd.DataFrame) -> pd.DataFrame:
         rows.append({"": title} | dict(zip(map(label_heading, labels), cells, strict=True)))
 
     def pair(label: str, values: Mapping[str, float]) -> str:
-        scatter, rmse = (values.get(key, np.nan) for key in ("mad_std", "rmse"))
-        return f"{format_value(scatter, label)} / {format_value(rmse, label)}"
+        if not values:
+            return format_value(np.nan)
+        return " / ".join(format_value(values[key], label) for key in ("mad_std", "rmse"))
+
+    def add_paper(title: str, values: Mapping[str, Mapping[str, float]]) -> None:
+        if set(labels) & set(values):
+            add(f"{title}, paper", [pair(label, values.get(label, {})) for label in labels])
 
     for model in dict.fromkeys(table["model"]):
         ours = table[table["model"] == model].set_index("label").to_dict("index")
-        paper = PAPER_TABLE_1.get(model, {})
-        add(f"{MODELS[model]}, here", [pair(label, ours[label]) for label in labels])
-        add(f"{MODELS[model]}, paper", [pair(label, paper.get(label, {})) for label in labels])
-    astronn = PAPER_TABLE_1["astroNN"]
-    add("astroNN catalogue, paper", [pair(label, astronn.get(label, {})) for label in labels])
+        add(f"{MODELS[model]}, here", [pair(label, ours.get(label, {})) for label in labels])
+        add_paper(MODELS[model], PAPER_TABLE_1.get(model, {}))
+    add_paper("astroNN catalogue", PAPER_TABLE_1["astroNN"])
     for source, key in (("here", "catalogue_error"), ("paper", "paper_catalogue_error")):
         median = table.groupby("label")[key].first()
-        cells = [format_value(median[label], label) for label in labels]
-        add(f"median error of the labels, {source}", cells)
+        if median.notna().any():
+            cells = [format_value(median[label], label) for label in labels]
+            add(f"median error of the labels, {source}", cells)
     return pd.DataFrame(rows)
 
 

@@ -16,9 +16,9 @@ from stellarperceptron.evaluation.paper_tables import (
     PAPER_FE_H,
     PAPER_TABLE_1,
     format_value,
-    label_heading,
 )
 from stellarperceptron.evaluation.predictions import metrics_of_predictions
+from stellarperceptron.labels import label as label_named
 
 __all__ = [
     "attention_text",
@@ -81,9 +81,10 @@ def claims_table(
 
     if {"pretrained", "finetuned"} <= set(observed):
         before, after = (_rmse(observed[key], "all") for key in ("pretrained", "finetuned"))
-        better = [label for label in before if after[label] < before[label]]
-        worse = [_symbol(label) for label in before if label not in better]
-        here = f"{len(better)} of {len(before)}" + (f"; not {', '.join(worse)}" if worse else "")
+        labels = [label for label in before if label in after]
+        better = [label for label in labels if after[label] < before[label]]
+        worse = [_symbol(label) for label in labels if label not in better]
+        here = f"{len(better)} of {len(labels)}" + (f"; not {', '.join(worse)}" if worse else "")
         claim = "fine-tuning on the first half lowers the RMSE of every label on observed spectra"
         known = PAPER_TABLE_1["finetuned"]
         lower = sum(known[k]["rmse"] < PAPER_TABLE_1["pretrained"][k]["rmse"] for k in known)
@@ -101,7 +102,7 @@ def claims_table(
             )
     if stars is not None and len(stars):
         combined = stars[(stars["kind"] == "apStar") & stars["rv_TEFF"].notna()]
-        if len(combined):
+        if len(combined) and "TEFF" in stars:
             difference = (combined["TEFF"] - combined["rv_TEFF"]).to_numpy()
             add(
                 "real stars: Teff within 300 K of the header's, combined spectra",
@@ -123,7 +124,7 @@ def _rmse(table: pd.DataFrame, subset: str) -> dict[str, float]:
 
 
 def _symbol(label: str) -> str:
-    return label_heading(label).split(" [")[0]
+    return label_named(label).plain
 
 
 def _five_per_cent(shares: pd.DataFrame) -> pd.DataFrame:
@@ -168,12 +169,11 @@ def real_stars_text(stars: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in stars.to_dict("records"):
         cells = {"": row["star"], "file": row["kind"], "S/N": _number(row["snr"], 0)}
-        for label in [name for name in stars if f"{name}_error" in stars]:
-            digits = 0 if label == "TEFF" else 2
-            text = f"{_number(row[label], digits)} ± {_number(row[f'{label}_error'], digits)}"
-            if f"rv_{label}" in row:
-                text += f" ({_number(row[f'rv_{label}'], digits)})"
-            cells[label_heading(label)] = text
+        for label in [label_named(name) for name in stars if f"{name}_error" in stars]:
+            text = label.format_value(row[label.name], row[f"{label.name}_error"])
+            if f"rv_{label.name}" in row:
+                text += f" ({label.format_value(row[f'rv_{label.name}'])})"
+            cells[label.heading] = text
         known = isinstance(row["rv_class"], str)
         cells["class"] = f"{row['class']} ({row['rv_class'] if known else '–'})"
         rows.append(cells)

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.mock.observation import Augmentation
+from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.network.config import PRECISIONS, ModelConfig
 from stellarperceptron.nn_utils import (
     cosine_annealing_warm_restarts,
@@ -133,7 +134,7 @@ class DataProfile:
     pixels
         "full", "first_half", "fe_chunk" or "start:stop".
     labels
-        Names of the labels.
+        Names of the labels; "all" for all that the survey has.
     validation_split
         Share of the training stars that is kept for validation; 0 for none.
     metal_poor_copies
@@ -150,7 +151,7 @@ class DataProfile:
 
     kind: str = "synthetic"
     pixels: str = "full"
-    labels: tuple[str, ...] = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
+    labels: tuple[str, ...] | str = PUBLISHED_LABELS
     validation_split: float = 0.1
     metal_poor_copies: int = 1
     augment: bool = False

@@ -11,6 +11,7 @@ import torch
 
 from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.training.prepare import (
@@ -30,6 +31,7 @@ __all__ = [
     "describe_data",
     "five_folds",
     "label_columns",
+    "label_names",
     "mark_complete",
     "new_model",
     "place_stars",
@@ -127,7 +129,7 @@ def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -
     """
     pixels = apogee_pixel_names(dataset.wavelength).tolist()
     return StellarPerceptron(
-        [*pixels, *profile.data.labels],
+        [*pixels, *label_names(dataset, profile)],
         embed_map=dict.fromkeys(pixels, pixels[0]) if profile.model.pixels_per_token == 1 else None,
         device=device,
         seed=profile.training.seed,
@@ -135,18 +137,23 @@ def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -
     )
 
 
-def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
-    """Columns of the profile's labels in a survey.
+def label_names(dataset: SpectraDataset, profile: Profile) -> tuple[str, ...]:
+    """Names of the profile's labels in a survey; all of the survey's for "all".
 
     Raises
     ------
     ValueError
-        The survey lacks one; names it.
+        The survey lacks one; names it and those that are there.
     """
-    missing = [label for label in profile.data.labels if label not in dataset.label_names]
-    if missing:
-        raise ValueError(f"{dataset.path} has no labels {missing}, only {dataset.label_names}")
-    return [dataset.label_names.index(label) for label in profile.data.labels]
+    try:
+        return resolve_label_names(profile.data.labels, dataset.label_names)
+    except ValueError as error:
+        raise ValueError(f"{dataset.path}, data.labels of the profile: {error}") from error
+
+
+def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
+    """Columns of the profile's labels in a survey; see `label_names`."""
+    return [dataset.label_names.index(name) for name in label_names(dataset, profile)]
 
 
 def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
@@ -162,6 +169,11 @@ def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, n
         )
     copies = profile.data.metal_poor_copies
     if copies > 1:
+        if "FE_H" not in dataset.label_names:
+            raise ValueError(
+                f"{dataset.path} has no label FE_H, which data.metal_poor_copies = {copies} needs; "
+                f"it has {', '.join(dataset.label_names)}"
+            )
         iron = dataset.train.labels[training, dataset.label_names.index("FE_H")]
         training = np.append(training, np.repeat(training[iron < -1], copies - 1))
     return training, validation
@@ -198,9 +210,8 @@ def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | Non
     ValueError
         The survey lacks a label.
     """
-    label_columns(dataset, profile)
     data = profile.data
-    return survey_stars(dataset, data.kind, data.pixels, data.labels, rows)
+    return survey_stars(dataset, data.kind, data.pixels, label_names(dataset, profile), rows)
 
 
 def place_stars(model: StellarPerceptron, stars: Stars, profile: Profile) -> TrainingData:

@@ -19,12 +19,13 @@ from matplotlib.ticker import MaxNLocator
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.evaluation.metrics import label_metrics
+from stellarperceptron.labels import LABELS
+from stellarperceptron.labels import label as label_named
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = [
     "COLORS",
     "LABEL_SYMBOLS",
-    "LABEL_UNITS",
     "axis_label",
     "chip_axes",
     "error_bar",
@@ -35,20 +36,9 @@ __all__ = [
 ]
 
 LABEL_SYMBOLS: Mapping[str, str] = MappingProxyType(
-    {
-        "TEFF": r"$T_\mathrm{eff}$",
-        "LOGG": r"$\log g$",
-        "O_FE": "[O/Fe]",
-        "MG_FE": "[Mg/Fe]",
-        "FE_H": "[Fe/H]",
-    }
+    {name: entry.symbol for name, entry in LABELS.items()}
 )
-"""How the labels are written; others are written as they are called."""
-
-LABEL_UNITS: Mapping[str, str] = MappingProxyType(
-    {"TEFF": "K", "LOGG": "dex", "O_FE": "dex", "MG_FE": "dex", "FE_H": "dex"}
-)
-"""Units of the labels (log g: of the gravity in cm/s2)."""
+"""Symbols of the labels of `stellarperceptron.labels`; others are written under their names."""
 
 # Of Okabe & Ito (2008): told apart by readers who see colours differently, and in grey.
 COLORS: Mapping[str, str] = MappingProxyType(
@@ -112,21 +102,20 @@ def axis_label(label: str, before: str = "") -> str:
     >>> axis_label("FE_H", "predicted")
     'predicted [Fe/H] [dex]'
     """
-    unit = LABEL_UNITS.get(label)
-    words = [before, LABEL_SYMBOLS.get(label, label), f"[{unit}]" if unit else ""]
+    entry = label_named(label)
+    words = [before, entry.symbol, f"[{entry.unit}]" if entry.unit else ""]
     return " ".join(word for word in words if word)
 
 
 def metrics_text(metrics: Mapping[str, float], label: str) -> str:
     """Lines with bias, mad_std and RMSE, as `label_metrics` gives them, in the label's unit."""
-    unit = LABEL_UNITS.get(label, "")
-    digits = 1 if unit == "K" else 3
+    entry = label_named(label)
     lines = [
-        f"bias {metrics['bias']:+.{digits}f} {unit}",
-        f"mad_std {metrics['mad_std']:.{digits}f} {unit}",
-        f"RMSE {metrics['rmse']:.{digits}f} {unit}",
+        f"bias {entry.format_residual(metrics['bias'], '+')} {entry.unit}",
+        f"mad_std {entry.format_residual(metrics['mad_std'])} {entry.unit}",
+        f"RMSE {entry.format_residual(metrics['rmse'])} {entry.unit}",
     ]
-    return "\n".join(line.rstrip().replace("-", "−") for line in lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def plot_predicted_against_actual(
@@ -155,8 +144,9 @@ def plot_predicted_against_actual(
     label
         Name of the label.
     limits
-        Of both axes; None: all but the outermost 0.05 % of the actual values, with a margin.
-        Stars outside are drawn as small triangles on the edge, so that none is hidden.
+        Of both axes; None: all but the outermost 0.05 % of the actual values, with a margin, within
+        the label's range. Stars outside are drawn as small triangles on the edge, so that none is
+        hidden.
     norm
         Of the colours; None: the 2nd to the 98th percentile of the errors.
     color
@@ -181,7 +171,7 @@ def plot_predicted_against_actual(
         if norm is None and len(error):
             norm = Normalize(*np.quantile(error, [0.02, 0.98]))
     if limits is None:
-        limits = _limits(actual)
+        limits = _limits(actual, label_named(label).range)
     low, high = limits
     inside = (predicted >= low) & (predicted <= high) & (actual >= low) & (actual <= high)
     # Points as small as many stars need, as large as few can have.
@@ -243,13 +233,15 @@ def error_bar(
     return bar
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Range of nearly all values, with a margin."""
+def _limits(values: np.ndarray, sensible: tuple[float, float]) -> tuple[float, float]:
+    """Range of nearly all values, with a margin, as far as it is sensible."""
     if not len(values):
-        return 0.0, 1.0
+        return sensible if np.isfinite(sensible).all() else (0.0, 1.0)
     low, high = np.quantile(values, [0.0005, 0.9995])
     margin = 0.06 * (high - low) or 0.5
-    return float(low - margin), float(high + margin)
+    limits = float(low - margin), float(high + margin)
+    within = max(limits[0], sensible[0]), min(limits[1], sensible[1])
+    return within if within[0] < within[1] else limits
 
 
 def chip_axes(

@@ -32,6 +32,7 @@ from stellarperceptron.data.mock.observation import (
 from stellarperceptron.data.mock.population import LabelDistribution, all_labels
 from stellarperceptron.data.mock.stellar_labels import LABELS
 from stellarperceptron.data.mock.survey import MockSurvey, Observation
+from stellarperceptron.labels import PUBLISHED_LABELS, label
 
 SCRIPT = ROOT / "dataset" / "create_mock_survey.py"
 
@@ -299,6 +300,68 @@ def test_seed_and_split_change_the_stars(mock, small_blocks, block):
     assert not np.allclose(mock.block("test", 0, 5)["labels"], block["labels"][:5], equal_nan=True)
 
 
+# --- other labels ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def carbon_block(small_blocks):
+    """The stars of `block` in a survey with other labels, in another order."""
+    names = ("N_FE", "FE_H", "VMICRO", "C_FE", "TEFF")
+    return names, MockSurvey(seed=3, label_names=names).block("train", 0, 48)
+
+
+def test_the_choice_of_labels_changes_neither_labels_nor_observed_spectra(block, carbon_block):
+    names, other = carbon_block
+    assert np.array_equal(other["observed"], block["observed"], equal_nan=True)
+    for kind in ("labels", "label_errors", "true_labels"):
+        for name in ("FE_H", "TEFF"):
+            ours = other[kind][:, names.index(name)]
+            theirs = block[kind][:, PUBLISHED_LABELS.index(name)]
+            assert np.array_equal(ours, theirs, equal_nan=True)
+
+
+def test_a_label_does_not_depend_on_its_companions(carbon_block):
+    names, other = carbon_block
+    alone = MockSurvey(seed=3, label_names=["[C/Fe]"]).block("train", 0, 48)
+    for kind in ("labels", "label_errors", "true_labels"):
+        assert np.array_equal(
+            alone[kind][:, 0], other[kind][:, names.index("C_FE")], equal_nan=True
+        )
+
+
+def test_a_catalogue_scatters_about_the_truth_in_every_label(carbon_block):
+    names, other = carbon_block
+    rows = np.flatnonzero(np.isfinite(other["labels"]).all(axis=1))
+    assert len(rows) > 40  # of 48: few stars lack abundances
+    pull = (other["labels"] - other["true_labels"])[rows] / other["label_errors"][rows]
+    assert 0.7 < np.std(pull) < 1.3 and np.abs(pull).max() < 5
+    for name in ("C_FE", "N_FE", "VMICRO"):
+        error = np.median(other["label_errors"][rows, names.index(name)])
+        assert error == pytest.approx(label(name).typical_error, rel=0.4)
+
+
+def test_synthetic_spectra_have_the_catalogues_abundances(small_blocks, block, carbon_block):
+    _, other = carbon_block
+    assert (np.nanstd(other["synthetic"] - block["synthetic"], axis=1) > 0).all()
+    exact = MockSurvey(seed=3, label_names=["C_FE", "N_FE"])
+    exact.population.errors_of = lambda name, labels, rng: np.zeros(len(labels))
+    same = exact.block("train", 0, 48)["synthetic"]
+    assert np.array_equal(same, block["synthetic"], equal_nan=True)
+
+
+def test_stars_without_abundances_keep_their_other_labels(small_blocks):
+    other = MockSurvey(seed=3, label_names=["FE_H", "VMICRO", "C_FE", "TEFF"])
+    other.population.without_abundances = lambda labels, rng: np.ones(len(labels), dtype=bool)
+    for kind in ("labels", "label_errors"):
+        missing = np.isnan(other.block("train", 0, 48)[kind])
+        assert missing[:, [0, 2]].all() and not missing[:, [1, 3]].any()
+
+
+def test_unknown_labels_are_refused():
+    with pytest.raises(ValueError, match="no label 'EU_FE'; known are TEFF"):
+        MockSurvey(label_names=["TEFF", "EU_FE"])
+
+
 # --- augmentation ---------------------------------------------------------------------------------
 
 
@@ -373,6 +436,25 @@ def test_script_writes_the_same_file_twice(tmp_path, run_script):
     assert provenance["seed"] == 5
     assert provenance["numpy"] == np.__version__
     assert {"emulators_sha256", "labels_sha256", "sky_sha256"} < set(provenance)
+
+
+def test_script_writes_the_labels_asked_for(tmp_path, run_script):
+    path = tmp_path / "a.h5"
+    few = ("--stars", 5, "--test-stars", 2, "--output", path)
+    run_script(*few, "--labels", "log g", "[C/Fe]", "TEFF")
+    with SpectraDataset.open(path) as data:
+        assert data.label_names == ("LOGG", "C_FE", "TEFF")
+        assert data.provenance["arguments"]["labels"] == ["LOGG", "C_FE", "TEFF"]
+        assert data.train.labels.shape == data.train.true_labels.shape == (5, 3)
+    run_script(*few, "--labels", "all")
+    with SpectraDataset.open(path) as data:
+        assert len(data.label_names) == 20
+
+
+def test_script_names_the_labels_that_it_knows(run_script, capsys):
+    with pytest.raises(SystemExit):
+        run_script("--labels", "TEFF", "EU_FE")
+    assert "no label 'EU_FE'; known are TEFF, LOGG" in capsys.readouterr().err
 
 
 def test_script_without_room_says_how_much_it_needs(tmp_path, run_script):

@@ -18,7 +18,7 @@ from astropy.io import fits
 from astropy.io.fits import VerifyError
 from astropy.utils.exceptions import AstropyUserWarning
 
-from stellarperceptron.data.survey_file import LABEL_NAMES
+from stellarperceptron.labels import PUBLISHED_LABELS
 
 __all__ = [
     "ARCHIVE",
@@ -137,7 +137,7 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
             f"{path}: there is no such file; fetch it with dataset/download_dr17.py"
         )
     remedy = "remove it and fetch it anew with dataset/download_dr17.py"
-    label_columns = (*LABEL_NAMES, *(f"{name}_ERR" for name in LABEL_NAMES))
+    label_columns = (*PUBLISHED_LABELS, *(f"{name}_ERR" for name in PUBLISHED_LABELS))
     names = ("APOGEE_ID", "TELESCOPE", "FIELD", "ASPCAPFLAG", "STARFLAG", "SNR", "VSCATTER")
     try:
         with warnings.catch_warnings(), fits.open(path, memmap=True) as hdus:
@@ -184,7 +184,7 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
     if not pieces:
         raise ValueError(f"{path} has no rows")
     *columns, numbers = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    n_labels = len(LABEL_NAMES)
+    n_labels = len(PUBLISHED_LABELS)
     return Catalogue(np.arange(n_rows), *columns, numbers[:, :n_labels], numbers[:, n_labels:])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stellarperceptron.data.mock.emulator import CARBON_LIMIT, LABELS, microturbulence
-from stellarperceptron.data.survey_file import LABEL_NAMES
+from stellarperceptron.labels import PUBLISHED_LABELS, label
 
 __all__ = ["COOL_DWARF", "POPULATION_FILE", "LabelDistribution", "all_labels", "error_features"]
 
@@ -30,7 +30,7 @@ def error_features(labels: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     labels : (N, 5)
-        In the order of `LABEL_NAMES`.
+        In the order of `PUBLISHED_LABELS`.
     """
     teff, logg, o_fe, mg_fe, fe_h = labels.T
     centred = (5040.0 / teff - 1.07, logg - 2.8, fe_h + 0.2, o_fe - 0.1, mg_fe - 0.1)
@@ -91,7 +91,7 @@ class LabelDistribution:
 
     def draw(self, number: int, rng: np.random.Generator, low=None, high=None) -> np.ndarray:
         """
-        Labels (number, 5) of random stars, in the order of `LABEL_NAMES`.
+        Labels (number, 5) of random stars, in the order of `PUBLISHED_LABELS`.
 
         `low` and `high` (5,) narrow the range further.
         """
@@ -114,6 +114,24 @@ class LabelDistribution:
         scatter = self.error_scatter * rng.standard_normal(labels.shape)
         log = error_features(labels) @ self.error_coefficients + scatter
         return np.clip(10.0**log, self.error_low, self.error_high)
+
+    def errors_of(self, name: str, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """
+        Standard deviations (N,) that a catalogue gives another label than the published five.
+
+        They vary from star to star as those of [Mg/Fe] do, the best measured abundance, and are
+        scaled to the typical error of the label (`stellarperceptron.labels`).
+
+        Parameters
+        ----------
+        name
+            Name of the label.
+        labels : (N, 5)
+            True labels in the order of `PUBLISHED_LABELS`.
+        """
+        magnesium = PUBLISHED_LABELS.index("MG_FE")
+        scale = label(name).typical_error / label("MG_FE").typical_error
+        return scale * self.errors(labels, rng)[:, magnesium]
 
     def without_abundances(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Which stars (N,) have no abundances in the catalogue: mostly cool dwarfs."""
@@ -145,7 +163,7 @@ def all_labels(
     Parameters
     ----------
     labels : (N, 5)
-        In the order of `LABEL_NAMES`.
+        In the order of `PUBLISHED_LABELS`.
     low, high : (20,)
         Range of the emulator; what leaves it is moved to its edge.
     """
@@ -185,5 +203,5 @@ def all_labels(
     return np.clip(full, low, high)
 
 
-MAIN = tuple(LABELS.index(name) for name in LABEL_NAMES)
+MAIN = tuple(LABELS.index(name) for name in PUBLISHED_LABELS)
 """Columns of the catalogue's labels among those of the emulator."""

@@ -5,13 +5,14 @@ A star has true labels, a catalogue's labels with errors, a *synthetic* spectrum
 fit: emulator *nominal* at the catalogue's labels) and an *observed* one (emulator *nature* at the
 true labels, through the spectrograph and the reduction). Stars come in blocks of `BLOCK`; each
 block has its own random numbers, drawn by NumPy from (seed, split, block), so that neither the
-number of stars nor of threads changes a star.
+number of stars nor of threads changes a star. Each label beyond the published five has a random
+stream of its own, so that the choice of labels changes no label and no observed spectrum either.
 """
 
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -47,7 +48,14 @@ from stellarperceptron.data.mock.population import (
     LabelDistribution,
     all_labels,
 )
+from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT, LABELS
 from stellarperceptron.data.survey_file import SPLITS
+from stellarperceptron.labels import (
+    ALL_LABELS,
+    PUBLISHED_LABELS,
+    label,
+    resolve_label_names,
+)
 
 __all__ = ["BLOCK", "Augmentation", "Emulator", "MockSurvey", "Observation", "standard_labels"]
 
@@ -186,12 +194,25 @@ class MockSurvey:
         What happens to the observed spectra.
     emulator_file
         File with the emulators *nominal* and *nature*.
+    label_names
+        Labels of the catalogue in the order of their columns, of
+        `stellarperceptron.labels.ALL_LABELS`; "all" for all of them.
+
+    Raises
+    ------
+    ValueError
+        A label is unknown or given twice, or the emulator file is damaged.
     """
 
     def __init__(
-        self, seed: int = 1, observation: Observation | None = None, emulator_file=EMULATOR_FILE
+        self,
+        seed: int = 1,
+        observation: Observation | None = None,
+        emulator_file=EMULATOR_FILE,
+        label_names: str | Iterable[str] = PUBLISHED_LABELS,
     ):
         self.seed = seed
+        self.label_names = resolve_label_names(label_names, ALL_LABELS)
         self.emulator_file = emulator_file
         self.observation = observation or Observation()
         self.population = LabelDistribution.load()
@@ -220,7 +241,7 @@ class MockSurvey:
         }
 
     def labels(self, number: int, rng: np.random.Generator) -> np.ndarray:
-        """True labels (number, 5) of random stars within the emulators' range."""
+        """True labels (number, 5) of random stars, `PUBLISHED_LABELS`, in the emulators' range."""
         main = list(MAIN)
         out = np.empty((0, len(main)))
         while len(out) < number:
@@ -238,7 +259,7 @@ class MockSurvey:
         -------
         dict
             ``ids``, ``synthetic`` and ``observed`` (size, 7514), ``labels``, ``label_errors`` and
-            ``true_labels`` (size, 5): the arguments of `SurveyWriter.append`.
+            ``true_labels`` (size, L), of `label_names`: the arguments of `SurveyWriter.append`.
         """
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         true = self.labels(BLOCK, rng)
@@ -246,9 +267,20 @@ class MockSurvey:
         catalogue = true + errors * rng.standard_normal(true.shape)
         missing = self.population.without_abundances(true, rng)
         nature = all_labels(true, rng, self.low, self.high)
-        # Theory: the catalogue's five labels, the other abundances as they are.
+        columns = {
+            name: (catalogue[:, i], errors[:, i], true[:, i])
+            for i, name in enumerate(PUBLISHED_LABELS)
+        }
+        # Theory: the catalogue's labels, the abundances that it lacks as they are.
         theory = nature.copy()
         theory[:, list(MAIN)] = catalogue
+        for name in self.label_names:
+            if name not in columns:
+                columns[name] = self._catalogue(name, split, index, true, nature)
+                theory[:, LABELS.index(name)] = columns[name][0]
+        if "C_FE" in columns:  # the catalogue's errors turn no star into a carbon star
+            carbon, oxygen = LABELS.index("C_FE"), LABELS.index("O_FE")
+            theory[:, carbon] = np.minimum(theory[:, carbon], theory[:, oxygen] + CARBON_LIMIT)
         theory = np.clip(theory, self.low, self.high)
         group = rng.integers(0, len(LSF_GROUPS), BLOCK)
         broadening = broadening_index(true, broadening_velocity(true, rng))
@@ -258,17 +290,33 @@ class MockSurvey:
         synthetic = normalize(flux)
         flux = self.nature(self.nature.emulator.coefficients(nature), group, broadening)
         observed = self.observation(flux, true[:, 4], rng)
+        catalogue, errors, true = (
+            np.stack(values, axis=1).astype(np.float32)
+            for values in zip(*(columns[name] for name in self.label_names), strict=True)
+        )
+        abundances = [i for i, name in enumerate(self.label_names) if label(name).is_abundance]
         for array in (catalogue, errors):
-            array[missing, 2:] = np.nan
+            array[np.ix_(missing, abundances)] = np.nan
         first = index * BLOCK
         return {
             "ids": [f"mock-{self.seed}-{split}-{first + i:07d}" for i in range(size)],
             "synthetic": synthetic[:size].numpy(),
             "observed": observed[:size].numpy(),
-            "labels": catalogue[:size].astype(np.float32),
-            "label_errors": errors[:size].astype(np.float32),
-            "true_labels": true[:size].astype(np.float32),
+            "labels": catalogue[:size],
+            "label_errors": errors[:size],
+            "true_labels": true[:size],
         }
+
+    def _catalogue(
+        self, name: str, split: str, index: int, true: np.ndarray, nature: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Catalogue's value, its error and the true value (BLOCK,) of a label beyond the five."""
+        column = LABELS.index(name)
+        # NumPy takes (seed, split, block, 0) for (seed, split, block): counted from 1.
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), index, 1 + column])
+        errors, truth = self.population.errors_of(name, true, rng), nature[:, column]
+        value = truth + errors * rng.standard_normal(len(truth))
+        return np.clip(value, *label(name).range), errors, truth
 
     def blocks(self, split: str, stars: int, workers: int = 1) -> Iterator[dict]:
         """
