@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from benchmarks.common import large_products, measure_in_turn, record
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.layers import TransformerBlock
-from stellarperceptron.network.patches import apogee_pixel_names, deal_patches
+from stellarperceptron.network.patches import deal_patches
 
 LABELS = ["TEFF", "LOGG", "O_FE", "MG_FE", "FE_H"]
 
@@ -57,7 +58,7 @@ def published_manner(model: StellarPerceptron, spectra: np.ndarray, wavelengths:
     """Predict star by star, patch by patch, label by label."""
     network, context = model.torch_model, model.config.context_length
     encoder, decoder, layer = network.torch_encoder, network.torch_decoder, network.embedding_layer
-    names = apogee_pixel_names(wavelengths)
+    names = APOGEE.pixel_names(wavelengths)
     patches = deal_patches(model.tokenize(names), wavelengths, layer, context)
     token_of = {name: token + 1 for token, name in enumerate(model.vocabs)}
     answers = np.zeros((len(spectra), 2 * len(LABELS)))

@@ -30,8 +30,8 @@ from benchmarks.inference import LABELS, paper_model
 from benchmarks.scaling import MODEL
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.kernels.memory import freed_memory_kept
-from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
 from stellarperceptron.training.profiles import Schedule, TrainingOptions
@@ -104,7 +104,7 @@ def prepare(stars: dict[str, np.ndarray], dim: int) -> tuple[Any, TrainingData]:
     scale = dim // MODEL["embedding_dim"]
     sizes = {name: size if "head" in name else size * scale for name, size in MODEL.items()}
     model = paper_model(context_length=CONTEXT, **sizes)
-    names = apogee_pixel_names(APOGEE_WAVELENGTH)
+    names = APOGEE.pixel_names(APOGEE_WAVELENGTH)
     model.fit_standardization(stars["synthetic"], names)
     data = prepare_training_data(
         model,

@@ -16,13 +16,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.base import StellarPerceptronBase, one_of
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
 from stellarperceptron.network.config import PRECISIONS
 from stellarperceptron.network.patches import (
-    apogee_pixel_names,
     deal_patches,
     group_values,
     predict_patches,
@@ -63,6 +61,9 @@ class StellarPerceptron(StellarPerceptronBase):
         vectors, as the published code does at inference.
     seed
         Of the initial weights; None takes PyTorch's global generator as it stands.
+    instrument
+        Whose pixels the vocabulary names. None: APOGEE if "syn_apogee0" is among them, or else no
+        instrument, and pixels are given by name.
     **config
         Entries of `ModelConfig`; the defaults are the published sizes.
 
@@ -373,7 +374,7 @@ class StellarPerceptron(StellarPerceptronBase):
         labels
             Names of Q labels.
         names
-            (n,) names (or tokens) of the pixels; None finds APOGEE's pixels by wavelength.
+            (n,) names (or tokens) of the pixels; None finds the instrument's by wavelength.
         combine
             "mean": values and uncertainties are averaged over the patches, as published.
             "inverse_variance": weighted with the inverse predicted variances; the uncertainty is
@@ -411,11 +412,12 @@ class StellarPerceptron(StellarPerceptronBase):
         if (wavelengths <= 0).any():
             raise ValueError("every pixel needs a wavelength above 0")
         if names is None:
-            if "syn_apogee0" not in self.vocabs:
+            if self.instrument is None:
                 raise ValueError(
-                    "the vocabulary has no APOGEE pixels: give their names (names=...)"
+                    "the model has no instrument to find pixels by wavelength: give their names "
+                    "(names=...)"
                 )
-            names = apogee_pixel_names(wavelengths)
+            names = self.instrument.pixel_names(wavelengths)
         tokens = self.tokenize(names)
         if tokens.shape != (n,):
             raise ValueError(f"{tokens.shape} names do not match spectra of {n} pixels")
@@ -611,14 +613,14 @@ class StellarPerceptron(StellarPerceptronBase):
 
 def _survey_source(dataset, kind, pixels, outputs_name) -> dict[str, Any]:
     """Arguments of `prepare_training_data` for the training stars of a survey."""
-    split, part = dataset.train, pixel_range(pixels)
+    split, part = dataset.train, dataset.train.pixel_range(pixels)
     labels = list(outputs_name or dataset.label_names)
     columns = [dataset.label_names.index(label) for label in labels]
     wavelengths = dataset.wavelength[part]
     return {
         "read": lambda rows: split.read(kind, rows, part),
         "stars": len(split),
-        "names": apogee_pixel_names(wavelengths),
+        "names": dataset.instrument.pixel_names(wavelengths),
         "wavelengths": wavelengths,
         "labels": split.labels[:, columns],
         "label_errors": split.label_errors[:, columns],

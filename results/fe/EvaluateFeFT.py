@@ -33,7 +33,7 @@ def table_name(folder: Path) -> str:
 
 def main() -> None:
     """Arguments, checkpoints, data, predictions."""
-    parser = evaluation_parser(__doc__, pixels="fe_chunk")
+    parser = evaluation_parser(__doc__, pixels="fe_chunk", choose_labels=False)
     parser.add_argument(
         "checkpoints",
         type=Path,

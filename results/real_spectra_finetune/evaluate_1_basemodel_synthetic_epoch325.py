@@ -40,7 +40,7 @@ def main() -> None:
                     dataset,
                     kind,
                     arguments.pixels,
-                    dataset.label_names,
+                    arguments.labels or dataset.label_names,
                     path,
                     precision=arguments.precision,
                 )

@@ -37,7 +37,7 @@ def main() -> None:
                 dataset,
                 "observed",
                 arguments.pixels,
-                dataset.label_names,
+                arguments.labels or dataset.label_names,
                 path,
                 precision=arguments.precision,
             )

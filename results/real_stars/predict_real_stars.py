@@ -32,7 +32,6 @@ from stellarperceptron.data.apogee.spectra import (
     CHIP_PIXELS,
     RVFit,
     Spectrum,
-    pixel_range,
 )
 from stellarperceptron.data.dataset import LABEL_NAMES
 from stellarperceptron.evaluation.real_stars import (
@@ -43,6 +42,7 @@ from stellarperceptron.evaluation.real_stars import (
     find_files,
     read_normalized,
 )
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.training.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pixels",
         default="first_half",
-        help="full, first_half, fe_chunk or start:stop (of 7,514); first_half is what stage 2 "
+        help="full, first_half, fe_chunk or start:stop; first_half is what stage 2 "
         "was fine-tuned on",
     )
     parser.add_argument("--deals", type=positive, default=8, help="times the pixels are dealt out")
@@ -84,10 +84,12 @@ def main() -> None:
     for name in ("complete", "failures.csv"):
         (output / name).unlink(missing_ok=True)
     try:
-        part = pixel_range(arguments.pixels, len(APOGEE_WAVELENGTH))
+        part = APOGEE.pixel_range(arguments.pixels)
         model = StellarPerceptron.load(
             resolve_checkpoint(arguments.checkpoint), device=arguments.device
         )
+        if model.instrument != APOGEE:
+            raise ValueError(f"the checkpoint is for {model.instrument}, the files are {APOGEE}'s")
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
         stars, failures = read_all(files, part)
         predicted = predict(model, [flux for _, _, flux in stars], part, arguments.deals)

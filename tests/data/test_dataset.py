@@ -290,7 +290,7 @@ def link_outside(file):
         (lambda file: file.attrs.__setitem__("complete", False), "half-written"),
         (lambda file: file.attrs.__delitem__("complete"), "half-written"),
         (lambda file: file.attrs.__setitem__("format_version", 99), "format version 99"),
-        (lambda file: file.attrs.__setitem__("label_names", ["TEFF"] * 5), "expected are TEFF"),
+        (lambda file: file.attrs.__setitem__("label_names", ["TEFF"] * 5), "a label twice"),
         (lambda file: file.attrs.__setitem__("provenance", "{"), "damaged"),
         (lambda file: file.__delitem__("test"), "lacks a part.*test"),
         (lambda file: file.__delitem__("train/labels"), "lacks train/labels"),

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.layers import NonLinearEmbedding
 from stellarperceptron.network.patches import (
-    apogee_pixel_names,
     deal_patches,
     group_pixels,
     group_values,
@@ -56,17 +55,6 @@ def test_groups_stop_at_chip_gaps(ascending):
     # Three chips of 3028, 2495 and 1991 pixels; two groups reach over a gap and are cut there.
     alone = sum(-(-chip // 16) for chip in (3028, 2495, 1991))
     assert len(groups) == (-(-7514 // 16) + 2 if ascending else alone)
-
-
-def test_pixel_names_by_wavelength():
-    names = apogee_pixel_names(APOGEE_WAVELENGTH[[0, 3027, 3028, 7513]] + 0.05)
-    assert names.tolist() == ["syn_apogee0", "syn_apogee3027", "syn_apogee3028", "syn_apogee7513"]
-
-
-@pytest.mark.parametrize("wavelength", [15000.0, 15820.0, 17100.0])
-def test_wavelengths_off_the_grid(wavelength):
-    with pytest.raises(ValueError, match="resample"):
-        apogee_pixel_names(np.array([16000.0, wavelength]))
 
 
 @pytest.mark.parametrize("pixels_per_token", [1, 4])

@@ -1,18 +1,20 @@
 """What the numbered training scripts share: arguments, and training on a survey as profiled."""
 
 import argparse
+import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.instruments import Instrument
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.network.patches import apogee_pixel_names
+from stellarperceptron.network.config import ModelConfig
 from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
 from stellarperceptron.training.profiles import Profile, read_profile
 from stellarperceptron.training.run_folder import RunFolder
@@ -27,6 +29,8 @@ __all__ = [
     "mark_complete",
     "new_model",
     "read_data",
+    "require_labels",
+    "require_same_instrument",
     "resolve_checkpoint",
     "split_rows",
     "stage_arguments",
@@ -113,15 +117,56 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
-    """A model with fresh weights for all pixels and labels of a survey, one row for all pixels."""
-    pixels = apogee_pixel_names(dataset.wavelength).tolist()
+    """A model with fresh weights for all pixels of a survey and the profile's labels.
+
+    All pixels share one embedding row. Unless the profile says otherwise, the wavelength encoding
+    spans the instrument's range.
+    """
+    label_columns(dataset, profile)
+    instrument, config = dataset.instrument, profile.model
+    pixels = instrument.pixel_names(dataset.wavelength).tolist()
+    if config.wavelength_range == ModelConfig().wavelength_range:
+        config = dataclasses.replace(config, wavelength_range=instrument.encoding_range)
     return StellarPerceptron(
         [*pixels, *profile.data.labels],
         embed_map=dict.fromkeys(pixels, pixels[0]),
         device=device,
         seed=profile.training.seed,
-        **vars(profile.model),
+        instrument=instrument,
+        **vars(config),
     )
+
+
+def require_same_instrument(model: StellarPerceptron, dataset: SpectraDataset) -> None:
+    """Refuse a survey of another instrument than the model's.
+
+    Raises
+    ------
+    ValueError
+        Names both.
+    """
+    if model.instrument != dataset.instrument:
+        known = "no known instrument" if model.instrument is None else str(model.instrument)
+        raise ValueError(
+            f"{dataset.path} holds spectra of {dataset.instrument}, but the checkpoint is for "
+            f"{known}: give a survey and a checkpoint of one instrument"
+        )
+
+
+def require_labels(model: StellarPerceptron, labels: Sequence[str]) -> None:
+    """Refuse labels that the model does not know.
+
+    Raises
+    ------
+    ValueError
+        Names them and those that the model knows.
+    """
+    missing = [label for label in labels if label not in model.label_names]
+    if missing:
+        raise ValueError(
+            f"the checkpoint has no labels {', '.join(missing)}, only "
+            f"{', '.join(model.label_names)}"
+        )
 
 
 def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
@@ -134,7 +179,10 @@ def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
     """
     missing = [label for label in profile.data.labels if label not in dataset.label_names]
     if missing:
-        raise ValueError(f"{dataset.path} has no labels {missing}, only {dataset.label_names}")
+        raise ValueError(
+            f"{dataset.path} has no labels {', '.join(missing)}, only "
+            f"{', '.join(dataset.label_names)}"
+        )
     return [dataset.label_names.index(label) for label in profile.data.labels]
 
 
@@ -186,18 +234,26 @@ def read_data(
         The model's standardization is fitted where it has none yet.
     rows
         Stars to read; None: all training stars.
+
+    Raises
+    ------
+    ValueError
+        The survey is of another instrument than the model's, or lacks the profile's pixels or
+        labels; or the model lacks the labels.
     """
+    require_same_instrument(model, dataset)
+    require_labels(model, profile.data.labels)
     split, data = dataset.train, profile.data
     rows = np.arange(len(split)) if rows is None else rows
-    part = pixel_range(data.pixels)
+    part = split.pixel_range(data.pixels)
     columns = label_columns(dataset, profile)
-    augment = functools.partial(profile.augmentation, pixels=part) if data.augment else None
     wavelength = dataset.wavelength[part]
+    augment = _augmentation(dataset.instrument, wavelength, profile) if data.augment else None
     return prepare_training_data(
         model,
         lambda block: split.read(data.kind, rows[block], part),
         len(rows),
-        apogee_pixel_names(wavelength),
+        dataset.instrument.pixel_names(wavelength),
         wavelength,
         split.labels[rows][:, columns],
         split.label_errors[rows][:, columns],
@@ -207,6 +263,17 @@ def read_data(
         memory=data.memory,
         augment=augment,
     )
+
+
+def _augmentation(instrument: Instrument, wavelength: np.ndarray, profile: Profile):
+    """The profile's augmentation of spectra at these wavelengths (n,)."""
+    pixels = instrument.pixels_at(wavelength)
+    if pixels[-1] - pixels[0] != len(pixels) - 1:
+        raise ValueError(
+            f"data.augment needs neighbouring pixels of {instrument}; the survey leaves some out"
+        )
+    part = slice(int(pixels[0]), int(pixels[-1]) + 1)
+    return functools.partial(profile.augmentation, pixels=part, instrument=instrument)
 
 
 def train_stage(
