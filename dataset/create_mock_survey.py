@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from stellarperceptron.data.dataset import SurveyWriter
 from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.data.survey_file import FORMAT_VERSION
 
 SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
 
@@ -65,6 +66,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=positive, default=default, help="threads (default here %(default)s)"
     )
+    parser.add_argument(
+        "--format-version",
+        type=int,
+        choices=(1, FORMAT_VERSION),
+        default=FORMAT_VERSION,
+        help="of the file's layout: 1 as written by version 0.1 (default %(default)s)",
+    )
     return parser.parse_args()
 
 
@@ -84,7 +92,11 @@ def main() -> None:
         }
         with (
             SurveyWriter(
-                args.output, counts=counts, provenance=provenance, true_labels=True
+                args.output,
+                counts=counts,
+                provenance=provenance,
+                true_labels=True,
+                format_version=args.format_version,
             ) as writer,
             tqdm(total=sum(counts.values()), unit=" stars", disable=None) as bar,
         ):
