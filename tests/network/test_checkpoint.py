@@ -322,7 +322,8 @@ def test_folders_are_replaced_without_exchange_too(saved, model, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from stellarperceptron import StellarPerceptron, checkpoint
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.network import checkpoint
 model = StellarPerceptron.load(sys.argv[1], device="cpu")
 model.epoch = 8
 save = checkpoint.torch.save
