@@ -165,7 +165,7 @@ def epoch_from(survey: Path, sizes: Sizes, limits: dict[str, float]) -> dict[str
         model = new_model(dataset, profile, "cpu")
         stars = read_stars(dataset, profile)
         fit_standardization(model, stars)
-        data = place_stars(model, stars, profile)
+        data = place_stars(model, dataset, stars, profile)
         rows, _ = split_rows(dataset, profile)
     rows = rows[np.isin(rows, usable_stars(data))]
     history = train(

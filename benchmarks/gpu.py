@@ -26,7 +26,7 @@ from benchmarks.training import (
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.data.mock.survey import MockSurvey
 from stellarperceptron.evaluation.attention import decoder_attention
-from stellarperceptron.network.patches import apogee_pixel_names
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.prepare import (
     Stars,
@@ -157,7 +157,7 @@ def mock_data(model, sizes: Sizes) -> TrainingData:
         np.concatenate([block[name] for block in blocks])
         for name in ("synthetic", "labels", "label_errors")
     )
-    names = apogee_pixel_names(APOGEE_WAVELENGTH)
+    names = APOGEE.pixel_names(APOGEE_WAVELENGTH)
     model.fit_standardization(flux, names)
     model.fit_standardization(labels, LABELS)
     which = np.arange(sizes.epoch_stars) % sizes.mock_stars

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from benchmarks.common import large_products, measure_in_turn, record
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.block import TransformerBlock
-from stellarperceptron.network.patches import apogee_pixel_names, split_into_patches
+from stellarperceptron.network.patches import split_into_patches
 
 LABELS = list(PUBLISHED_LABELS)
 
@@ -59,7 +60,7 @@ def published_manner(model: StellarPerceptron, spectra: np.ndarray, wavelengths:
     """Predict star by star, patch by patch, label by label."""
     network, context = model.torch_model, model.config.context_length
     encoder, decoder, layer = network.torch_encoder, network.torch_decoder, network.embedding_layer
-    names = apogee_pixel_names(wavelengths)
+    names = APOGEE.pixel_names(wavelengths)
     all_tokens = model.tokenize(names)
     patches = split_into_patches(
         all_tokens, wavelengths, model.positions[all_tokens], layer, context

@@ -30,8 +30,8 @@ from benchmarks.inference import LABELS, paper_model
 from benchmarks.scaling import MODEL
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.kernels.memory import freed_memory_kept
-from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.prepare import (
     Stars,
@@ -42,7 +42,7 @@ from stellarperceptron.training.prepare import (
 )
 from stellarperceptron.training.profiles import Schedule, TrainingOptions
 from stellarperceptron.training.step import Trainer
-from stellarperceptron.training.tasks import _PerceptronTask
+from stellarperceptron.training.tasks import PerceptronTask
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import Process
 
@@ -110,7 +110,7 @@ def prepare(stars: dict[str, np.ndarray], dim: int) -> tuple[Any, TrainingData]:
     scale = dim // MODEL["embedding_dim"]
     sizes = {name: size if "head" in name else size * scale for name, size in MODEL.items()}
     model = paper_model(context_length=CONTEXT, **sizes)
-    names = apogee_pixel_names(APOGEE_WAVELENGTH)
+    names = APOGEE.pixel_names(APOGEE_WAVELENGTH)
     given = Stars(
         stars["synthetic"].__getitem__,
         names,
@@ -144,7 +144,7 @@ def curve(recipe: dict[str, Any], model: Any, data: TrainingData) -> dict[str, l
     )
     schedule = schedule_of(recipe, math.ceil(len(training) / recipe["batch"]) * recipe["epochs"])
     process = Process(0, 1, model.device)
-    task = _PerceptronTask(model, data, training, validation, options, process)
+    task = PerceptronTask(model, data, training, validation, options, process)
     trainer = Trainer(
         task,
         options,

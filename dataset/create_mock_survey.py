@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from stellarperceptron.data.dataset import SurveyWriter
 from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.data.survey_file import FORMAT_VERSION
 from stellarperceptron.labels import ALL_LABELS, PUBLISHED_LABELS, resolve_label_names
 
 SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
@@ -79,6 +80,13 @@ def arguments() -> argparse.Namespace:
         help=f"labels of the catalogue, of {', '.join(ALL_LABELS)}, or all (default "
         f"{' '.join(PUBLISHED_LABELS)})",
     )
+    parser.add_argument(
+        "--format-version",
+        type=int,
+        choices=(1, FORMAT_VERSION),
+        default=FORMAT_VERSION,
+        help="of the file's layout: 1 as written by version 0.1 (default %(default)s)",
+    )
     options = parser.parse_args()
     try:
         options.labels = resolve_label_names(options.labels, ALL_LABELS)
@@ -109,6 +117,7 @@ def main() -> None:
                 provenance=provenance,
                 label_names=args.labels,
                 true_labels=True,
+                format_version=args.format_version,
             ) as writer,
             tqdm(total=sum(counts.values()), unit=" stars", disable=None) as bar,
         ):

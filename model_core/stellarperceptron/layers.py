@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.block import ACTIVATIONS, TransformerBlock
 from stellarperceptron.network.kernels.dropout import Dropout
 from stellarperceptron.network.kernels.linear import Linear
@@ -61,7 +62,7 @@ class Tokens(NamedTuple):
 def wavelength_encoding(
     wavelength: Tensor,
     embedding_dim: int,
-    wavelength_range: tuple[float, float] = (15000.0, 17000.0),
+    wavelength_range: tuple[float, float] = APOGEE.encoding_range,
 ) -> Tensor:
     """Sine-cosine encoding of wavelength (Koblischke & Bovy 2024, section 2).
 
@@ -126,7 +127,7 @@ class NonLinearEmbedding(nn.Module):
         embedding_dim: int,
         activation: str = "gelu",
         embed_map: Tensor | None = None,
-        wavelength_range: tuple[float, float] = (15000.0, 17000.0),
+        wavelength_range: tuple[float, float] = APOGEE.encoding_range,
         pixels_per_token: int = 1,
     ):
         super().__init__()

@@ -22,7 +22,6 @@ from stellarperceptron.network.base import StellarPerceptronBase, one_of
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
 from stellarperceptron.network.config import PRECISIONS
 from stellarperceptron.network.patches import (
-    apogee_pixel_names,
     group_values,
     predict_patches,
     split_into_patches,
@@ -70,6 +69,9 @@ class StellarPerceptron(StellarPerceptronBase):
         vectors, as the published code does at inference.
     seed
         Of the initial weights; None takes PyTorch's global generator as it stands.
+    instrument
+        Whose pixels the vocabulary names. None: APOGEE if "syn_apogee0" is among them, or else no
+        instrument, and pixels are given by name.
     **config
         Entries of `ModelConfig`; the defaults are the published sizes.
 
@@ -385,7 +387,7 @@ class StellarPerceptron(StellarPerceptronBase):
         labels
             Names of Q labels.
         names
-            (n,) names (or tokens) of the pixels; None finds APOGEE's pixels by wavelength.
+            (n,) names (or tokens) of the pixels; None finds the instrument's by wavelength.
         combine
             "mean": values and uncertainties are averaged over the patches, as published.
             "inverse_variance": weighted with the inverse predicted variances; the uncertainty is
@@ -423,11 +425,12 @@ class StellarPerceptron(StellarPerceptronBase):
         if (wavelengths <= 0).any():
             raise ValueError("every pixel needs a wavelength above 0")
         if names is None:
-            if "syn_apogee0" not in self.vocabs:
+            if self.instrument is None:
                 raise ValueError(
-                    "the vocabulary has no APOGEE pixels: give their names (names=...)"
+                    "the model has no instrument to find pixels by wavelength: give their names "
+                    "(names=...)"
                 )
-            names = apogee_pixel_names(wavelengths)
+            names = self.instrument.pixel_names(wavelengths)
         tokens = self.tokenize(names)
         if tokens.shape != (n,):
             raise ValueError(f"{tokens.shape} names do not match spectra of {n} pixels")

@@ -33,7 +33,6 @@ import torch
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.emulator import LABELS, Emulator
 from stellarperceptron.evaluation.attention import (
@@ -50,8 +49,9 @@ from stellarperceptron.evaluation.response import (
     label_slopes,
     token_response,
 )
+from stellarperceptron.instruments import Instrument
 from stellarperceptron.network.patches import mean_wavelengths
-from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.training.stages import require_same_instrument, resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 
@@ -83,7 +83,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pixels",
         default="first_half",
-        help="full, first_half (what stage 2 is trained on), fe_chunk or start:stop (of 7,514)",
+        help="a range of the instrument's pixels or start:stop; first_half is what stage 2 is "
+        "trained on",
     )
     parser.add_argument(
         "--stars", type=positive, default=600, help="number of test stars; all if fewer"
@@ -144,9 +145,10 @@ def main() -> None:
 def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset) -> None:
     """Extract, compare with the responses, write both files."""
     split = dataset.test
-    part = pixel_range(arguments.pixels, split.n_pixels)
+    part = split.pixel_range(arguments.pixels)
     wavelength = dataset.wavelength[part]
     model = StellarPerceptron.load(checkpoint, device=arguments.device)
+    require_same_instrument(model, dataset)
     labels = [name for name in dataset.label_names if name in model.vocabs and name in LABELS]
     if not labels:
         raise ValueError(f"{checkpoint} knows none of the labels {', '.join(dataset.label_names)}")
@@ -162,7 +164,8 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
 
     tokens = token_groups(model, wavelength)
     response = {
-        name: respond(catalogue, mask & known, labels, wavelength) for name, mask in groups.items()
+        name: respond(catalogue, mask & known, labels, dataset.instrument, wavelength)
+        for name, mask in groups.items()
     }
     spread = model.standardizer.inverse_standardize_error(np.ones(len(wavelength)), tokens.names)
     path = arguments.output / "attention.h5"
@@ -211,14 +214,17 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
 
 
 def respond(
-    catalogue: dict[str, np.ndarray], known: np.ndarray, labels: list[str], wavelength: np.ndarray
+    catalogue: dict[str, np.ndarray],
+    known: np.ndarray,
+    labels: list[str],
+    instrument: Instrument,
+    wavelength: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Response, information and best weights (Q, n) of the first stars that are `known` (N,)."""
     stars = np.flatnonzero(known)[:RESPONSE_STARS]
     values = {name: value[stars] for name, value in catalogue.items() if name in LABELS}
-    slopes = label_slopes(Emulator.load("nature"), values, labels)
-    borders = (APOGEE_WAVELENGTH[1:] + APOGEE_WAVELENGTH[:-1]) / 2
-    slopes = slopes[..., np.searchsorted(borders, wavelength)]
+    slopes = label_slopes(Emulator.load("nature"), values, labels, instrument)
+    slopes = slopes[..., instrument.pixels_at(wavelength)]
     return {
         "response": label_response(slopes),
         "information": label_information(slopes),

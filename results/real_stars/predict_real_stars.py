@@ -32,7 +32,6 @@ from stellarperceptron.data.apogee.spectra import (
     CHIP_PIXELS,
     RVFit,
     Spectrum,
-    pixel_range,
 )
 from stellarperceptron.data.mock.stellar_labels import LABELS as EMULATOR_LABELS
 from stellarperceptron.evaluation.real_stars import (
@@ -43,8 +42,8 @@ from stellarperceptron.evaluation.real_stars import (
     find_files,
     read_normalized,
 )
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label, resolve_label_names
-from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.training.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
@@ -65,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pixels",
         default="first_half",
-        help="full, first_half, fe_chunk or start:stop (of 7,514); first_half is what stage 2 "
+        help="full, first_half, fe_chunk or start:stop; first_half is what stage 2 "
         "was fine-tuned on",
     )
     parser.add_argument(
@@ -94,11 +93,13 @@ def main() -> None:
     for name in ("complete", "failures.csv"):
         (output / name).unlink(missing_ok=True)
     try:
-        part = pixel_range(arguments.pixels, len(APOGEE_WAVELENGTH))
+        part = APOGEE.pixel_range(arguments.pixels)
         model = StellarPerceptron.load(
             resolve_checkpoint(arguments.checkpoint), device=arguments.device
         )
-        labels = resolve_label_names(arguments.labels, model_labels(model))
+        if model.instrument != APOGEE:
+            raise ValueError(f"the checkpoint is for {model.instrument}, the files are {APOGEE}'s")
+        labels = resolve_label_names(arguments.labels, model.label_names)
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
         stars, failures = read_all(files, part)
         predicted = predict(model, [flux for _, _, flux in stars], part, labels, arguments.deals)
@@ -138,12 +139,6 @@ def read_all(
         except (OSError, ValueError) as error:
             failures.append((str(path), str(error)))
     return stars, failures
-
-
-def model_labels(model: StellarPerceptron) -> list[str]:
-    """Labels of a model: all that its vocabulary holds beside the pixels."""
-    pixels = set(apogee_pixel_names(APOGEE_WAVELENGTH).tolist())
-    return [name for name in model.vocabs if name not in pixels]
 
 
 def predict(

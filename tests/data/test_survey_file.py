@@ -1,18 +1,120 @@
 """Writing surveys."""
 
+import dataclasses
+import hashlib
+import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from small_survey import COUNTS, N_PIXELS, make_arrays, write_survey
 
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import SpectraDataset, SurveyWriter
+from stellarperceptron.data.dataset import DatasetError, SpectraDataset, SurveyWriter
+from stellarperceptron.instruments import APOGEE, Instrument
+
+SPOT = Instrument("SPOT", np.linspace(8460.0, 8470.0, N_PIXELS), ranges={"middle": (10, 20)})
 
 
 def test_same_input_gives_the_same_bytes(tmp_path):
     first, second = (write_survey(tmp_path / name).read_bytes() for name in ("a.h5", "b.h5"))
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("format_version", "digest"),
+    [
+        (1, "52d3328e293f17d7b7c5dabb5d7cba46d689297a6cfdcb44175b49900b8af82b"),
+        (2, "9e7b55b529c79bc00527b36998d5e9e78be7b8c090b055b101319d5a02af1933"),
+    ],
+)
+def test_bytes_are_pinned(tmp_path, format_version, digest):
+    """The same arrays give the same file on every machine, in the old format and the new one."""
+    options = {"wavelength": APOGEE_WAVELENGTH[:N_PIXELS].round(2), "provenance": {"seed": 1}}
+    path = tmp_path / "a.h5"
+    with SurveyWriter(
+        path, counts=COUNTS, kinds=["observed"], format_version=format_version, **options
+    ) as writer:
+        for split, count in COUNTS.items():
+            flux = np.arange(count * N_PIXELS).reshape(count, N_PIXELS) / 4096
+            labels = np.arange(count * 5).reshape(count, 5) / 8
+            ids = [f"{split}{i}" for i in range(count)]
+            writer.append(split, ids=ids, observed=flux, labels=labels, label_errors=labels / 16)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+def test_formats_hold_the_same_arrays(tmp_path):
+    with (
+        h5py.File(write_survey(tmp_path / "1.h5", format_version=1)) as old,
+        h5py.File(write_survey(tmp_path / "2.h5")) as new,
+    ):
+        assert set(new.attrs) - set(old.attrs) == {"instrument", "label_units"}
+        for name in ("wavelength", "train/observed", "train/labels", "test/ids"):
+            np.testing.assert_array_equal(old[name], new[name])
+
+
+def test_files_of_format_1_are_apogees(tmp_path):
+    with SpectraDataset.open(write_survey(tmp_path / "a.h5", format_version=1)) as opened:
+        assert opened.instrument is APOGEE
+        assert opened.label_units == ("K", "dex", "dex", "dex", "dex")
+
+
+def test_format_1_holds_no_other_instrument(tmp_path):
+    with pytest.raises(ValueError, match=r"format 1 holds APOGEE .*, not SPOT"):
+        write_survey(tmp_path / "a.h5", format_version=1, instrument=SPOT, wavelength=None)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [SPOT, dataclasses.replace(SPOT, resolving_power=np.full(N_PIXELS, 20_000.0))],
+    ids=["a number", "a number for each pixel"],
+)
+def test_a_file_holds_its_instrument(tmp_path, one):
+    path = write_survey(tmp_path / "a.h5", instrument=one, wavelength=None)
+    with SpectraDataset.open(path) as opened:
+        assert opened.instrument == opened.train.instrument == one
+        np.testing.assert_array_equal(opened.wavelength, one.wavelength)
+        np.testing.assert_array_equal(
+            opened.test.read("observed", pixels="middle"), opened.test.read("observed")[:, 10:20]
+        )
+
+
+def test_units_of_labels_are_kept(tmp_path):
+    names, units = ["TEFF", "FE_H", "AGE", "VSINI", "X"], ["K", "dex", "Gyr", "km/s", ""]
+    path = write_survey(tmp_path / "a.h5", label_names=names, label_units=units)
+    with SpectraDataset.open(path) as opened:
+        assert opened.label_units == tuple(units)
+    with pytest.raises(ValueError, match="1 units do not belong to 5 labels"):
+        write_survey(tmp_path / "b.h5", label_units=["K"])
+
+
+def test_wavelengths_of_another_instrument_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="on no SPOT pixel"):
+        write_survey(tmp_path / "a.h5", instrument=SPOT)
+
+
+def edited(path, **attributes):
+    with h5py.File(path, "r+") as file:
+        for name, value in attributes.items():
+            file.attrs[name] = value
+    return path
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"instrument": '{"name": "SPOT", "pixels": 50}'}, "unknown instrument 'SPOT'.*APOGEE"),
+        ({"instrument": '{"name": "SPOT"'}, "instrument that cannot be used"),
+        ({"instrument": '{"name": "", "wavelength": [1, 2]}'}, "needs a name"),
+        ({"instrument": json.dumps(SPOT.to_dict())}, r"differs by up to .* pixels of SPOT \(50"),
+        ({"label_units": ["K", "dex"]}, "2 label_units for 5 labels"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(tmp_path, attributes, message):
+    path = edited(write_survey(tmp_path / "a.h5"), **attributes)
+    with pytest.raises(DatasetError, match=rf"a\.h5.*{message}"):
+        SpectraDataset.open(path)
 
 
 def test_blocks_do_not_matter(tmp_path):

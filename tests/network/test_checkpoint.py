@@ -12,6 +12,7 @@ import torch
 from conftest import LABELS, make_model
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.instruments import APOGEE, Instrument
 from stellarperceptron.network.checkpoint import read_checkpoint
 from stellarperceptron.utils import data_utils
 
@@ -338,3 +339,58 @@ def test_a_killed_save_leaves_the_previous_one(saved):
     run = subprocess.run([sys.executable, "-c", KILLED, str(saved)])
     assert run.returncode == -signal.SIGKILL
     assert StellarPerceptron.load(saved, device="cpu").epoch == 7
+
+
+# --- instrument -------------------------------------------------------------------------------
+
+
+def made_up_model():
+    spot = Instrument("SPOT", np.linspace(8460.0, 8700.0, 30), resolving_power=20_000.0)
+    sizes = {"context_length": 16, "embedding_dim": 8, "encoder_head_num": 2}
+    sizes |= {"decoder_head_num": 4, "encoder_dense_num": 8, "decoder_dense_num": 8}
+    names = [*spot.pixel_names(), "TEFF", "C_FE"]
+    return StellarPerceptron(names, device="cpu", instrument=spot, **sizes)
+
+
+def test_a_checkpoint_holds_its_instrument(tmp_path):
+    model = made_up_model()
+    model.save(tmp_path / "a")
+    for loaded in (
+        StellarPerceptron.load(tmp_path / "a", device="cpu"),
+        StellarPerceptron.load_for_finetuning(tmp_path / "a", ["N_FE"], device="cpu"),
+    ):
+        assert loaded.instrument == model.instrument
+        assert loaded.label_names[:2] == ["TEFF", "C_FE"]
+
+
+def test_known_instruments_are_named_only(saved):
+    config = json.loads((saved / "config.json").read_text())
+    assert config["stellarperceptron"]["instrument"] == {"name": "APOGEE", "pixels": 7514}
+
+
+def test_a_checkpoint_without_instrument_is_apogees_by_its_pixels(saved):
+    path = saved / "config.json"
+    config = json.loads(path.read_text())
+    del config["stellarperceptron"]
+    path.write_text(json.dumps(config))
+    assert StellarPerceptron.load(saved, device="cpu").instrument is APOGEE
+
+
+def test_pixels_of_no_instrument_are_given_by_name():
+    model = StellarPerceptron(["a", "b", "TEFF"], device="cpu")
+    assert model.instrument is None and model.label_names == ["a", "b", "TEFF"]
+    model.fit_standardization(np.eye(3), ["a", "b", "TEFF"])
+    with pytest.raises(ValueError, match="has no instrument to find pixels by wavelength"):
+        model.predict(np.ones((1, 2)), [16000.0, 16001.0], ["TEFF"])
+
+
+@pytest.mark.parametrize(
+    "instrument", [{"name": "SPOT", "pixels": 30}, {"name": "SPOT", "wavelength": [2, 1]}, 5]
+)
+def test_an_instrument_that_cannot_be_used_is_named(saved, instrument):
+    path = saved / "config.json"
+    config = json.loads(path.read_text())
+    config["stellarperceptron"]["instrument"] = instrument
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"checkpoint .*epoch_7: .*(SPOT|5 describes no)"):
+        StellarPerceptron.load(saved, device="cpu")

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, VALID_PIXELS
 from stellarperceptron.layers import NonLinearEmbedding
 from stellarperceptron.network.patches import (
-    apogee_pixel_names,
     group_pixels,
     group_values,
     split_into_patches,
@@ -50,17 +49,6 @@ def test_bins_stop_at_chip_gaps():
     groups = group_pixels(APOGEE_WAVELENGTH, VALID_PIXELS, 16)
     wavelengths = np.append(APOGEE_WAVELENGTH, np.nan)[groups]
     assert (np.nanmax(wavelengths, axis=1) - np.nanmin(wavelengths, axis=1)).max() < 16 * 0.24
-
-
-def test_pixel_names_by_wavelength():
-    names = apogee_pixel_names(APOGEE_WAVELENGTH[[0, 3027, 3028, 7513]] + 0.05)
-    assert names.tolist() == ["syn_apogee0", "syn_apogee3027", "syn_apogee3028", "syn_apogee7513"]
-
-
-@pytest.mark.parametrize("wavelength", [15000.0, 15820.0, 17100.0])
-def test_wavelengths_off_the_grid(wavelength):
-    with pytest.raises(ValueError, match="resample"):
-        apogee_pixel_names(np.array([16000.0, wavelength]))
 
 
 @pytest.mark.parametrize("pixels_per_token", [1, 4])

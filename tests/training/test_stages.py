@@ -11,7 +11,15 @@ from stellarperceptron import ModelConfig, StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.training.profiles import read_profile
-from stellarperceptron.training.stages import five_folds, resolve_checkpoint, split_rows
+from stellarperceptron.training.stages import (
+    five_folds,
+    new_model,
+    read_data,
+    require_labels,
+    require_same_instrument,
+    resolve_checkpoint,
+    split_rows,
+)
 
 PROFILES = sorted(TRAINING.glob("*/*.toml"))
 
@@ -113,6 +121,40 @@ def test_other_data_are_refused(chain, tmp_path):
     assert result.returncode != 0 and "inputs.data.provenance" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.pixels=ultraviolet", "unknown APOGEE pixel range 'ultraviolet': known are blue"),
+        ("data.labels=['FE_H', 'C_FE']", "survey.h5 has no labels C_FE, only TEFF, LOGG"),
+    ],
+)
+def test_a_profile_that_does_not_fit_the_survey_is_refused(survey, setting, message):
+    profile = read_profile(TRAINING / "1_basemodel_synthetic" / "smoke.toml", [setting])
+    with SpectraDataset.open(survey) as dataset, pytest.raises(ValueError, match=message):
+        read_data(new_model(dataset, profile, torch.device("cpu")), dataset, profile)
+
+
+def test_labels_that_the_checkpoint_lacks_are_refused(survey):
+    profile = read_profile(
+        TRAINING / "1_basemodel_synthetic" / "smoke.toml", ["data.labels=['TEFF', 'FE_H']"]
+    )
+    with SpectraDataset.open(survey) as dataset:
+        model = new_model(dataset, profile, torch.device("cpu"))
+        require_labels(model, ["FE_H"])
+        with pytest.raises(ValueError, match="checkpoint has no labels LOGG, only TEFF, FE_H"):
+            require_labels(model, dataset.label_names[:2])
+
+
+def test_a_model_without_instrument_fits_no_survey(survey):
+    model = StellarPerceptron(["a", "b"], device="cpu")
+    assert model.instrument is None
+    with (
+        SpectraDataset.open(survey) as dataset,
+        pytest.raises(ValueError, match=r"APOGEE \(7514 .* checkpoint is for no known instrument"),
+    ):
+        require_same_instrument(model, dataset)
+
+
 def test_missing_checkpoint_names_the_command(tmp_path, survey):
     result = script(
         f"training/{STAGES[2]}",
@@ -161,7 +203,7 @@ def test_paper_profile_is_the_published_one():
         ("[data]\nkind = 'real'\n[schedule]\nname = 'step'", ["data.kind", "schedule.name"]),
         ("[model]\nembedding_dim = 30\n[training]\nlearning_rate = -1", ["head_num", "learning"]),
         ("[data]\nvalidation_split = 1.0", ["validation_split"]),
-        ("[data]\npixels = 'ultraviolet'\nlabels = []", ["data.pixels", "data.labels"]),
+        ("[data]\nlabels = []", ["data.labels"]),
         ("[training]\nseed = -1\nkeep_checkpoints = -2", ["seed", "keep_checkpoints"]),
         ("[training", ["no TOML"]),
     ],

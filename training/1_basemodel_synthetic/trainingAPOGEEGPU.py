@@ -32,7 +32,7 @@ def main() -> None:
         model = new_model(dataset, profile, process.device)
         stars = read_stars(dataset, profile)
         fit_standardization(model, stars, model.device)
-        data = place_stars(model, stars, profile)
+        data = place_stars(model, dataset, stars, profile)
         training, validation = split_rows(dataset, profile)
         train_stage(
             model,

@@ -31,7 +31,7 @@ def main() -> None:
         # Pixels keep the names, the embedding row and the standardization of the synthetic ones:
         # what the model knows about a flux at a wavelength is what fine-tuning starts from.
         model = StellarPerceptron.load_for_finetuning(arguments.checkpoint, device=process.device)
-        data = place_stars(model, read_stars(dataset, profile), profile)
+        data = place_stars(model, dataset, read_stars(dataset, profile), profile)
         training, validation = split_rows(dataset, profile)
         train_stage(
             model,

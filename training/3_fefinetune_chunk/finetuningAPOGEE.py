@@ -50,7 +50,7 @@ def main() -> None:
                 arguments.checkpoint, device=process.device
             )
 
-        data = place_stars(load(), read_stars(dataset, profile, stars), profile)
+        data = place_stars(load(), dataset, read_stars(dataset, profile, stars), profile)
 
         def train(training, validation, output, settings=profile):
             model = load()

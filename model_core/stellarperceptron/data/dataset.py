@@ -8,14 +8,12 @@ is a bad pixel or a missing label. `SurveyWriter` writes it. The published data 
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stellarperceptron.data.apogee.grid import pixel_range
 from stellarperceptron.data.sources import REMEDY, DatasetError, Source, open_source
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SPLITS, SurveyWriter
 
@@ -37,20 +35,22 @@ class Split:
         "train" or "test".
     n_stars, n_pixels : int
         Shape of its spectra.
+    instrument : Instrument
+        What they were observed with.
     kinds : tuple of str
         Which of "synthetic" and "observed" there are.
     has_errors : bool
         Whether there are standard deviations of the observed spectra, "observed_errors".
     """
 
-    def __init__(
-        self, source: Path, name: str, arrays: Mapping[str, Any], label_names: tuple[str, ...]
-    ):
+    def __init__(self, source: Source, name: str):
+        arrays = source.splits[name]
         self.name = name
-        self.label_names = label_names
+        self.label_names = source.label_names
+        self.instrument = source.instrument
         self.kinds = tuple(kind for kind in KINDS if kind in arrays)
         self.has_errors = ERRORS in arrays
-        self._source = source
+        self._source = source.path
         self._arrays = arrays
         self.n_stars, self.n_pixels = map(int, arrays[self.kinds[0]].shape)
 
@@ -89,6 +89,16 @@ class Split:
                 f"{self._source} is damaged in {self.name}/ids ({error}): {REMEDY}"
             ) from error
 
+    def pixel_range(self, pixels: str | slice | Sequence[int]) -> slice:
+        """Pixels of the spectra as a slice; see `Instrument.pixel_range`.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name, and for a range that is empty or outside the spectra.
+        """
+        return self.instrument.pixel_range(pixels, self.n_pixels)
+
     def read(
         self,
         kind: str,
@@ -106,7 +116,7 @@ class Split:
             Which stars: a slice, row numbers in any order, or a mask (N,) of booleans; all when
             left out.
         pixels
-            Which pixels (see `stellarperceptron.data.apogee.spectra.pixel_range`).
+            Which pixels; see `pixel_range`.
         out : (n, p) float32, optional
             Where to put the result, for instance pinned memory.
 
@@ -127,7 +137,7 @@ class Split:
                 f"{self._source} has no '{kind}' spectra in '{self.name}', only "
                 f"{' and '.join(self.kinds)}"
             )
-        columns = pixel_range(pixels, self.n_pixels)
+        columns = self.pixel_range(pixels)
         if rows is None:
             rows = slice(0, self.n_stars)
         if isinstance(rows, slice) and rows.step not in (None, 1):
@@ -260,10 +270,12 @@ class SpectraDataset:
     ----------
     path : pathlib.Path
         The file or folder.
+    instrument : Instrument
+        What the spectra were observed with.
     wavelength : (P,) float64
-        Wavelengths of the pixels [A, vacuum].
-    label_names : tuple of str
-        Names of the columns of the labels.
+        Wavelengths of the pixels [A, vacuum], all of the instrument's or some.
+    label_names, label_units : tuple of str
+        Names and units of the columns of the labels; "" for a unit that is unknown.
     provenance : dict
         How the data were made: generator, version, arguments, seed.
     train, test : Split
@@ -277,13 +289,13 @@ class SpectraDataset:
 
     def __init__(self, source: Source):
         self.path = source.path
+        self.instrument = source.instrument
         self.wavelength = source.wavelength
         self.label_names = source.label_names
+        self.label_units = source.label_units
         self.provenance = source.provenance
         self._file = source.file
-        self.train, self.test = (
-            Split(source.path, name, source.splits[name], source.label_names) for name in SPLITS
-        )
+        self.train, self.test = (Split(source, name) for name in SPLITS)
 
     @classmethod
     def open(

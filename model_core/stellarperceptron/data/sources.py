@@ -12,9 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.survey_file import ERRORS, FORMAT_VERSION, KINDS, SPLITS
-from stellarperceptron.labels import PUBLISHED_LABELS
+from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.labels import PUBLISHED_LABELS, label
 
 __all__ = ["REMEDY", "DatasetError", "Source", "open_source"]
 
@@ -52,10 +52,12 @@ class Source:
     ----------
     path : pathlib.Path
         The file or folder.
+    instrument : Instrument
+        Which instrument the spectra are of.
     wavelength : (P,) float64
-        Wavelengths of the pixels [A, vacuum].
-    label_names : tuple of str
-        Names of the columns of the labels.
+        Wavelengths of the pixels [A, vacuum], all of the instrument's or some.
+    label_names, label_units : tuple of str
+        Names and units of the columns of the labels; "" for a unit that is unknown.
     provenance : dict
         How the data were made.
     splits : dict
@@ -65,8 +67,10 @@ class Source:
     """
 
     path: Path
+    instrument: Instrument
     wavelength: np.ndarray
     label_names: tuple[str, ...]
+    label_units: tuple[str, ...]
     provenance: dict
     splits: Mapping[str, Mapping[str, Any]]
     file: h5py.File | None = None
@@ -78,6 +82,12 @@ class Source:
             raise DatasetError(f"{self.path} has a label twice among {names}: {REMEDY}")
         for split, arrays in self.splits.items():
             _check(self.path, split, arrays, len(self.wavelength), len(self.label_names))
+        _check_pixels(self.path, self.wavelength, self.instrument)
+        if len(self.label_units) != len(self.label_names):
+            raise DatasetError(
+                f"{self.path} has {len(self.label_units)} label_units for "
+                f"{len(self.label_names)} labels: {REMEDY}"
+            )
 
 
 def open_source(path: str | os.PathLike) -> Source:
@@ -89,7 +99,7 @@ def open_source(path: str | os.PathLike) -> Source:
         When there is nothing at `path`.
     DatasetError
         For whatever cannot be used, such as wavelengths that do not ascend or that are not the
-        survey's; the message names the file and what helps.
+        instrument's; the message names the file and what helps.
     """
     path = Path(path)
     if not path.exists():
@@ -121,18 +131,37 @@ def _read_layout(path: Path, file: h5py.File) -> Source:
     if not file.attrs.get("complete", False):
         raise DatasetError(f"{path} is half-written: {REMEDY}")
     version = file.attrs.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise DatasetError(
-            f"{path} has format version {version}, this program reads {FORMAT_VERSION}: {REMEDY}"
+            f"{path} has format version {version}, this program reads 1 to {FORMAT_VERSION}: "
+            f"{REMEDY}"
         )
+    label_names = tuple(_text(name) for name in file.attrs["label_names"])
+    if version == 1:
+        instrument = APOGEE
+        label_units = tuple(label(name).unit for name in label_names)
+    else:
+        instrument = _read_instrument(path, file)
+        label_units = tuple(_text(unit) for unit in file.attrs["label_units"])
     return Source(
         path,
+        instrument=instrument,
         wavelength=file["wavelength"][:].astype(np.float64),
-        label_names=tuple(_text(name) for name in file.attrs["label_names"]),
+        label_names=label_names,
+        label_units=label_units,
         provenance=json.loads(_text(file.attrs.get("provenance", "{}"))),
         splits={name: _members(file[name]) for name in SPLITS},
         file=file,
     )
+
+
+def _read_instrument(path: Path, file: h5py.File) -> Instrument:
+    """Read which instrument a survey file's spectra are of."""
+    text = _text(file.attrs["instrument"])
+    try:
+        return Instrument.from_dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{path} has an instrument that cannot be used: {error}") from error
 
 
 def _text(value: str | bytes) -> str:
@@ -160,7 +189,7 @@ def _open_folder(path: Path) -> Source:
                 warnings.warn(
                     f"{ids} holds no texts ({error}): rows are numbered instead", stacklevel=4
                 )
-    wavelength = APOGEE_WAVELENGTH
+    wavelength = APOGEE.wavelength
     csv = path / _PUBLISHED_WAVELENGTH
     if csv.exists():
         try:
@@ -168,7 +197,8 @@ def _open_folder(path: Path) -> Source:
         except ValueError as error:
             raise DatasetError(f"{csv} is damaged ({error})") from error
     provenance = {"generator": "published arrays", "arguments": {"folder": path.name}}
-    return Source(path, wavelength, PUBLISHED_LABELS, provenance, splits)
+    units = tuple(label(name).unit for name in PUBLISHED_LABELS)
+    return Source(path, APOGEE, wavelength, PUBLISHED_LABELS, units, provenance, splits)
 
 
 def _read_names(path: Path) -> np.ndarray:
@@ -219,23 +249,29 @@ def _map_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _check_wavelength(path: Path, wavelength: np.ndarray) -> None:
-    """Check that wavelengths (P,) [A] ascend; 7,514 of them are the survey's, to 0.01 A.
+def _where(path: Path) -> str:
+    """Where the wavelengths of a data set lie."""
+    return f"{path / _PUBLISHED_WAVELENGTH}" if path.is_dir() else f"{path}: wavelength"
 
-    A pixel is 0.21 A wide at the blue end.
-    """
-    where = f"{path / _PUBLISHED_WAVELENGTH}" if path.is_dir() else f"{path}: wavelength"
+
+def _check_wavelength(path: Path, wavelength: np.ndarray) -> None:
+    """Check that wavelengths (P,) ascend."""
+    where = _where(path)
     if wavelength.ndim != 1 or not len(wavelength):
         raise DatasetError(f"{where} has the shape {wavelength.shape}, not one of pixels: {REMEDY}")
     if not np.isfinite(wavelength).all() or not (np.diff(wavelength) > 0).all():
         raise DatasetError(f"{where} must hold finite numbers in ascending order: {REMEDY}")
-    if wavelength.shape == APOGEE_WAVELENGTH.shape:
-        difference = np.abs(wavelength - APOGEE_WAVELENGTH).max()
-        if difference > 0.01:
-            raise DatasetError(
-                f"{where} differs by up to {difference:.3g} Angstrom from the "
-                f"{len(APOGEE_WAVELENGTH)} pixels of APOGEE (vacuum): {REMEDY}"
-            )
+
+
+def _check_pixels(path: Path, wavelength: np.ndarray, instrument: Instrument) -> None:
+    """Check that wavelengths (P,) [A] are the instrument's, to a twentieth of a pixel."""
+    pixels = instrument.nearest_pixels(wavelength)
+    difference = np.abs(wavelength - instrument.wavelength[pixels])
+    if (difference > 0.05 * instrument.pixel_width[pixels]).any():
+        raise DatasetError(
+            f"{_where(path)} differs by up to {difference.max():.3g} Angstrom from the pixels of "
+            f"{instrument} in vacuum: {REMEDY}"
+        )
 
 
 def _check(path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_labels: int) -> None:

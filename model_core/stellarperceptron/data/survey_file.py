@@ -11,14 +11,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
-from stellarperceptron.labels import PUBLISHED_LABELS
+from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.labels import PUBLISHED_LABELS, label
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = ["ERRORS", "FORMAT_VERSION", "KINDS", "SPLITS", "SurveyWriter"]
 
-FORMAT_VERSION = 1
-"""Version of the layout of a survey file."""
+FORMAT_VERSION = 2
+"""Version of the layout of a survey file.
+
+1: spectra of APOGEE. 2: the file says of which instrument, and in which units its labels are.
+"""
 
 SPLITS = ("train", "test")
 KINDS = ("synthetic", "observed")
@@ -46,16 +49,22 @@ class SurveyWriter:
         Number of stars of "train" and of "test".
     provenance
         How the data are made: generator, version, arguments, seed; stored as JSON.
-    wavelength : (P,)
-        Wavelengths of the pixels [A, vacuum].
+    instrument
+        Which instrument the spectra are of.
+    wavelength : (P,), optional
+        Wavelengths of the pixels [A, vacuum], if the file holds only some of the instrument's.
     label_names
         Names of the labels' columns, each once.
+    label_units
+        Their units; None: those of `stellarperceptron.labels`.
     kinds
         Which spectra there are: "synthetic", "observed".
     true_labels
         Whether the labels are stored that mock spectra are made with.
     errors
         Whether the standard deviations of the observed spectra are stored (`ERRORS`).
+    format_version
+        Of the layout, see `FORMAT_VERSION`; format 1 holds spectra of APOGEE only.
 
     Attributes
     ----------
@@ -83,11 +92,14 @@ class SurveyWriter:
         *,
         counts: Mapping[str, int],
         provenance: Mapping,
-        wavelength: np.ndarray = APOGEE_WAVELENGTH,
+        instrument: Instrument = APOGEE,
+        wavelength: np.ndarray | None = None,
         label_names: Sequence[str] = PUBLISHED_LABELS,
+        label_units: Sequence[str] | None = None,
         kinds: Sequence[str] = KINDS,
         true_labels: bool = False,
         errors: bool = False,
+        format_version: int = FORMAT_VERSION,
     ):
         if set(counts) != set(SPLITS) or min(counts.values()) < 1:
             raise ValueError(f"counts is {dict(counts)}: give one star or more to train and test")
@@ -95,12 +107,26 @@ class SurveyWriter:
             raise ValueError(f"kinds is {tuple(kinds)}: it must hold some of {KINDS}")
         if not label_names or len(set(label_names)) < len(label_names):
             raise ValueError(f"label_names is {tuple(label_names)}: give one or more, each once")
+        if format_version not in (1, FORMAT_VERSION):
+            raise ValueError(f"format_version is {format_version}: it must be 1 or 2")
+        if format_version == 1 and instrument != APOGEE:
+            raise ValueError(f"a survey file of format 1 holds {APOGEE}, not {instrument}")
+        if label_units is None:
+            label_units = [label(name).unit for name in label_names]
+        if len(label_units) != len(label_names):
+            raise ValueError(f"{len(label_units)} units do not belong to {len(label_names)} labels")
         self.path = Path(path)
         self.counts = dict(counts)
         self.written = dict.fromkeys(SPLITS, 0)
         self._provenance = json.dumps(dict(provenance), sort_keys=True)
-        self._wavelength = np.asarray(wavelength, dtype=np.float64)
+        self._wavelength = instrument.wavelength
+        if wavelength is not None:
+            instrument.pixels_at(wavelength)
+            self._wavelength = np.asarray(wavelength, dtype=np.float64)
+        self._format_version = format_version
+        self._instrument = json.dumps(instrument.to_dict(), sort_keys=True)
         self._label_names = tuple(label_names)
+        self._label_units = tuple(label_units)
         n_labels = len(self._label_names)
         self._columns = {kind: len(self._wavelength) for kind in KINDS if kind in kinds}
         self._columns |= {ERRORS: len(self._wavelength)} if errors else {}
@@ -114,7 +140,13 @@ class SurveyWriter:
         """Size of the finished file, rounded up [bytes]."""
         # Chunks are stored whole, the last one of each array too.
         stars = sum(self.counts.values()) + len(SPLITS) * _ROWS_PER_CHUNK
-        return stars * self._row_bytes + 8 * len(self._wavelength) + 1_000_000
+        return (
+            stars * self._row_bytes
+            + 8 * len(self._wavelength)
+            + len(self._instrument)
+            + len(self._provenance)
+            + 1_000_000
+        )
 
     @property
     def _row_bytes(self) -> int:
@@ -146,14 +178,12 @@ class SurveyWriter:
     def _create(self) -> None:
         """Lay out the file."""
         self._file.attrs["complete"] = False
-        self._file.attrs["format_version"] = FORMAT_VERSION
-        # Texts of fixed length lie within the checksums; the heap of the others has none.
-        longest = max(len(name.encode("utf-8")) for name in self._label_names)
-        names = np.array(self._label_names, dtype=h5py.string_dtype("utf-8", longest))
-        self._file.attrs.create("label_names", names)
-        provenance = self._provenance.encode("utf-8")
-        text = h5py.string_dtype("utf-8", len(provenance))
-        self._file.attrs.create("provenance", np.array(provenance, dtype=text))
+        self._file.attrs["format_version"] = self._format_version
+        self._describe("label_names", self._label_names)
+        self._describe("provenance", self._provenance)
+        if self._format_version > 1:
+            self._describe("instrument", self._instrument)
+            self._describe("label_units", self._label_units)
         self._file.create_dataset(
             "wavelength", data=self._wavelength, chunks=self._wavelength.shape, fletcher32=True
         )
@@ -170,6 +200,14 @@ class SurveyWriter:
                 "ids", (count,), _TEXT, chunks=(chunk,), fletcher32=True
             )
             self._members[split] = members
+
+    def _describe(self, name: str, texts: str | tuple[str, ...]) -> None:
+        """Store texts as an attribute."""
+        # Texts of fixed length lie within the checksums; the heap of the others has none.
+        encoded = np.char.encode(np.array(texts), "utf-8")
+        longest = max(encoded.dtype.itemsize, 1)
+        text = encoded.astype(h5py.string_dtype("utf-8", longest))
+        self._file.attrs.create(name, text)
 
     def append(self, split: str, *, ids: Sequence[str], **arrays: np.ndarray) -> None:
         """Write the next stars of "train" or "test".

@@ -17,7 +17,6 @@ from stellarperceptron.layers import Tokens
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.patches import (
     Patch,
-    apogee_pixel_names,
     group_pixels,
     split_into_patches,
 )
@@ -64,8 +63,8 @@ class TokenGroups:
 
 
 def token_groups(model: StellarPerceptron, wavelengths: np.ndarray) -> TokenGroups:
-    """Tokens of the APOGEE pixels at some wavelengths (n,) [Angstrom, vacuum]."""
-    names = model.tokenize(apogee_pixel_names(wavelengths))
+    """Tokens of the instrument's pixels at some wavelengths (n,) [Angstrom, vacuum]."""
+    names = model.tokenize(model.instrument.pixel_names(wavelengths))
     model.require_standardization(names)
     pixels = group_pixels(wavelengths, model.positions[names], model.config.pixels_per_token)
     of_pixel = np.empty(len(wavelengths), dtype=int)
@@ -96,7 +95,7 @@ def decoder_attention(
     spectra
         (N, n) normalized flux, NaN for bad pixels; anything that is sliced like an array.
     wavelengths
-        (n,) of APOGEE pixels [Angstrom, vacuum].
+        (n,) of the instrument's pixels [Angstrom, vacuum].
     labels
         Names of the Q labels.
     permutations

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.predictions import (
     metrics_of_predictions,
@@ -20,7 +19,11 @@ from stellarperceptron.evaluation.predictions import (
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.baseline import BaselineNetwork
-from stellarperceptron.training.stages import describe_data
+from stellarperceptron.training.stages import (
+    describe_data,
+    require_labels,
+    require_same_instrument,
+)
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 
 __all__ = ["evaluate", "evaluation_labels", "evaluation_parser", "load_network", "print_metrics"]
@@ -46,7 +49,10 @@ def evaluation_parser(
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
     parser.add_argument(
-        "--pixels", default=pixels, help="full, first_half, fe_chunk or start:stop (of 7,514)"
+        "--pixels",
+        default=pixels,
+        help="full, another range of the instrument's pixels (APOGEE: first_half, fe_chunk), or "
+        "start:stop",
     )
     if any_labels:
         parser.add_argument(
@@ -144,10 +150,20 @@ def evaluate(
     Raises
     ------
     ValueError
-        The network does not know the pixels or a label.
+        The network is for another instrument, or does not know the pixels or a label; or the
+        survey lacks a label.
     """
     begin = time.perf_counter()
-    part = pixel_range(pixels, dataset.test.n_pixels)
+    part = dataset.test.pixel_range(pixels)
+    absent = [label for label in labels if label not in dataset.label_names]
+    if absent:
+        raise ValueError(
+            f"{dataset.path} has no labels {', '.join(absent)}, only "
+            f"{', '.join(dataset.label_names)}"
+        )
+    if not isinstance(network, BaselineNetwork):
+        require_same_instrument(network, dataset)
+        require_labels(network, labels)
     spectra = dataset.test.read(kind, pixels=part)
     if isinstance(network, BaselineNetwork):
         if list(labels) != [network.label] or spectra.shape[1] != network.flux_statistics.shape[1]:

@@ -96,7 +96,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_normalized(path: Path, pixels: slice) -> tuple[Spectrum, np.ndarray]:
-    """Read a file: the spectrum at rest, and its flux (7514,) over the pseudo-continuum.
+    """Read a file: the spectrum at rest, and its flux (P,) over the pseudo-continuum.
 
     NaN in pixels that hold no measurement or lie on strong sky lines. An aspcapStar spectrum is
     normalized already.
@@ -137,7 +137,7 @@ class Comparison:
 
     Attributes
     ----------
-    flux : (7514,)
+    flux : (P,)
         The emulator's, over a pseudo-continuum through the pixels that are good in the observed
         spectrum.
     broadening : str
@@ -169,7 +169,7 @@ def compare_with_emulator(
     labels
         At least TEFF, LOGG and FE_H; what is missing takes its usual value.
     observed
-        (7514,) normalized flux, NaN for bad pixels.
+        (P,) normalized flux, NaN for bad pixels.
     emulator
         Its name, see `Emulator.load`.
     """

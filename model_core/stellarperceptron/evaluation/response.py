@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, pseudo_continuum
+from stellarperceptron.data.apogee.spectra import pseudo_continuum
 from stellarperceptron.data.mock.emulator import LABELS, Emulator
+from stellarperceptron.instruments import APOGEE, Instrument
 
 __all__ = [
     "Concentration",
@@ -20,19 +21,17 @@ __all__ = [
     "token_response",
 ]
 
-RESOLUTION = 22_500.0  # of APOGEE's spectrographs (Majewski et al. 2017, AJ 154, 94)
-
 
 def label_slopes(
     emulator: Emulator,
     labels: Mapping[str, np.ndarray],
     names: Sequence[str],
-    wavelengths: np.ndarray = APOGEE_WAVELENGTH,
+    instrument: Instrument = APOGEE,
 ) -> np.ndarray:
     """How the normalized flux of stars responds to their labels.
 
     The derivative of the flux after division by its pseudo-continuum, f / c: (f' - c' f / c) / c,
-    at APOGEE's resolution, every other label held fixed.
+    at the instrument's resolution, every other label held fixed.
 
     Parameters
     ----------
@@ -43,8 +42,8 @@ def label_slopes(
         moved to its edge.
     names
         The Q labels to derive by.
-    wavelengths
-        (n,) [Angstrom, vacuum]; the 7,514 pixels, which the pseudo-continuum belongs to.
+    instrument
+        Gives the n pixels, the resolving power and the pseudo-continuum.
 
     Returns
     -------
@@ -60,12 +59,16 @@ def label_slopes(
     if unknown:
         raise ValueError(f"the emulator knows no labels {unknown}, only {list(LABELS)}")
     known = {name: torch.as_tensor(np.asarray(v, dtype=float)) for name, v in labels.items()}
-    flux = emulator.flux(known, wavelengths, RESOLUTION, "clip")
-    slopes = emulator.derivatives(known, names, wavelengths, RESOLUTION, "clip")  # (N, Q, n)
+    grid = instrument.wavelength, instrument.resolving_power
+    flux = emulator.flux(known, *grid, "clip")
+    slopes = emulator.derivatives(known, names, *grid, "clip")  # (N, Q, n)
 
+    if instrument.continuum is None:
+        return slopes.numpy()
     # Without clipping the polynomial is linear in the flux, and so has this derivative.
-    continuum = pseudo_continuum(flux, clip_high=math.inf)[:, None]
-    moved = pseudo_continuum(slopes, clip_high=math.inf)
+    fit = {"chips": instrument.chips, "order": instrument.continuum.order, "clip_high": math.inf}
+    continuum = pseudo_continuum(flux, **fit)[:, None]
+    moved = pseudo_continuum(slopes, **fit)
     return ((slopes - moved * flux[:, None] / continuum) / continuum).numpy()
 
 

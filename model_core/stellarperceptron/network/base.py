@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from stellarperceptron.instruments import INSTRUMENTS, Instrument
 from stellarperceptron.layers import (
     NonLinearEmbedding,
     StellarPerceptronDecoder,
@@ -77,9 +78,11 @@ class StellarPerceptronBase(StellarPerceptronCore):
         device: str | torch.device = "auto",
         nan_policy: str = "mask",
         seed: int | None = None,
+        instrument: Instrument | None = None,
         **config: Any,
     ):
         super().__init__(vocabs, ModelConfig.from_dict(config), embed_map)
+        self.instrument = instrument or self._known_instrument()
         self.nan_policy = one_of("nan_policy", nan_policy, _NAN_POLICIES)
         self.device = usable_device(device)
         self.epoch = 0
@@ -88,6 +91,38 @@ class StellarPerceptronBase(StellarPerceptronCore):
                 torch.manual_seed(seed)
             self.torch_model = _build_network(self.config, self.vocab_size, self.embed_map)
         self.torch_model.to(self.device).eval()
+
+    def _known_instrument(self) -> Instrument | None:
+        """The instrument whose pixels the vocabulary names, if it is known by name."""
+        for known in INSTRUMENTS.values():
+            if f"{known.pixel_prefix}0" in self._token_of:
+                return known
+        return None
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(V + 1,) where each pixel lies on the instrument's grid; bins are counted from there."""
+        positions = super().positions
+        if self.instrument is not None:
+            index = dict(
+                zip(self.instrument.pixel_names().tolist(), self.instrument.grid_index, strict=True)
+            )
+            for token, name in enumerate(self.vocabs, start=1):
+                positions[token] = index.get(name, positions[token])
+        return positions
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names in the vocabulary that are no pixels of the instrument."""
+        pixels = set() if self.instrument is None else set(self.instrument.pixel_names().tolist())
+        return [name for name in self.vocabs if name not in pixels]
+
+    def get_config(self) -> dict[str, dict[str, Any]]:
+        """Everything but the weights, with the instrument; see `StellarPerceptronCore`."""
+        config = super().get_config()
+        if self.instrument is not None:
+            config["stellarperceptron"]["instrument"] = self.instrument.to_dict()
+        return config
 
     def set_trainable(
         self,
@@ -188,6 +223,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         """
         known = {field.name for field in fields(ModelConfig)}
         entries = config["nn_config"] | config.get("stellarperceptron", {})
+        instrument = entries.pop("instrument", None)
         unknown = [k for k in entries if k not in known and not k.startswith("backend_")]
         if unknown:
             warnings.warn(f"entries of nn_config that are not understood: {unknown}", stacklevel=2)
@@ -198,6 +234,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
             device=device,
             nan_policy=nan_policy,
             seed=seed,
+            instrument=None if instrument is None else Instrument.from_dict(instrument),
             **entries,
         )
         model.standardizer = Standardizer.from_config(config["norm_config"], model.vocab_size + 1)
@@ -284,6 +321,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
             device=device,
             nan_policy=nan_policy,
             seed=seed,
+            instrument=old.instrument,
             **vars(old.config),
         )
         rows = old.vocab_size + 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.block import ACTIVATIONS
 from stellarperceptron.utils.arguments import with_nearest
 
@@ -72,7 +73,7 @@ class ModelConfig:
     decoder_dense_num: int = 2048
     decoder_dropout_rate: float = 0.05
     decoder_activation: str = "gelu"
-    wavelength_range: tuple[float, float] = (15000.0, 17000.0)
+    wavelength_range: tuple[float, float] = APOGEE.encoding_range
     pixels_per_token: int = 1
     attention_dropout_rate: float = 0.0
 

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.layers import NonLinearEmbedding, StellarPerceptronTorchModel, Tokens
 
 __all__ = [
     "Patch",
-    "apogee_pixel_names",
     "group_pixels",
     "group_values",
     "mean_wavelengths",
@@ -20,38 +18,6 @@ __all__ = [
     "predict_patches",
     "split_into_patches",
 ]
-
-
-def apogee_pixel_names(wavelengths: np.ndarray) -> np.ndarray:
-    """Names, in the published vocabulary, of the APOGEE pixels at some wavelengths.
-
-    Parameters
-    ----------
-    wavelengths
-        (n,) vacuum [Angstrom].
-
-    Returns
-    -------
-    ndarray of str
-        (n,) "syn_apogee0" to "syn_apogee7513".
-
-    Raises
-    ------
-    ValueError
-        A wavelength is more than half a pixel from each of the 7,514.
-    """
-    right = np.searchsorted(APOGEE_WAVELENGTH, wavelengths).clip(1, len(APOGEE_WAVELENGTH) - 1)
-    is_left = 2 * wavelengths < APOGEE_WAVELENGTH[right - 1] + APOGEE_WAVELENGTH[right]
-    pixels = np.where(is_left, right - 1, right)
-    # A pixel is 6e-6 wide in log10 of the wavelength.
-    off = np.abs(wavelengths / APOGEE_WAVELENGTH[pixels] - 1) > 3e-6 * math.log(10)
-    if off.any():
-        raise ValueError(
-            f"{off.sum()} wavelengths, {wavelengths[off][0]:.3f} Angstrom the first, are on no "
-            "APOGEE pixel: resample the spectra to the APOGEE grid, or give the names of the "
-            "pixels (names=...)"
-        )
-    return np.char.add("syn_apogee", pixels.astype(str))
 
 
 def group_pixels(

@@ -13,12 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.layers import Tokens
 from stellarperceptron.model_core import StellarPerceptronCore
 from stellarperceptron.network.patches import (
-    apogee_pixel_names,
     group_pixels,
     mean_wavelengths,
     pixel_ids,
@@ -93,14 +91,14 @@ def survey_stars(
     rows
         Which training stars; None: all of them.
     """
-    split, part = dataset.train, pixel_range(pixels)
+    split, part = dataset.train, dataset.train.pixel_range(pixels)
     label_names = list(label_names or dataset.label_names)
     columns = [dataset.label_names.index(label) for label in label_names]
     rows = np.arange(len(split)) if rows is None else rows
     wavelengths = dataset.wavelength[part]
     return Stars(
         read=lambda block: split.read(kind, rows[block], part),
-        names=apogee_pixel_names(wavelengths),
+        names=dataset.instrument.pixel_names(wavelengths),
         wavelengths=wavelengths,
         labels=split.labels[rows][:, columns],
         label_errors=split.label_errors[rows][:, columns],

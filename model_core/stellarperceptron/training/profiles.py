@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.network.config import PRECISIONS, ModelConfig
@@ -132,7 +131,8 @@ class DataProfile:
     kind
         "synthetic" or "observed" spectra.
     pixels
-        "full", "first_half", "fe_chunk" or "start:stop".
+        "full", the name of another range of the survey's instrument ("first_half" and "fe_chunk"
+        of APOGEE), or "start:stop".
     labels
         Names of the labels; "all" for all that the survey has.
     validation_split
@@ -264,10 +264,6 @@ class Profile:
                 yield f"{key} = {value!r} is not one of {', '.join(known)}"
         if not 0 <= self.data.validation_split < 1:
             yield f"data.validation_split = {self.data.validation_split} is not in [0, 1)"
-        try:
-            pixel_range(self.data.pixels)
-        except (ValueError, IndexError) as error:
-            yield f"data.pixels: {error}"
         if self.data.metal_poor_copies < 1:
             yield f"data.metal_poor_copies = {self.data.metal_poor_copies} is below 1"
         if not self.data.labels:

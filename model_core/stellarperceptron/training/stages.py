@@ -1,19 +1,21 @@
 """What the numbered training scripts share: arguments, and training on a survey as profiled."""
 
 import argparse
+import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from stellarperceptron.data.apogee.spectra import pixel_range
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.instruments import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.network.patches import apogee_pixel_names
+from stellarperceptron.network.config import ModelConfig
 from stellarperceptron.training.prepare import (
     Stars,
     TrainingData,
@@ -36,6 +38,8 @@ __all__ = [
     "new_model",
     "place_stars",
     "read_stars",
+    "require_labels",
+    "require_same_instrument",
     "resolve_checkpoint",
     "split_rows",
     "stage_arguments",
@@ -122,19 +126,56 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
-    """A model with fresh weights for all pixels and labels of a survey.
+    """A model with fresh weights for all pixels of a survey and the profile's labels.
 
     Pixels that are tokens of their own share one embedding, as published; in tokens of several
-    pixels each has its own.
+    pixels each has its own. Unless the profile says otherwise, the wavelength encoding spans the
+    instrument's range.
     """
-    pixels = apogee_pixel_names(dataset.wavelength).tolist()
+    instrument, config = dataset.instrument, profile.model
+    pixels = instrument.pixel_names(dataset.wavelength).tolist()
+    if config.wavelength_range == ModelConfig().wavelength_range:
+        config = dataclasses.replace(config, wavelength_range=instrument.encoding_range)
     return StellarPerceptron(
         [*pixels, *label_names(dataset, profile)],
         embed_map=dict.fromkeys(pixels, pixels[0]) if profile.model.pixels_per_token == 1 else None,
         device=device,
         seed=profile.training.seed,
-        **vars(profile.model),
+        instrument=instrument,
+        **vars(config),
     )
+
+
+def require_same_instrument(model: StellarPerceptron, dataset: SpectraDataset) -> None:
+    """Refuse a survey of another instrument than the model's.
+
+    Raises
+    ------
+    ValueError
+        Names both.
+    """
+    if model.instrument != dataset.instrument:
+        known = "no known instrument" if model.instrument is None else str(model.instrument)
+        raise ValueError(
+            f"{dataset.path} holds spectra of {dataset.instrument}, but the checkpoint is for "
+            f"{known}: give a survey and a checkpoint of one instrument"
+        )
+
+
+def require_labels(model: StellarPerceptron, labels: Sequence[str]) -> None:
+    """Refuse labels that the model does not know.
+
+    Raises
+    ------
+    ValueError
+        Names them and those that the model knows.
+    """
+    missing = [label for label in labels if label not in model.label_names]
+    if missing:
+        raise ValueError(
+            f"the checkpoint has no labels {', '.join(missing)}, only "
+            f"{', '.join(model.label_names)}"
+        )
 
 
 def label_names(dataset: SpectraDataset, profile: Profile) -> tuple[str, ...]:
@@ -208,18 +249,28 @@ def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | Non
     Raises
     ------
     ValueError
-        The survey lacks a label.
+        The survey lacks a label or the pixels.
     """
     data = profile.data
     return survey_stars(dataset, data.kind, data.pixels, label_names(dataset, profile), rows)
 
 
-def place_stars(model: StellarPerceptron, stars: Stars, profile: Profile) -> TrainingData:
-    """Read stars and place them on the model's device, as the profile says."""
+def place_stars(
+    model: StellarPerceptron, dataset: SpectraDataset, stars: Stars, profile: Profile
+) -> TrainingData:
+    """Read stars and place them on the model's device, as the profile says.
+
+    Raises
+    ------
+    ValueError
+        The survey is of another instrument than the model's, or the model lacks a label.
+    """
+    require_same_instrument(model, dataset)
+    require_labels(model, stars.label_names)
     data = profile.data
     augment = None
     if data.augment:
-        augment = functools.partial(profile.augmentation, pixels=pixel_range(data.pixels))
+        augment = _augmentation(dataset.instrument, stars.wavelengths, profile)
     return prepare_training_data(
         model,
         stars,
@@ -227,6 +278,17 @@ def place_stars(model: StellarPerceptron, stars: Stars, profile: Profile) -> Tra
         memory=data.memory,
         augment=augment,
     )
+
+
+def _augmentation(instrument: Instrument, wavelength: np.ndarray, profile: Profile):
+    """The profile's augmentation of spectra at these wavelengths (n,)."""
+    pixels = instrument.pixels_at(wavelength)
+    if pixels[-1] - pixels[0] != len(pixels) - 1:
+        raise ValueError(
+            f"data.augment needs neighbouring pixels of {instrument}; the survey leaves some out"
+        )
+    part = slice(int(pixels[0]), int(pixels[-1]) + 1)
+    return functools.partial(profile.augmentation, pixels=part, instrument=instrument)
 
 
 def train_stage(

@@ -7,6 +7,7 @@ closed; they leave a notebook's own figures alone.
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -17,11 +18,13 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.labels import LABELS
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.utils.data_utils import atomic_output
+
+if TYPE_CHECKING:
+    from stellarperceptron.instruments import Instrument
 
 __all__ = [
     "COLORS",
@@ -247,10 +250,12 @@ def _limits(values: np.ndarray, sensible: tuple[float, float]) -> tuple[float, f
 def chip_axes(
     figure: Figure | SubFigure,
     rows: int = 1,
-    chips: Sequence[str] = tuple(CHIP_PIXELS),
+    chips: Sequence[str] | None = None,
     between: tuple[float, float] = (0.0, np.inf),
+    *,
+    instrument: "Instrument | None" = None,
 ) -> np.ndarray:
-    """Axes side by side for APOGEE's three detectors, as wide as their wavelength ranges.
+    """Axes side by side for the detectors of an instrument, as wide as their wavelength ranges.
 
     Parameters
     ----------
@@ -259,9 +264,11 @@ def chip_axes(
     rows
         Number of rows; each shares its flux axis, each column its wavelength axis.
     chips
-        Some of "blue", "green" and "red".
+        Names of detectors, such as "blue", "green" and "red"; None: all.
     between
         Wavelengths that are shown [Angstrom]; detectors without any are left out.
+    instrument
+        APOGEE unless another is given.
 
     Returns
     -------
@@ -269,7 +276,10 @@ def chip_axes(
         The spines between neighbouring detectors are left out. Wavelengths are labelled below the
         last row.
     """
-    ranges = [np.clip(APOGEE_WAVELENGTH[CHIP_PIXELS[chip]][[0, -1]], *between) for chip in chips]
+    if instrument is None:
+        from stellarperceptron.instruments import APOGEE as instrument
+    pixels = [instrument.chips[chip] for chip in chips or instrument.chips]
+    ranges = [np.clip(instrument.wavelength[chip][[0, -1]], *between) for chip in pixels]
     ranges = [span for span in ranges if span[0] < span[1]]
     axes = figure.subplots(
         *(rows, len(ranges)),

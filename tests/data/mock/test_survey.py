@@ -32,6 +32,7 @@ from stellarperceptron.data.mock.observation import (
 from stellarperceptron.data.mock.population import LabelDistribution, all_labels
 from stellarperceptron.data.mock.stellar_labels import LABELS
 from stellarperceptron.data.mock.survey import MockSurvey, Observation
+from stellarperceptron.instruments import Instrument
 from stellarperceptron.labels import PUBLISHED_LABELS, label
 
 SCRIPT = ROOT / "dataset" / "create_mock_survey.py"
@@ -405,6 +406,34 @@ def test_augmentation_of_a_part_of_the_pixels(pixels):
     assert 0 < (out - 1).abs().max() < 0.1
 
 
+def test_augmentation_follows_the_instruments_chips():
+    grid = np.linspace(8460.0, 8700.0, 801)
+    parts = {"chips": {"low": (0, 400), "high": (400, 801)}, "resolving_power": 2000.0}
+    both, quiet = Instrument("SPOT", grid, **parts), {"snr": (1e9, 1e9), "line_spread": 0.0}
+    flux = torch.ones(2, 801)
+    ripple = Augmentation(**quiet)(flux, torch.Generator().manual_seed(1), instrument=both) - 1
+    for chip in both.chips.values():
+        assert ripple[:, chip].square().mean().sqrt().item() == pytest.approx(0.004, abs=0.002)
+        assert ripple[:, chip].mean().item() == pytest.approx(0, abs=1e-4)
+    part = Augmentation(**quiet)(
+        flux[:, 300:500], torch.Generator().manual_seed(1), slice(300, 500), both
+    )
+    assert torch.allclose(part - 1, ripple[:, 300:500], atol=1e-6)
+
+
+def test_line_spread_is_varied_where_the_resolving_power_is_known():
+    grid = np.linspace(8460.0, 8700.0, 801)
+    flux = torch.from_numpy(1 - np.exp(-0.5 * ((grid - 8600) / 2.5) ** 2))[None].float()
+    change = torch.tensor([0.2])
+    unknown = Instrument("SPOT", grid)
+    assert torch.equal(vary_line_spread(flux, change, instrument=unknown), flux)
+    for power in (2000.0, np.full(801, 2000.0)):
+        known = Instrument("SPOT", grid, resolving_power=power)
+        wide = vary_line_spread(flux, change, instrument=known)
+        # A Gaussian whose variance grows by 0.2 sigma^2, sigma = 8600 / 2000 / 2.355 = 1.83.
+        assert wide[0, 467].item() - flux[0, 467].item() == pytest.approx(0.048, abs=0.006)
+
+
 # --- the script -----------------------------------------------------------------------------------
 
 
@@ -455,6 +484,17 @@ def test_script_names_the_labels_that_it_knows(run_script, capsys):
     with pytest.raises(SystemExit):
         run_script("--labels", "TEFF", "EU_FE")
     assert "no label 'EU_FE'; known are TEFF, LOGG" in capsys.readouterr().err
+
+
+def test_script_writes_both_formats(tmp_path, run_script):
+    few = ("--stars", 4, "--test-stars", 2, "--workers", 1)
+    for version in (1, 2):
+        run_script(*few, "--format-version", version, "--output", tmp_path / f"{version}.h5")
+    with h5py.File(tmp_path / "1.h5") as old, h5py.File(tmp_path / "2.h5") as new:
+        assert (old.attrs["format_version"], new.attrs["format_version"]) == (1, 2)
+        assert old.attrs["provenance"] == new.attrs["provenance"]
+        for name in ("wavelength", "train/observed", "test/synthetic", "train/true_labels"):
+            np.testing.assert_array_equal(old[name], new[name])
 
 
 def test_script_without_room_says_how_much_it_needs(tmp_path, run_script):

@@ -29,6 +29,7 @@ from stellarperceptron.data.apogee.grid import (
     pixel_range,
     write_wavelength,
 )
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.utils.interpolation import interpolate
 
 __all__ = [
@@ -63,7 +64,7 @@ SPEED_OF_LIGHT = 299_792.458
 
 # --- pseudo-continuum -----------------------------------------------------------------------------
 
-VALID_FLUX = (0.05, 1.2)
+VALID_FLUX = APOGEE.valid_flux
 """Normalized flux outside this interval is no measurement; it becomes NaN (SpectraFM paper)."""
 
 
@@ -71,10 +72,10 @@ def pseudo_continuum(
     flux: np.ndarray | torch.Tensor,
     *,
     chips: Mapping[str, slice] = CHIP_PIXELS,
-    order: int = 4,
+    order: int = APOGEE.continuum.order,
     clip_low: float = math.inf,
-    clip_high: float = 5.0,
-    iterations: int = 1,
+    clip_high: float = APOGEE.continuum.clip_high,
+    iterations: int = APOGEE.continuum.iterations,
 ) -> np.ndarray | torch.Tensor:
     """Fit a low-order polynomial through every chip of every spectrum, as ASPCAP does.
 

@@ -8,7 +8,6 @@ Numbers describe the APOGEE spectrographs and data release 17: Majewski et al. 2
 
 import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from stellarperceptron.data.apogee.spectra import (
     APOGEE_WAVELENGTH,
-    CHIP_PIXELS,
     CHIPS,
     FULL_WAVELENGTH,
     SPEED_OF_LIGHT,
 )
 from stellarperceptron.data.mock.emulator import Emulator, Projection
 from stellarperceptron.data.mock.line_spread import FWHM, rotation_profile
+from stellarperceptron.instruments import APOGEE, Instrument
 
 __all__ = [
     "LSF_GROUPS",
@@ -66,7 +65,7 @@ def resolving_power(wavelength: np.ndarray = APOGEE_WAVELENGTH) -> np.ndarray:
     The width of the line spread is about the same number of pixels all over a detector, so that
     the resolving power rises with wavelength by some 15 % from one end of a chip to the other.
     """
-    power = np.full(len(wavelength), 22_500.0)
+    power = np.full(len(wavelength), APOGEE.resolving_power)
     for chip, mean in zip(CHIPS.values(), (22_000.0, 22_700.0, 22_800.0), strict=True):
         first, last = FULL_WAVELENGTH[chip.start], FULL_WAVELENGTH[chip.stop - 1]
         inside = (wavelength >= first) & (wavelength <= last)
@@ -148,7 +147,19 @@ class SpectraBank:
         return flux.clamp_(max=1.0)
 
 
-def vary_line_spread(flux: Tensor, change: Tensor, chips: Sequence[slice] | None = None) -> Tensor:
+@lru_cache(maxsize=8)
+def _line_spread(instrument: Instrument) -> float | np.ndarray | None:
+    """Standard deviation of the line spread [pixels]: one, or (P,); None where it is unknown."""
+    if instrument.resolving_power is None:
+        return None
+    step = instrument.log_step  # a float keeps the spectra of uniform grids the same to the bit
+    width = instrument.pixel_width / instrument.wavelength if step is None else step * math.log(10)
+    return 1.0 / (instrument.resolving_power * FWHM * width)
+
+
+def vary_line_spread(
+    flux: Tensor, change: Tensor, pixels: slice = slice(None), instrument: Instrument = APOGEE
+) -> Tensor:
     """
     Spectra (N, P) with a line spread that is wider by `change` (N,), a fraction of its variance.
 
@@ -157,16 +168,23 @@ def vary_line_spread(flux: Tensor, change: Tensor, chips: Sequence[slice] | None
 
     Parameters
     ----------
-    chips
-        Slices of the P pixels that adjoin; None: those of the 7,514 pixels.
+    pixels, instrument
+        Which of the instrument's pixels the P are (a slice of step 1). Where its resolving power is
+        unknown, spectra stay as they are.
     """
-    sigma = 1.0 / (22_500.0 * FWHM * math.log(10.0) * 6e-6)  # pixels
-    factor = (0.5 * change * sigma**2)[:, None].to(flux)
+    sigma = _line_spread(instrument)
     out = flux.clone()
-    for chip in CHIP_PIXELS.values() if chips is None else chips:
-        f = flux[:, chip]
-        curvature = f[:, 2:] + f[:, :-2] - 2.0 * f[:, 1:-1]
-        out[:, chip.start + 1 : chip.stop - 1] += factor * torch.nan_to_num(curvature)
+    if sigma is None:
+        return out
+    if np.ndim(sigma):
+        sigma = torch.as_tensor(sigma[pixels], dtype=change.dtype, device=change.device)
+    factor = (0.5 * change[:, None] * sigma**2).to(flux)
+    for chip in instrument.chips_of(pixels).values():
+        if chip.stop - chip.start > 2:
+            f, inner = flux[:, chip], slice(chip.start + 1, chip.stop - 1)
+            curvature = f[:, 2:] + f[:, :-2] - 2.0 * f[:, 1:-1]
+            own = factor if factor.shape[1] == 1 else factor[:, inner]
+            out[:, inner] += own * torch.nan_to_num(curvature)
     return out
 
 
@@ -194,31 +212,36 @@ def correlate_noise(normal: Tensor, correlation: Tensor | float) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _ripple_basis(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines (3 M, 7514), each on one chip, and their amplitudes (M,), falling with the order."""
+def _ripple_basis(
+    instrument: Instrument, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines (C M, P), each on one chip, and their amplitudes (M,), falling with the order."""
     orders = np.arange(*RIPPLE_ORDERS)
-    basis = np.zeros((3, len(orders), len(APOGEE_WAVELENGTH)))
-    for i, chip in enumerate(CHIP_PIXELS.values()):
+    basis = np.zeros((len(instrument.chips), len(orders), len(instrument)))
+    for i, chip in enumerate(instrument.chips.values()):
         x = (np.arange(chip.stop - chip.start) + 0.5) / (chip.stop - chip.start)
         basis[i, :, chip] = math.sqrt(2.0) * np.cos(np.pi * orders[:, None] * x)
     amplitude = torch.tensor(1.0 / orders, device=device, dtype=dtype)
     return torch.tensor(basis.reshape(-1, basis.shape[-1]), device=device, dtype=dtype), amplitude
 
 
-def continuum_ripple(rms: Tensor, normal: Tensor, pixels: slice = slice(None)) -> Tensor:
+def continuum_ripple(
+    rms: Tensor, normal: Tensor, pixels: slice = slice(None), instrument: Instrument = APOGEE
+) -> Tensor:
     """
-    Relative error of the pseudo-continuum (N, P): waves of 15 to 60 Angstrom and their like.
+    Relative error of the pseudo-continuum (N, P): waves, on APOGEE's chips of 15 to 60 Angstrom.
 
     Parameters
     ----------
     rms : (N,)
         Its root mean square on each chip.
-    normal : (N, 3, M)
-        Independent standard normal numbers, M = ``RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0]``.
-    pixels
-        Which of the 7,514 pixels.
+    normal : (N, C, M)
+        Independent standard normal numbers for each of C chips, M = ``RIPPLE_ORDERS[1] -
+        RIPPLE_ORDERS[0]``.
+    pixels, instrument
+        Which of the instrument's pixels the P are.
     """
-    basis, amplitude = _ripple_basis(normal.device, normal.dtype)
+    basis, amplitude = _ripple_basis(instrument, normal.device, normal.dtype)
     waves = normal * amplitude
     waves = waves / waves.square().sum(2, keepdim=True).sqrt() * rms[:, None, None]
     return waves.flatten(1) @ basis[:, pixels]
@@ -296,7 +319,11 @@ class Augmentation:
             raise ValueError("impossible augmentation: " + "; ".join(problems))
 
     def __call__(
-        self, flux: Tensor, generator: torch.Generator | None = None, pixels: slice = slice(None)
+        self,
+        flux: Tensor,
+        generator: torch.Generator | None = None,
+        pixels: slice = slice(None),
+        instrument: Instrument = APOGEE,
     ) -> Tensor:
         """
         A changed copy of normalized spectra (N, P), on their device and of their type.
@@ -305,8 +332,8 @@ class Augmentation:
         ----------
         generator
             Source of randomness on the same device; None: PyTorch's own.
-        pixels
-            Which of the 7,514 pixels the P are (a slice of step 1).
+        pixels, instrument
+            Which of the instrument's pixels the P are (a slice of step 1).
         """
         n, device = len(flux), flux.device
 
@@ -317,16 +344,10 @@ class Augmentation:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, device=device)
 
-        start, stop, _ = pixels.indices(len(APOGEE_WAVELENGTH))
-        chips = [
-            slice(max(c.start, start) - start, min(c.stop, stop) - start)
-            for c in CHIP_PIXELS.values()
-            if min(c.stop, stop) - max(c.start, start) > 2
-        ]
         change = (self.line_spread * normal(n)).clamp(-0.3, 0.3)
-        out = vary_line_spread(flux.float(), change, chips)
-        waves = normal(n, 3, RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0])
-        out *= 1.0 + continuum_ripple(uniform(*self.ripple), waves, pixels)
+        out = vary_line_spread(flux.float(), change, pixels, instrument)
+        waves = normal(n, len(instrument.chips), RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0])
+        out *= 1.0 + continuum_ripple(uniform(*self.ripple), waves, pixels, instrument)
         sigma = torch.exp(-uniform(math.log(self.snr[0]), math.log(self.snr[1])))
         noise = correlate_noise(normal(*flux.shape), uniform(*self.correlation))
         return out.addcmul_(sigma[:, None], noise).to(flux.dtype)

@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, followed to the letter at toy size."""
+"""The recipe "a new label" of CONTRIBUTING.md, followed to the letter at toy size."""
 
 import numpy as np
 import pandas as pd
