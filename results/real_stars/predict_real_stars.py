@@ -26,7 +26,6 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.apogee.examples import fetch_example_spectra
 from stellarperceptron.data.apogee.spectra import (
     APOGEE_WAVELENGTH,
     CHIP_PIXELS,
@@ -35,6 +34,7 @@ from stellarperceptron.data.apogee.spectra import (
     pixel_range,
 )
 from stellarperceptron.data.dataset import LABEL_NAMES
+from stellarperceptron.data.examples import fetch_example_spectra
 from stellarperceptron.evaluation.real_stars import (
     LINES,
     Comparison,

@@ -14,7 +14,7 @@ from astropy.io import fits
 from chain import ROOT
 from conftest import make_model
 
-from stellarperceptron.data.apogee import examples
+from stellarperceptron.data import examples
 from stellarperceptron.data.apogee.spectra import (
     APOGEE_WAVELENGTH,
     FULL_WAVELENGTH,
