@@ -1,5 +1,7 @@
 """Numbers in any container (lists, tables, tensors, quantities) as plain NumPy arrays."""
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -83,7 +85,8 @@ def as_names(values: Any, name: str = "names") -> list[str]:
 
 # Catalogues and pipelines write these where they have no value.
 _SENTINELS = (9999.0, 9999.99, 99999.0, 999999.0, 999.99)
-_SMALL_SENTINELS = (99.99, 99.999)
+_DEX_SENTINELS = (99.99, 99.999)
+_IN_DEX = re.compile(r"^LOG_?G|_H\b|_H_ERR|_FE\b|_FE_ERR")
 _NO_VALUE_BELOW = -999.0
 _FASTEST = 9000.0  # km/s: no star of the Galaxy has a tenth of this velocity
 
@@ -99,9 +102,10 @@ def sentinels_to_nan(
         Floating-point numbers of any shape.
     name
         What they are. ``"flux"``: exactly +-9999, +-9999.99, +-99999, +-999999 and +-999.99 are
-        missing, since flux may have any other value. ``"labels"``: 99.99 and 99.999, and
-        everything from -999 down, are missing, too. ``"velocity"``: everything from 9000 km/s up
-        is missing in either direction.
+        missing, since flux may have any other value. ``"velocity"``: everything from 9000 km/s up
+        is missing, in either direction. Anything else is a label or its error: the marks of flux
+        and everything from -999 down are missing; so is 99.99 in labels by name that are no
+        temperatures or velocities (LOGG, FE_H, O_FE_ERR, ...).
 
     Returns
     -------
@@ -112,12 +116,9 @@ def sentinels_to_nan(
     if name == "velocity":
         missing = size >= _FASTEST
     else:
-        marks = _SENTINELS + (_SMALL_SENTINELS if name == "labels" else ())
-        missing = size < 0  # nowhere
-        for mark in marks:
+        missing = values <= (-math.inf if name == "flux" else _NO_VALUE_BELOW)
+        for mark in (*_SENTINELS, *(_DEX_SENTINELS if _IN_DEX.search(name.upper()) else ())):
             missing |= abs(size - mark) <= 1e-7 * mark
-        if name == "labels":
-            missing |= values <= _NO_VALUE_BELOW
     if not missing.any():
         return values
     if isinstance(values, torch.Tensor):

@@ -333,8 +333,8 @@ def _common(path: Path, header: fits.Header) -> dict:
     """Name, signal-to-noise ratio and radial-velocity fit (RV_TEFF since data release 17)."""
     rv = RVFit(
         teff=header_number(header, "RV_TEFF", "RVTEFF"),
-        logg=header_number(header, "RV_LOGG", "RVLOGG"),
-        fe_h=header_number(header, "RV_FEH", "RVFEH"),
+        logg=header_number(header, "RV_LOGG", "RVLOGG", kind="LOGG"),
+        fe_h=header_number(header, "RV_FEH", "RVFEH", kind="FE_H"),
         vrad=header_number(header, "VRAD", "VREL", kind="velocity"),
         vhelio=header_number(header, "VHELIO", kind="velocity"),
         vscatter=header_number(header, "VSCATTER", kind="velocity"),
