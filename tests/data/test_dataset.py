@@ -432,3 +432,20 @@ def test_wavelengths_rounded_in_a_file_are_the_surveys(tmp_path):
     np.savetxt(folder / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH, fmt="%.2f")
     with SpectraDataset.open(folder) as opened:
         np.testing.assert_allclose(opened.wavelength, APOGEE_WAVELENGTH, atol=0.005001, rtol=0)
+
+
+def test_marks_for_no_label_are_missing(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        labels = rng.normal(size=(4, 5))
+        labels[:3, 4] = -9999, 9999, -999.99
+        arrays = {
+            "aspcap_spectra": rng.uniform(0.8, 1.1, (4, 7514)),
+            "labels": labels,
+            "label_errs": np.where(abs(labels) > 900, -9999, 0.1),
+        }
+        for name, array in arrays.items():
+            np.save(tmp_path / f"{name}_{split}.npy", array)
+    with SpectraDataset.open(tmp_path) as dataset:
+        for values in (dataset.train.labels, dataset.test.label_errors):
+            assert np.argwhere(np.isnan(values)).tolist() == [[0, 4], [1, 4], [2, 4]]

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from apogee_files import apstar_hdus, apvisit_hdus
+from apogee_files import absorption, apstar_hdus, apvisit_hdus
 from astropy.io import fits
 from chain import ROOT
 from conftest import make_model
 
-from stellarperceptron.data.apogee import examples
+from stellarperceptron.data import examples
 from stellarperceptron.data.apogee.spectra import (
     APOGEE_WAVELENGTH,
     FULL_WAVELENGTH,
@@ -29,6 +29,7 @@ from stellarperceptron.evaluation.real_stars import (
     compare_with_emulator,
     evolutionary_class,
     find_files,
+    picture_names,
     read_normalized,
 )
 from stellarperceptron.labels import PUBLISHED_LABELS
@@ -45,7 +46,7 @@ ROTATION_12 = 8  # index of 12 km/s behind the five macroturbulences
 def aspcapstar_hdus():
     """HDUs of an aspcapStar file: normalized flux, error, best fit."""
     flux = np.zeros(len(FULL_WAVELENGTH), np.float32)
-    flux[VALID_PIXELS] = 1.0
+    flux[VALID_PIXELS] = normalize(absorption(APOGEE_WAVELENGTH))
     error = np.full_like(flux, 0.005)
     header = fits.Header({"OBJID": "2M11111111+1111111"})
     images = [fits.ImageHDU(array) for array in (flux, error, flux)]
@@ -53,11 +54,34 @@ def aspcapstar_hdus():
 
 
 def test_folders_give_their_fits_files_in_order(tmp_path):
-    for name in ("b.fits", "a.FITS", "c.fits.gz", "notes.txt"):
+    for name in ("b.fits", "a.FITS", "c.fits.gz", "notes.txt", "._b.fits"):
         (tmp_path / name).touch()
+    (tmp_path / "folder.fits").mkdir()
     single = tmp_path / "notes.txt"
     names = [path.name for path in find_files([single, tmp_path])]
     assert names == ["notes.txt", "a.FITS", "b.fits", "c.fits.gz"]
+
+
+def test_file_that_is_named_twice_is_read_once(tmp_path):
+    (tmp_path / "a.fits").touch()
+    (tmp_path / "link.fits").symlink_to(tmp_path / "a.fits")
+    assert find_files([tmp_path / "a.fits", tmp_path]) == [tmp_path / "a.fits"]
+
+
+def test_folder_that_may_not_be_listed_stands_for_itself(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert find_files([tmp_path]) == [tmp_path]
+
+
+def test_pictures_have_names_of_their_own():
+    stars = ["A", "a", "A", "../x", "", "=1+1", "A_a_b"]
+    files = ["b.fits", "a/b.fits", "a/b.fits.gz", "c.fits", "d.fits", "e.fits", "f.fits"]
+    names = picture_names(stars, files)
+    assert len({name.lower() for name in names}) == len(stars)
+    assert all("/" not in name and "." not in name and name for name in names)
 
 
 def test_missing_files_and_empty_folders_are_named(tmp_path):
@@ -87,7 +111,7 @@ def test_visits_come_at_rest(tmp_path):
 def test_normalized_spectra_stay_as_they_are(tmp_path):
     aspcapstar_hdus().writeto(tmp_path / "aspcapStar.fits")
     _, flux = read_normalized(tmp_path / "aspcapStar.fits", HALF)
-    np.testing.assert_array_equal(flux, 1.0)
+    np.testing.assert_allclose(flux, normalize(absorption(APOGEE_WAVELENGTH)), atol=1e-5)
 
 
 def test_spectrum_without_good_pixels_is_refused(tmp_path):
@@ -96,6 +120,28 @@ def test_spectrum_without_good_pixels_is_refused(tmp_path):
     hdus.writeto(tmp_path / "dead.fits")
     with pytest.raises(ValueError, match=r"dead\.fits: only 0 of the 3757 pixels"):
         read_normalized(tmp_path / "dead.fits", HALF)
+
+
+@pytest.mark.parametrize("kind", ["negative", "constant", "zero", "over-subtracted"])
+def test_what_is_no_measurement_is_refused(tmp_path, kind):
+    hdus = apstar_hdus()
+    flux = hdus[1].data
+    noise = np.random.default_rng(0).normal(-20, 2, flux.shape)
+    made = {"negative": -flux, "constant": 0 * flux + 7, "zero": 0 * flux, "over-subtracted": noise}
+    hdus[1].data = made[kind]
+    hdus.writeto(tmp_path / "star.fits")
+    with pytest.raises(ValueError, match=r"star\.fits: only 0 of the 3757 pixels"):
+        read_normalized(tmp_path / "star.fits", HALF)
+
+
+def test_pixels_that_are_good_elsewhere_are_pointed_out(tmp_path):
+    hdus = apstar_hdus()
+    hdus[1].data[:, :6300] = 0  # the blue and the green chip
+    hdus.writeto(tmp_path / "star.fits")
+    with pytest.raises(ValueError, match="1991 of all 7514 are, try --pixels full"):
+        read_normalized(tmp_path / "star.fits", HALF)
+    _, flux = read_normalized(tmp_path / "star.fits", pixel_range("full"))
+    assert np.isfinite(flux).sum() == 1991
 
 
 def test_unknown_gravity_has_no_class():
@@ -215,6 +261,40 @@ def test_unusable_files_are_told_and_the_others_done(script, checkpoint, tmp_pat
         assert name in reason
     assert pd.read_csv(tmp_path / "out" / "predictions.csv").file.tolist() == ["good.fits"]
     assert not (tmp_path / "out" / "complete").exists()
+
+
+def test_one_star_in_several_folders_has_a_picture_for_each(script, checkpoint, tmp_path):
+    folders = [tmp_path / name for name in ("dr16", "dr17", "dr19")]
+    for folder in folders:
+        folder.mkdir()
+        apstar_hdus().writeto(folder / "apStar.fits")
+        (folder / "._apStar.fits").write_bytes(b"\0\5\x16\7 Mac OS X")
+    run(script, checkpoint, tmp_path / "out", *folders)
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert table.file.tolist() == [f"{folder.name}/apStar.fits" for folder in folders]
+    assert table.star.tolist() == ["2M00000000+0000000"] * 3
+    pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert pictures == sorted(table.picture)
+
+
+def test_unreadable_file_does_not_end_the_run(script, checkpoint, tmp_path, monkeypatch):
+    folder = tmp_path / "spectra"
+    folder.mkdir()
+    for name in ("good.fits", "secret.fits"):
+        apstar_hdus().writeto(folder / name)
+    really_open = open
+
+    def refuse(file, *arguments, **options):  # the superuser may read everything
+        if Path(str(file)).name == "secret.fits":
+            raise PermissionError(13, "Permission denied")
+        return really_open(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(SystemExit, match="1 of 2 files"):
+        run(script, checkpoint, tmp_path / "out", folder)
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert "chmod" in failures.reason[0]
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv").file.tolist() == ["good.fits"]
 
 
 def test_without_the_examples_nothing_is_done_and_said(script, checkpoint, tmp_path, capsys):

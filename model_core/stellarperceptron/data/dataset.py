@@ -16,6 +16,7 @@ import numpy as np
 
 from stellarperceptron.data.sources import REMEDY, DatasetError, Source, open_source
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SPLITS, SurveyWriter
+from stellarperceptron.utils.arrays import sentinels_to_nan
 
 __all__ = [
     "DatasetError",
@@ -60,12 +61,12 @@ class Split:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels (N, L) float32, NaN where missing."""
-        return self._load("labels", slice(None), slice(None))
+        return sentinels_to_nan(self._load("labels", slice(None), slice(None)), "labels")
 
     @cached_property
     def label_errors(self) -> np.ndarray:
         """Standard deviations of the labels (N, L) float32, NaN where missing."""
-        return self._load("label_errors", slice(None), slice(None))
+        return sentinels_to_nan(self._load("label_errors", slice(None), slice(None)), "labels")
 
     @cached_property
     def true_labels(self) -> np.ndarray | None:

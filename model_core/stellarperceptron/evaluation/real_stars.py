@@ -1,7 +1,10 @@
 """From APOGEE files to spectra that a model can read, and the emulator's spectra beside them."""
 
 import math
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +15,6 @@ from stellarperceptron.data.apogee.spectra import (
     BAD_PIXEL,
     PixelMask,
     Spectrum,
-    normalize,
     pseudo_continuum,
     read_spectrum,
 )
@@ -29,13 +31,16 @@ __all__ = [
     "LINES",
     "Comparison",
     "compare_with_emulator",
+    "distinct_paths",
     "evolutionary_class",
     "find_files",
+    "picture_names",
     "read_normalized",
 ]
 
 # On strong sky lines lies what their subtraction leaves: up to half of the flux in single visits.
 NOT_READ = BAD_PIXEL | PixelMask.SIG_SKYLINE
+LONGEST_NAME = 120  # characters of a picture's name
 LEAST_PIXELS = 256  # good pixels, below which a spectrum says too little to be asked
 
 # Lines of the figures: vacuum wavelengths [A], name. Atoms: the strongest in the linemake lists;
@@ -76,46 +81,109 @@ LINES = (
 def find_files(paths: Iterable[Path]) -> list[Path]:
     """All FITS files (.fits, .fits.gz) that paths mean: files themselves, or what folders hold.
 
+    Each file is there once. What macOS writes beside files on other systems' disks ("._x.fits")
+    is left out. A folder that may not be listed stands for itself, so that reading it says so.
+
     Raises
     ------
     FileNotFoundError
         For a path that is not there, and for a folder without such files.
     """
-    files: list[Path] = []
+    files: dict[str, Path] = {}
     for path in paths:
-        if not path.exists():
+        if not os.path.lexists(path):
             raise FileNotFoundError(f"there is no {path}")
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = sorted(p for p in path.iterdir() if p.name.lower().endswith((".fits", ".fits.gz")))
-        if not found:
-            raise FileNotFoundError(f"there is no FITS file in the folder {path}")
-        files += found
-    return files
+        found = [path]
+        if path.is_dir():
+            try:
+                found = sorted(path.iterdir())
+            except PermissionError:
+                files.setdefault(os.path.realpath(path), path)
+                continue
+            found = [p for p in found if _is_fits_name(p.name) and not p.is_dir()]
+            if not found:
+                raise FileNotFoundError(f"there is no FITS file in the folder {path}")
+        for file in found:
+            files.setdefault(os.path.realpath(file), file)
+    return list(files.values())
+
+
+def _is_fits_name(name: str) -> bool:
+    """Whether a file's name is that of a FITS file, and not of macOS's notes about one."""
+    return name.lower().endswith((".fits", ".fits.gz")) and not name.startswith("._")
 
 
 def read_normalized(path: Path, pixels: slice) -> tuple[Spectrum, np.ndarray]:
     """Read a file: the spectrum at rest, and its flux (P,) over the pseudo-continuum.
 
-    NaN in pixels that hold no measurement or lie on strong sky lines. An aspcapStar spectrum is
-    normalized already.
+    NaN in pixels that hold no measurement or lie on strong sky lines.
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    OSError, ValueError
         It cannot be read, is no APOGEE spectrum (`read_spectrum`), or has hardly a good pixel
         among `pixels`.
     """
     spectrum = read_spectrum(path)
-    if spectrum.kind == "aspcapStar":
-        flux = spectrum.normalized()
-    else:
-        flux = normalize(spectrum.flux, spectrum.bad(NOT_READ))
+    flux = spectrum.normalized(NOT_READ)
     good, size = int(np.isfinite(flux[pixels]).sum()), pixels.stop - pixels.start
     if good < min(LEAST_PIXELS, size):
-        raise ValueError(f"{path}: only {good} of the {size} pixels that are read are good")
+        whole = int(np.isfinite(flux).sum())
+        remedy = f"; {whole} of all {len(flux)} are, try --pixels full" if whole > good else ""
+        raise ValueError(
+            f"{path}: only {good} of the {size} pixels that are read are good (the others are "
+            f"flagged, constant, or not above zero){remedy}"
+        )
     return spectrum, flux
+
+
+def distinct_paths(paths: Iterable[Path]) -> list[str]:
+    """Short texts of paths that tell them apart: names, with folders only where names repeat.
+
+    Examples
+    --------
+    >>> distinct_paths([Path("dr16/a.fits"), Path("dr17/a.fits"), Path("dr17/b.fits")])
+    ['dr16/a.fits', 'dr17/a.fits', 'b.fits']
+    """
+    paths = [Path(path) for path in paths]
+    depth = [1] * len(paths)
+    texts = [path.name for path in paths]
+    while True:
+        count = Counter(texts)
+        repeated = [
+            i for i, path in enumerate(paths) if count[texts[i]] > 1 and depth[i] < len(path.parts)
+        ]
+        if not repeated:
+            return texts
+        for i in repeated:
+            depth[i] += 1
+            texts[i] = Path(*paths[i].parts[-depth[i] :]).as_posix()
+
+
+def picture_names(stars: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Names of files for pictures of stars, none twice, also where case does not count.
+
+    A star that was there before gets the name of its file, too; what other systems do not allow
+    in a name becomes an underscore.
+
+    Examples
+    --------
+    >>> picture_names(["a", "a", "b/c"], ["x.fits", "y/x.fits.gz", "z.fits"])
+    ['a', 'a_y_x', 'b_c']
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for star, file in zip(stars, files, strict=True):
+        stem = re.sub(r"\.fits?(\.gz)?$", "", file, flags=re.IGNORECASE)
+        star, both = (
+            re.sub(r"[^\w+-]+", "_", text)[:LONGEST_NAME] or "star"
+            for text in (star, f"{star}_{stem}")
+        )
+        candidates = (star, both, *(f"{both}_{number}" for number in range(2, len(stars) + 3)))
+        name = next(name for name in candidates if name.casefold() not in taken)
+        taken.add(name.casefold())
+        names.append(name)
+    return names
 
 
 def evolutionary_class(logg: float | None) -> str:

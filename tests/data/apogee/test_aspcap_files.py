@@ -66,6 +66,25 @@ def test_header_with_keywords_in_another_order_is_read(path, spectra):
     np.testing.assert_array_equal(read_aspcap(path)[2], spectra[2][VALID_PIXELS])
 
 
+def test_wavelengths_of_the_header_are_followed(path, spectra):
+    hdus = aspcap_hdus(spectra)
+    for hdu in hdus[1:4]:
+        hdu.header["CRVAL1"] = 4.179 + 10 * 6e-6
+    hdus.writeto(path)
+    with pytest.warns(UserWarning, match="resampled"):
+        read = read_aspcap(path)
+    # Ten pixels up: what lay at pixel 260 of the file is pixel 270 of the grid.
+    np.testing.assert_allclose(read[2, 100:200], spectra[2, 336:436], rtol=1e-4)
+
+
+def test_marks_for_no_error_are_missing(path, spectra):
+    spectra[1, VALID_PIXELS[:2]] = -9999, 9999
+    aspcap_hdus(spectra).writeto(path)
+    error = read_aspcap(path)[1]
+    assert np.isnan(error[:2]).all()
+    assert np.isfinite(error[2:]).all()
+
+
 def test_truncated_anywhere_is_noticed(path, spectra):
     aspcap_hdus(spectra).writeto(path)
     data = path.read_bytes()

@@ -1,5 +1,7 @@
 """The catalogue of data release 17, and where its files lie."""
 
+import gzip
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -54,6 +56,58 @@ def test_unsigned_flags_are_read(archive, tmp_path):
     np.testing.assert_array_equal(catalogue.aspcapflag, archive.rows["ASPCAPFLAG"])
     np.testing.assert_array_equal(catalogue.starflag, archive.rows["STARFLAG"])
     assert (catalogue.aspcapflag & STAR_BAD).any()
+
+
+@pytest.fixture(scope="module")
+def packed(archive, tmp_path_factory):
+    """The catalogue, gzipped."""
+    path = tmp_path_factory.mktemp("packed") / "allStar.fits.gz"
+    path.write_bytes(gzip.compress(archive.catalogue.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("rows", [7, 20_000])
+def test_gzipped_catalogue_is_read(archive, packed, rows):
+    plain, other = read_catalogue(archive.catalogue), read_catalogue(packed, rows_at_once=rows)
+    for name, array in vars(plain).items():
+        np.testing.assert_array_equal(getattr(other, name), array)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_gzipped_catalogue_is_named(packed, tmp_path):
+    data = packed.read_bytes()
+    path = tmp_path / "damaged.fits.gz"
+    for place in np.random.default_rng(0).integers(20, len(data) - 8, 20):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(ValueError, match=r"damaged\.fits\.gz"):
+            read_catalogue(path)
+    for share in (0.3, 0.9, 0.999):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(ValueError, match=r"damaged\.fits\.gz"):
+            read_catalogue(path)
+
+
+def test_marks_for_no_value_are_missing(archive, tmp_path):
+    with fits.open(archive.catalogue) as hdus:
+        table = hdus[1].data
+        table["VSCATTER"][:3], table["SNR"][:2] = [-9999, 9999, 999999], [-9999, 9999]
+        table["FE_H"][:3], table["FE_H_ERR"][:2] = [-9999, 9999, -999.99], [-9999, 9999]
+        hdus.writeto(tmp_path / "allStar.fits")
+    catalogue = read_catalogue(tmp_path / "allStar.fits")
+    assert np.isnan(catalogue.vscatter[:3]).all()
+    assert np.isnan(catalogue.snr[:2]).all()
+    assert np.isnan(catalogue.labels[:3, -1]).all()
+    assert np.isnan(catalogue.label_errors[:2, -1]).all()
+    assert np.isfinite(catalogue.labels[3:, -1]).any()
+
+
+def test_unreadable_catalogue_is_not_to_be_removed(archive, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError, match="chmod"):
+        read_catalogue(archive.catalogue)
 
 
 def test_path_is_that_of_the_archive():

@@ -1,13 +1,15 @@
-"""The wavelength grid, the pseudo-continuum and the readers of APOGEE files."""
+"""The wavelength grid and the pseudo-continuum."""
 
 import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from apogee_files import absorption, apstar_hdus, apvisit_hdus
-from astropy.io import fits
+from apogee_files import absorption
+from astropy import units as u
+from astropy.utils.masked import Masked
 from chain import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,14 +20,11 @@ from stellarperceptron.data.apogee.spectra import (
     CHIP_PIXELS,
     CHIPS,
     FULL_WAVELENGTH,
-    PixelMask,
+    VALID_PIXELS,
     normalize,
     pixel_range,
     pseudo_continuum,
-    read_spectrum,
 )
-
-SPEED_OF_LIGHT = 299_792.458
 
 
 def test_grid_has_the_size_of_the_survey():
@@ -139,24 +138,25 @@ def test_lower_clip_raises_the_continuum():
 
 
 def test_flux_out_of_range_becomes_nan():
-    flux = np.ones(7514)
+    flux = absorption(APOGEE_WAVELENGTH, depth=0.1)
     flux[[10, 20]] = 0.01, 1.3
     assert np.flatnonzero(np.isnan(normalize(flux))).tolist() == [10, 20]
 
 
 def test_range_can_be_kept():
-    flux = np.ones(7514)
+    flux = absorption(APOGEE_WAVELENGTH, depth=0.1)
     flux[10] = 1.3
-    assert normalize(flux, valid_flux=None)[10] == pytest.approx(1.3, rel=0.01)
+    assert normalize(flux, valid_flux=None)[10] == pytest.approx(1.3, rel=0.02)
 
 
 def test_chip_without_pixels_is_nan_and_spoils_no_other():
-    flux = np.ones((2, 7514))
+    flux = np.tile(absorption(APOGEE_WAVELENGTH), (2, 1))
+    whole = normalize(flux[0])
     flux[0, CHIP_PIXELS["green"]] = np.nan
     result = normalize(flux)
     assert np.isnan(result[0, CHIP_PIXELS["green"]]).all()
-    np.testing.assert_allclose(result[0, CHIP_PIXELS["red"]], 1, rtol=1e-9)
-    np.testing.assert_allclose(result[1], 1, rtol=1e-9)
+    np.testing.assert_allclose(result[0, CHIP_PIXELS["red"]], whole[CHIP_PIXELS["red"]], rtol=1e-9)
+    np.testing.assert_allclose(result[1], whole, rtol=1e-9)
 
 
 def test_many_spectra_give_what_each_gives_alone():
@@ -191,6 +191,89 @@ def test_rounding_does_not_decide_which_pixels_are_clipped():
     assert np.abs(change).max() < 1e-7
 
 
+# --- what holds no measurement --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, 480.0, -5.0, -9999.0, 9999.0, math.nan])
+def test_constant_spectra_have_no_flux(number):
+    flux = np.full((2, 7514), number)
+    flux[0, 100:120] = 3.0  # a few pixels that are not like the others
+    assert np.isnan(normalize(flux)).all()
+    assert normalize(torch.from_numpy(flux)).isnan().all()
+
+
+def test_spectrum_below_zero_is_not_turned_over():
+    flux = 500 * absorption(APOGEE_WAVELENGTH)
+    noise = np.random.default_rng(0).normal(-20, 2, 7514)
+    assert np.isnan(normalize(np.stack([-flux, noise]))).all()
+
+
+def test_one_chip_below_zero_leaves_the_others():
+    flux = absorption(APOGEE_WAVELENGTH)
+    wanted = normalize(flux)
+    flux[CHIP_PIXELS["green"]] *= -1
+    wanted[CHIP_PIXELS["green"]] = np.nan
+    np.testing.assert_allclose(normalize(flux), wanted)
+
+
+@pytest.mark.parametrize("mark", [-9999.0, 9999.0, -999.99])
+def test_marks_for_no_value_take_no_part(mark):
+    flux = 500 * absorption(APOGEE_WAVELENGTH)
+    hidden = np.random.default_rng(0).random(7514) < 0.1
+    wanted = normalize(flux, hidden)
+    np.testing.assert_array_equal(normalize(np.where(hidden, mark, flux)), wanted)
+
+
+# --- containers and grids -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", ["masked", "Masked", "frame", "rows", "quantity"])
+def test_masked_pixels_take_no_part(container):
+    flux = 500 * np.tile(absorption(APOGEE_WAVELENGTH), (2, 1))
+    hidden = np.random.default_rng(0).random(flux.shape) < 0.05
+    wanted = normalize(flux, hidden)
+    below = np.where(hidden, 0.0, flux)
+    given = {
+        "masked": lambda: np.ma.array(below, mask=hidden),
+        "Masked": lambda: Masked(below, mask=hidden),
+        "frame": lambda: pd.DataFrame(below).mask(hidden),
+        "rows": lambda: [np.ma.array(below[i], mask=hidden[i]) for i in range(2)],
+        "quantity": lambda: Masked(below, mask=hidden) * u.Unit("1e-17 erg / (s cm2 AA)"),
+    }[container]()
+    result = normalize(given)
+    assert type(result) is np.ndarray
+    np.testing.assert_allclose(result, wanted, rtol=1e-12)
+
+
+def test_bad_pixels_may_be_masked_and_of_any_kind():
+    flux = absorption(APOGEE_WAVELENGTH)
+    bad = np.zeros(7514, dtype=np.int16)
+    bad[5] = 4
+    hidden = np.arange(7514) == 9
+    result = normalize(flux, np.ma.array(bad, mask=hidden))
+    assert np.flatnonzero(np.isnan(result)).tolist() == [5, 9]
+    result = normalize(torch.from_numpy(flux), torch.from_numpy(bad)).numpy()
+    assert np.flatnonzero(np.isnan(result)).tolist() == [5]
+
+
+def test_all_pixels_of_the_survey_are_normalized_chip_by_chip():
+    flux = np.full((2, 8575), np.nan)
+    flux[:, VALID_PIXELS] = 500 * absorption(APOGEE_WAVELENGTH)
+    result = normalize(flux)
+    assert result.shape == flux.shape
+    np.testing.assert_array_equal(result[:, VALID_PIXELS], normalize(flux[:, VALID_PIXELS]))
+
+
+@pytest.mark.parametrize("n_pixels", [7214, 3757, 3028])
+def test_other_grids_need_their_chips(n_pixels):
+    flux = absorption(APOGEE_WAVELENGTH[:n_pixels])
+    with pytest.raises(ValueError, match=f"{n_pixels} pixels, not 7514 or 8575"):
+        normalize(flux)
+    assert np.isfinite(normalize(flux, chips={"all": slice(0, n_pixels)})).all()
+    with pytest.raises(ValueError, match="does not lie within"):
+        normalize(flux, chips={"all": slice(0, n_pixels + 1)})
+
+
 @pytest.mark.reference
 def test_scale_is_that_of_the_real_survey(shared):
     """Normalized again, the median spectrum of the real survey stays as it is."""
@@ -199,199 +282,3 @@ def test_scale_is_that_of_the_real_survey(shared):
     again = normalize(median, valid_flux=None)
     assert np.median(again) == pytest.approx(np.median(median), abs=2e-3)
     assert np.abs(again / median - 1).max() < 0.01
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def test_apstar_gives_the_combined_spectrum_on_the_valid_pixels(tmp_path):
-    apstar_hdus().writeto(tmp_path / "apStar.fits")
-    spectrum = read_spectrum(tmp_path / "apStar.fits")
-    assert spectrum.kind == "apStar"
-    np.testing.assert_allclose(spectrum.flux, 500 * absorption(APOGEE_WAVELENGTH))
-
-
-def test_apstar_visits_are_rows(tmp_path):
-    apstar_hdus().writeto(tmp_path / "apStar.fits")
-    combined, visit = (read_spectrum(tmp_path / "apStar.fits", row=row) for row in (0, 2))
-    np.testing.assert_allclose(visit.flux, 3 * combined.flux)
-
-
-def test_visits_have_signal_to_noise_ratios_of_their_own(tmp_path):
-    apstar_hdus().writeto(tmp_path / "apStar.fits")
-    snr = [read_spectrum(tmp_path / "apStar.fits", row=row).snr for row in range(4)]
-    assert snr == [210.5, 210.5, 101.0, 102.0]
-
-
-def test_single_visit_follows_one_combined_spectrum(tmp_path):
-    hdus = apstar_hdus(n_visits=0)
-    hdus[0].header["NVISITS"], hdus[0].header["SNRVIS1"] = 1, 99.0
-    hdus.writeto(tmp_path / "apStar.fits")
-    snr = [read_spectrum(tmp_path / "apStar.fits", row=row).snr for row in range(2)]
-    assert snr == [210.5, 99.0]
-
-
-@pytest.mark.parametrize("noted", [0.0, -9999.0, None])
-def test_visit_without_a_signal_to_noise_ratio_has_none(tmp_path, noted):
-    hdus = apstar_hdus()
-    del hdus[0].header["SNRVIS2"]
-    if noted is not None:
-        hdus[0].header["SNRVIS2"] = noted
-    hdus.writeto(tmp_path / "apStar.fits")
-    assert read_spectrum(tmp_path / "apStar.fits", row=3).snr is None
-
-
-def test_visits_are_told_from_combined_spectra_without_their_number(tmp_path):
-    hdus = apstar_hdus()
-    del hdus[0].header["NVISITS"]
-    hdus.writeto(tmp_path / "apStar.fits")
-    assert read_spectrum(tmp_path / "apStar.fits", row=2).snr == 101.0
-
-
-def test_apstar_without_that_row_is_refused(tmp_path):
-    apstar_hdus().writeto(tmp_path / "apStar.fits")
-    with pytest.raises(ValueError, match="there is no row 7"):
-        read_spectrum(tmp_path / "apStar.fits", row=7)
-
-
-def test_header_gives_the_radial_velocity_fit(tmp_path):
-    apstar_hdus().writeto(tmp_path / "apStar.fits")
-    spectrum = read_spectrum(tmp_path / "apStar.fits")
-    assert (spectrum.rv.teff, spectrum.rv.logg, spectrum.rv.fe_h) == (4750.0, 2.5, None)
-    assert (spectrum.star_id, spectrum.snr) == ("2M00000000+0000000", 210.5)
-
-
-def test_flagged_pixels_are_bad_and_uncertain_ones_are_not(tmp_path):
-    apstar_hdus().writeto(tmp_path / "apStar.fits")
-    spectrum = read_spectrum(tmp_path / "apStar.fits")
-    assert np.flatnonzero(spectrum.bad()).tolist() == [7]
-    assert np.flatnonzero(np.isnan(spectrum.normalized())).tolist() == [7]
-
-
-def test_pixels_with_a_hopeless_error_are_bad(tmp_path):
-    hdus = apstar_hdus()
-    hdus[2].data[0, 246 + 20] = 1e12
-    hdus[2].data[0, 246 + 30] = 0
-    hdus.writeto(tmp_path / "apStar.fits")
-    assert np.flatnonzero(read_spectrum(tmp_path / "apStar.fits").bad()).tolist() == [7, 20, 30]
-
-
-def test_apstar_with_a_single_row_is_read(tmp_path):
-    hdus = apstar_hdus(n_visits=0)
-    for hdu in hdus[1:]:
-        hdu.data = hdu.data[0]
-    hdus.writeto(tmp_path / "apStar.fits")
-    assert read_spectrum(tmp_path / "apStar.fits").kind == "apStar"
-
-
-def test_aspcapstar_holds_normalized_flux_and_model(tmp_path):
-    arrays = [absorption(FULL_WAVELENGTH), np.full(8575, 0.005), absorption(FULL_WAVELENGTH) + 0.01]
-    images = [fits.ImageHDU(array.astype(np.float32)) for array in arrays]
-    fits.HDUList([fits.PrimaryHDU(), *images]).writeto(tmp_path / "aspcapStar.fits")
-    spectrum = read_spectrum(tmp_path / "aspcapStar.fits")
-    assert spectrum.kind == "aspcapStar"
-    np.testing.assert_allclose(spectrum.model - spectrum.flux, 0.01, atol=1e-6)
-    np.testing.assert_array_equal(spectrum.normalized(), spectrum.flux)
-
-
-def test_apvisit_is_sorted_shifted_to_rest_and_resampled(tmp_path):
-    apvisit_hdus().writeto(tmp_path / "apVisit.fits")
-    spectrum = read_spectrum(tmp_path / "apVisit.fits")
-    inner = slice(20, 2200)
-    assert spectrum.kind == "apVisit"
-    np.testing.assert_allclose(
-        spectrum.flux[inner], 300 * absorption(APOGEE_WAVELENGTH)[inner], rtol=2e-3
-    )
-
-
-def test_apvisit_pixels_beyond_the_chip_are_nan_and_bad(tmp_path):
-    apvisit_hdus().writeto(tmp_path / "apVisit.fits")
-    spectrum = read_spectrum(tmp_path / "apVisit.fits")
-    beyond = (APOGEE_WAVELENGTH > 15650) & (APOGEE_WAVELENGTH < 15850)
-    assert np.isnan(spectrum.flux[beyond]).all()
-    assert spectrum.bad()[beyond].all()
-
-
-def test_apvisit_bad_pixel_does_not_spoil_its_neighbours(tmp_path):
-    hdus = apvisit_hdus(velocity=0.0)
-    hdus[1].data[2, 2000] = 1e9
-    hdus[3].data[2, 2000] = PixelMask.CRPIX
-    hdus.writeto(tmp_path / "apVisit.fits")
-    spectrum = read_spectrum(tmp_path / "apVisit.fits")
-    bad = spectrum.bad() & np.isfinite(spectrum.flux)
-    assert 1 <= bad.sum() <= 3
-    assert np.nanmax(spectrum.flux) < 310
-
-
-def test_apvisit_without_velocity_asks_for_one(tmp_path):
-    hdus = apvisit_hdus(velocity=0.0)
-    del hdus[0].header["VRAD"]
-    hdus.writeto(tmp_path / "apVisit.fits")
-    with pytest.raises(ValueError, match="radial_velocity"):
-        read_spectrum(tmp_path / "apVisit.fits")
-    assert read_spectrum(tmp_path / "apVisit.fits", radial_velocity=0.0).kind == "apVisit"
-
-
-@settings(max_examples=15, deadline=None)
-@given(velocity=st.floats(-400, 400), step=st.floats(0.1, 0.17))
-def test_resampled_lines_lie_at_their_rest_wavelengths(velocity, step):
-    wavelength = 15150 + step * np.arange(4096)[::-1]
-    shift = 1 + velocity / SPEED_OF_LIGHT
-    flux = absorption(wavelength / shift)
-    rest = (wavelength / shift)[None]
-    zeros = np.zeros(rest.shape, dtype=np.int64)
-    result, _, _ = spectra.resample(rest, flux[None], np.ones(rest.shape), zeros)
-    # The first and last pixels of a chip have neighbours on one side only.
-    covered = np.flatnonzero(np.isfinite(result))[3:-3]
-    np.testing.assert_allclose(result[covered], absorption(APOGEE_WAVELENGTH)[covered], atol=2e-3)
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.fits"):
-        read_spectrum(tmp_path / "nowhere.fits")
-
-
-@pytest.mark.filterwarnings("ignore:Error validating header")
-@pytest.mark.parametrize("content", [b"", b"not a FITS file", b"SIMPLE  =                    T"])
-def test_no_fits_file_is_named(tmp_path, content):
-    (tmp_path / "broken.fits").write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.fits"):
-        read_spectrum(tmp_path / "broken.fits")
-
-
-@pytest.mark.filterwarnings("ignore:.*truncated.*")
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_file_cut_off_is_named(tmp_path, share):
-    apstar_hdus().writeto(tmp_path / "apStar.fits")
-    content = (tmp_path / "apStar.fits").read_bytes()
-    (tmp_path / "apStar.fits").write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match=r"apStar\.fits"):
-        read_spectrum(tmp_path / "apStar.fits")
-
-
-@pytest.mark.filterwarnings("ignore")
-@given(position=st.integers(0, 4 * 2880), value=st.integers(0, 255), visit=st.booleans())
-def test_changed_byte_gives_a_spectrum_or_names_the_file(tmp_path_factory, position, value, visit):
-    path = tmp_path_factory.getbasetemp() / "changed.fits"
-    (apvisit_hdus() if visit else apstar_hdus()).writeto(path, overwrite=True)
-    content = bytearray(path.read_bytes())
-    content[position] = value
-    path.write_bytes(content)
-    try:
-        assert read_spectrum(path).flux.shape == (7514,)
-    except ValueError as error:
-        assert "changed.fits" in str(error)
-
-
-def test_other_fits_files_are_refused(tmp_path):
-    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.ones((4, 4)))]).writeto(tmp_path / "a.fits")
-    with pytest.raises(ValueError, match="neither apStar"):
-        read_spectrum(tmp_path / "a.fits")
-
-
-def test_header_numbers_that_are_none(tmp_path):
-    hdus = apstar_hdus()
-    hdus[0].header["SNR"] = "unknown"
-    hdus.writeto(tmp_path / "apStar.fits")
-    snr = read_spectrum(tmp_path / "apStar.fits").snr
-    assert snr is None or math.isnan(snr)

@@ -5,8 +5,10 @@ import math
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from astropy import units as u
 from chain import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -390,3 +392,58 @@ def test_shipped_file_is_small_and_says_how_good_it_is(emulator):
     assert EMULATOR_FILE.stat().st_size < 8_000_000
     assert emulator.parts[-1].info["errors"]["all"]["median"] < 0.002
     assert emulator.parts[-1].info["errors"]["all"]["percentile 95"] < 0.008
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.astype(">f4"),
+        lambda v: v[::-1].copy()[::-1],
+        lambda v: np.ma.array(v, mask=False),
+        lambda v: pd.Series(v).astype("Float64"),
+        list,
+        torch.tensor,
+    ],
+)
+def test_labels_come_in_any_container(nominal, change):
+    labels = {"TEFF": [4600.0, 5200.0], "LOGG": [2.5, 4.5], "FE_H": [0.0, -0.5]}
+    wavelength = APOGEE_WAVELENGTH[:50]
+    wanted = nominal.flux(labels, wavelength, 22_500)
+    given = {name: change(np.array(values)) for name, values in labels.items()}
+    torch.testing.assert_close(nominal.flux(given, wavelength, 22_500), wanted)
+
+
+@pytest.mark.parametrize(
+    "wavelength",
+    [
+        APOGEE_WAVELENGTH[:50].astype(">f8"),
+        APOGEE_WAVELENGTH[:50][::-1].copy()[::-1],
+        (APOGEE_WAVELENGTH[:50] * u.AA).to(u.micron),
+        APOGEE_WAVELENGTH[:50].tolist(),
+    ],
+)
+def test_wavelengths_come_in_any_container(nominal, wavelength):
+    star = {"TEFF": 4600 * u.K, "LOGG": 2.5, "FE_H": 0.0}
+    wanted = nominal.flux(star, APOGEE_WAVELENGTH[:50], 22_500)
+    for resolution in (22_500, np.full(50, 22_500, ">f4")):
+        flux = nominal.flux(star, wavelength, resolution)
+        torch.testing.assert_close(flux, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [np.ma.array([4600.0, -9999.0], mask=[0, 1]), [4600, None], [4600, -9999], [4600, 9999]],
+)
+@pytest.mark.parametrize("extrapolate", ["error", "clip"])
+def test_missing_label_is_refused_by_name(nominal, missing, extrapolate):
+    labels = {"TEFF": missing, "LOGG": 2.5, "FE_H": 0.0}
+    with pytest.raises(ValueError, match="TEFF"):
+        nominal.labels(labels, extrapolate)
+
+
+def test_label_in_another_unit_is_refused_by_name(nominal):
+    with pytest.raises(ValueError, match="TEFF has the unit 'm'"):
+        nominal.labels({"TEFF": 4600 * u.m, "LOGG": 2.5, "FE_H": 0.0})

@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stellarperceptron.data.apogee.continuum import VALID_FLUX
 from stellarperceptron.data.apogee.grid import CHIP_PIXELS, CHIPS, FULL_WAVELENGTH
-from stellarperceptron.data.apogee.spectra import VALID_FLUX, read_spectrum
+from stellarperceptron.data.apogee.spectra import read_spectrum
+from stellarperceptron.utils.arrays import sentinels_to_nan
 
 __all__ = ["ASPCAP_KINDS", "HDU", "check_fits", "clean_flux", "read_aspcap"]
 
@@ -39,6 +41,8 @@ class HDU(NamedTuple):
         BITPIX: bits of a number, negative for floating point.
     shape : tuple of int
         Lengths of the axes, the last one varying fastest (as in NumPy).
+    header : slice
+        Where its header lies [bytes].
     start, size : int
         Of the data [bytes].
     scaled : bool
@@ -47,6 +51,7 @@ class HDU(NamedTuple):
 
     bits: int
     shape: tuple[int, ...]
+    header: slice
     start: int
     size: int
     scaled: bool
@@ -110,7 +115,7 @@ def _hdus(data: bytes | mmap.mmap) -> Iterator[HDU]:
                 f"is truncated: HDU {number} ends at byte {start + size}, the file at {length}"
             )
         scaled = b"BSCALE  =" in header or b"BZERO   =" in header
-        yield HDU(bits, tuple(reversed(axes)), start, size, scaled)
+        yield HDU(bits, tuple(reversed(axes)), slice(position, end), start, size, scaled)
         position = start + size + -size % _BLOCK
         number += 1
 
@@ -143,7 +148,8 @@ def read_aspcap(path: str | os.PathLike) -> np.ndarray:
     Returns
     -------
     (3, 7514) float32
-        As `ASPCAP_KINDS` has them, as they stand in the file.
+        As `ASPCAP_KINDS` has them, as they stand in the file; errors that are marks for none are
+        NaN. A file with other wavelengths than the survey's is resampled.
 
     Raises
     ------
@@ -161,7 +167,8 @@ def read_aspcap(path: str | os.PathLike) -> np.ndarray:
     images = list(_hdus(data))[1:4]
     if len(images) < 3:
         raise ValueError(f"has {len(images)} HDUs after the first, an aspcapStar file 3 or more")
-    if any(image.scaled or image.bits not in _FLOATS for image in images):
+    usual = all(image.bits in _FLOATS and not image.scaled for image in images)
+    if not usual or not _is_survey_grid(data[images[0].header]):
         return _read_unusual(path)
     out = np.empty((3, CHIP_PIXELS["red"].stop), dtype=np.float32)
     for number, image in enumerate(images, start=1):
@@ -173,7 +180,23 @@ def read_aspcap(path: str | os.PathLike) -> np.ndarray:
         row = np.frombuffer(data, _FLOATS[image.bits], n_pixels, image.start)
         for name, chip in CHIPS.items():
             out[number - 1, CHIP_PIXELS[name]] = row[chip]
+    out[1] = sentinels_to_nan(out[1])
     return out
+
+
+def _is_survey_grid(header: bytes) -> bool:
+    """Whether a header has the wavelengths of the survey, or none."""
+    for key, expected in ((b"CRVAL1", 4.179), (b"CDELT1", 6e-6)):
+        place = header.find(key.ljust(8) + b"= ")
+        if place < 0:
+            continue
+        try:
+            value = float(header[place + 10 : place + _CARD].split(b"/", 1)[0])
+        except ValueError:
+            return False
+        if abs(value - expected) > 1e-6 * expected:
+            return False
+    return True
 
 
 def _read_unusual(path: str | os.PathLike) -> np.ndarray:
@@ -181,7 +204,7 @@ def _read_unusual(path: str | os.PathLike) -> np.ndarray:
     try:
         spectrum = read_spectrum(Path(path))
     except ValueError as error:
-        raise ValueError(str(error).removeprefix(str(path)).strip()) from error
+        raise ValueError(str(error).removeprefix(str(path)).strip(" :")) from error
     if spectrum.kind != "aspcapStar":
         raise ValueError(f"is an {spectrum.kind} file, not an aspcapStar file")
     return np.stack([spectrum.flux, spectrum.error, spectrum.model]).astype(np.float32)

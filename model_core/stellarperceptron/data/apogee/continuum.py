@@ -1,12 +1,180 @@
-"""Polynomials through stretches of many spectra at once."""
+"""The pseudo-continuum: polynomials through stretches of many spectra at once."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["fit_polynomials"]
+from stellarperceptron.data.apogee.grid import CHIP_PIXELS, CHIPS, FULL_WAVELENGTH, VALID_PIXELS
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
+
+__all__ = ["VALID_FLUX", "cut_flux", "fit_polynomials", "normalize", "pseudo_continuum"]
+
+VALID_FLUX = APOGEE.valid_flux
+"""Normalized flux outside this interval is no measurement; it becomes NaN (SpectraFM paper)."""
+
+
+def pseudo_continuum(
+    flux: Any,
+    *,
+    chips: Mapping[str, slice] | None = None,
+    order: int = APOGEE.continuum.order,
+    clip_low: float = math.inf,
+    clip_high: float = APOGEE.continuum.clip_high,
+    iterations: int = APOGEE.continuum.iterations,
+) -> np.ndarray | torch.Tensor:
+    """Fit a low-order polynomial through every chip of every spectrum, as ASPCAP does.
+
+    ASPCAP compares observed and synthetic spectra after dividing both by a polynomial of fourth
+    order a chip (Garcia Perez et al. 2016, AJ 151, 144, section 4). With these defaults the
+    result has the scale of data release 17: each chip has mean 1, so that the median pixel lies
+    near 1.016, and the ends of the chips, where a polynomial bends up, follow the medians of the
+    real survey. A lower clip would draw the polynomial up to the line-free pixels and the median
+    below 1; it is there for other purposes. Without clipping the result is linear in `flux`, so
+    that the continuum of a derivative is the derivative of the continuum.
+
+    Parameters
+    ----------
+    flux : (..., P)
+        Flux in any unit and any container of `as_array`; what is NaN or masked takes no part.
+    chips
+        Slices of the P pixels that are fitted each for itself. None: the chips of the survey,
+        for 7,514 pixels or the full grid of 8,575.
+    order
+        Order of the polynomial.
+    clip_low, clip_high
+        Pixels so many standard deviations below or above the polynomial leave the fit.
+    iterations
+        How many times the fit is repeated without the clipped pixels.
+
+    Returns
+    -------
+    (..., P)
+        The continuum; a tensor on its device where `flux` is one, else an array, of single
+        precision where `flux` is. NaN in pixels of no chip, and in a chip with fewer valid
+        pixels than twice the number of coefficients.
+
+    Raises
+    ------
+    ValueError
+        For another number of pixels without `chips`, and for `chips` beyond the spectrum.
+    """
+    spectra = _as_tensor(flux)
+    continuum = fit_polynomials(
+        spectra.reshape(-1, spectra.shape[-1]),
+        _chips_of(spectra, chips).values(),
+        order=order,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        iterations=iterations,
+    ).reshape(spectra.shape)
+    return continuum if isinstance(flux, torch.Tensor) else continuum.numpy()
+
+
+def normalize(
+    flux: Any,
+    bad: Any = None,
+    *,
+    valid_flux: tuple[float, float] | None = VALID_FLUX,
+    chips: Mapping[str, slice] | None = None,
+    **continuum_options,
+) -> np.ndarray | torch.Tensor:
+    """Divide spectra by their pseudo-continuum and mark what is no measurement as NaN.
+
+    No measurement is a chip whose flux is constant (zero, or filled with a number), a pixel whose
+    continuum is not above zero (over-subtracted sky), and a number that stands for a missing one
+    (`sentinels_to_nan`).
+
+    Parameters
+    ----------
+    flux : (..., P)
+        Flux in any unit and any container of `as_array`, NaN or masked where there is none.
+    bad : (..., P), optional
+        True in pixels that are neither fitted nor returned.
+    valid_flux
+        Normalized flux outside this interval becomes NaN; None keeps everything.
+    chips, **continuum_options
+        Arguments of `pseudo_continuum`.
+
+    Returns
+    -------
+    (..., P)
+        Normalized flux; a tensor on its device where `flux` is one, else an array, of single
+        precision where `flux` is.
+
+    Raises
+    ------
+    ValueError
+        As in `pseudo_continuum`.
+    """
+    spectra = sentinels_to_nan(_as_tensor(flux))
+    if bad is not None:
+        left_out = bad if isinstance(bad, torch.Tensor) else torch.from_numpy(_flags(bad))
+        spectra = torch.where(left_out.to(spectra.device, torch.bool), math.nan, spectra)
+    chips = _chips_of(spectra, chips)
+    continuum = pseudo_continuum(spectra, chips=chips, **continuum_options)
+    normalized = spectra / torch.where(continuum > 0, continuum, math.nan)
+    for chip in chips.values():
+        constant = _is_constant(spectra[..., chip])
+        if constant.any():
+            normalized[..., chip].masked_fill_(constant[..., None], math.nan)
+    normalized = cut_flux(normalized, valid_flux)
+    return normalized if isinstance(flux, torch.Tensor) else normalized.numpy()
+
+
+def cut_flux(
+    flux: torch.Tensor | np.ndarray, valid_flux: tuple[float, float] | None = VALID_FLUX
+) -> torch.Tensor | np.ndarray:
+    """Put NaN where flux lies outside an interval; None keeps everything."""
+    if valid_flux is None:
+        return flux
+    where = torch.where if isinstance(flux, torch.Tensor) else np.where
+    return where((flux >= valid_flux[0]) & (flux <= valid_flux[1]), flux, math.nan)
+
+
+def _as_tensor(flux: Any) -> torch.Tensor:
+    """Flux as a tensor of floating-point numbers, in single precision where it comes so."""
+    if isinstance(flux, torch.Tensor):
+        return flux if flux.is_floating_point() else flux.double()
+    single = getattr(getattr(flux, "dtype", None), "itemsize", 8) == 4
+    array = as_array(flux, unit=None, dtype=np.float32 if single else np.float64)
+    if not array.ndim:
+        raise ValueError("flux is a single number, not a spectrum")
+    return torch.from_numpy(array)
+
+
+def _flags(bad: Any) -> np.ndarray:
+    """Flags in any container as booleans; a masked one is set."""
+    return as_array(bad, name="bad") != 0
+
+
+def _chips_of(flux: torch.Tensor, chips: Mapping[str, slice] | None) -> Mapping[str, slice]:
+    """Slices of the chips among the pixels of spectra (..., P)."""
+    n_pixels = flux.shape[-1]
+    if chips is None:
+        known = {len(VALID_PIXELS): CHIP_PIXELS, len(FULL_WAVELENGTH): CHIPS}
+        if n_pixels not in known:
+            raise ValueError(
+                f"the spectra have {n_pixels} pixels, not {' or '.join(map(str, known))}: say "
+                "with `chips` which of them are fitted together"
+            )
+        return known[n_pixels]
+    for name, chip in chips.items():
+        if not 0 <= chip.start < chip.stop <= n_pixels:
+            raise ValueError(f"chip {name} ({chip}) does not lie within {n_pixels} pixels")
+    return chips
+
+
+def _is_constant(flux: torch.Tensor) -> torch.Tensor:
+    """Whether nine in ten of the valid pixels of spectra (..., n) equal their neighbour."""
+    alike = (flux[..., 1:] == flux[..., :-1]).sum(-1)
+    return alike > 0.9 * torch.isfinite(flux).sum(-1)
+
+
+# --- fit ------------------------------------------------------------------------------------------
 
 _ROWS_AT_ONCE = 128  # one chip of so many spectra stays in the processor's cache
 _RAMP = 0.2  # width of the border between kept and clipped pixels [standard deviations]

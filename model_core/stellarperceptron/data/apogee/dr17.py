@@ -5,9 +5,11 @@ bit masks at https://www.sdss4.org/dr17/irspec/apogee-bitmasks; cuts of Koblisch
 arXiv:2411.04750), section 2.
 """
 
+import gzip
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,11 @@ from types import MappingProxyType
 
 import numpy as np
 from astropy.io import fits
-from astropy.io.fits import VerifyError
 from astropy.utils.exceptions import AstropyUserWarning
 
+from stellarperceptron.data.apogee.spectrum_files import READ_ERRORS
 from stellarperceptron.labels import PUBLISHED_LABELS
+from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
 __all__ = [
     "ARCHIVE",
@@ -26,7 +29,6 @@ __all__ = [
     "FOLDER",
     "MAX_VSCATTER",
     "MIN_SNR",
-    "MISSING_LABEL",
     "PUBLISHED_STARS",
     "SAS_VARIABLE",
     "SPLIT_SEED",
@@ -60,9 +62,6 @@ MIN_SNR = 200.0
 
 MAX_VSCATTER = 1.0
 """The scatter of the visits' radial velocities (VSCATTER) must be lower [km/s]: no binaries."""
-
-MISSING_LABEL = -999.0
-"""Labels and errors at or below are the survey's mark (-9999) for none."""
 
 SPLIT_SEED = 42
 TEST_SHARE = 0.2
@@ -114,15 +113,19 @@ class Catalogue:
 
 
 def clean_labels(labels: np.ndarray) -> np.ndarray:
-    """Put NaN in the place of the survey's mark for a missing label or error."""
-    return np.where(labels > MISSING_LABEL, labels, np.nan)
+    """Put NaN in the place of the survey's marks for a missing label or error.
+
+    They are those of `sentinels_to_nan` for labels: -9999 and everything from -999 down, 9999
+    and its like.
+    """
+    return sentinels_to_nan(as_array(labels, unit=None, name="labels"), "labels")
 
 
 def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catalogue:
-    """Read the columns of an allStar file that are needed, in one pass.
+    """Read the columns of an allStar file, gzipped or not, that are needed, in one pass.
 
     The file is 4 GB, most of it other columns: it is read in pieces, so that the memory stays at
-    a few hundred megabytes and nothing is read twice.
+    a few hundred megabytes. Numbers that mean that a value is missing (-9999) become NaN.
 
     Raises
     ------
@@ -132,15 +135,12 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
         For a file that is damaged, truncated, or lacks a column; the message names it.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: there is no such file; fetch it with dataset/download_dr17.py"
-        )
     remedy = "remove it and fetch it anew with dataset/download_dr17.py"
     label_columns = (*PUBLISHED_LABELS, *(f"{name}_ERR" for name in PUBLISHED_LABELS))
     names = ("APOGEE_ID", "TELESCOPE", "FIELD", "ASPCAPFLAG", "STARFLAG", "SNR", "VSCATTER")
     try:
-        with warnings.catch_warnings(), fits.open(path, memmap=True) as hdus:
+        packed = _is_gzipped(path)
+        with warnings.catch_warnings(), fits.open(path, memmap=not packed) as hdus:
             warnings.simplefilter("ignore", AstropyUserWarning)  # of truncation: an error below
             table = hdus[1]
             columns, start = table.columns, table.fileinfo()["datLoc"]
@@ -148,14 +148,22 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
             # ASPCAPFLAG and APOGEE_ID are found whatever their case.
             available = {column.name.upper(): column for column in columns}
             dtype = columns.dtype.newbyteorder(">")
-    except (OSError, TypeError, ValueError, LookupError, AttributeError, VerifyError) as error:
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: there is no such file; fetch it with dataset/download_dr17.py"
+        ) from error
+    except PermissionError as error:
+        raise PermissionError(
+            f"{path} cannot be read, permission is denied: make it readable with chmod"
+        ) from error
+    except READ_ERRORS as error:
         raise ValueError(f"{path} is no FITS table or is damaged ({error}): {remedy}") from error
     missing = [name for name in (*names, *label_columns) if name not in available]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}: is it an allStar file?")
     if dtype.itemsize != row_bytes:
         raise ValueError(f"{path}: its rows have {row_bytes} bytes, its columns {dtype.itemsize}")
-    if path.stat().st_size < start + n_rows * row_bytes:
+    if not packed and path.stat().st_size < start + n_rows * row_bytes:
         raise ValueError(f"{path} is truncated: {remedy}")
 
     def values(block: np.ndarray, name: str) -> np.ndarray:
@@ -171,21 +179,36 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
         )
         if raw.dtype.kind in "iu" and scale == 1:  # unsigned integers are stored with an offset
             return (raw.astype(np.int64).view(np.uint64) + np.uint64(int(zero))).view(np.int64)
-        return raw.astype(np.float64) * scale + zero
+        number = raw.astype(np.float64) * scale + zero
+        return sentinels_to_nan(number, "velocity" if name == "VSCATTER" else "flux")
 
     pieces: list[list[np.ndarray]] = []
-    with open(path, "rb") as file:
-        file.seek(start)
-        for first in range(0, n_rows, rows_at_once):
-            block = np.fromfile(file, dtype, min(rows_at_once, n_rows - first))
-            numbers = np.stack([values(block, name) for name in label_columns], axis=1)
-            numbers = clean_labels(numbers).astype(np.float32)
-            pieces.append([*(values(block, name) for name in names), numbers])
+    try:
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            file.seek(start)
+            for first in range(0, n_rows, rows_at_once):
+                size = min(rows_at_once, n_rows - first) * row_bytes
+                block = np.frombuffer(file.read(size), dtype)
+                if block.nbytes < size:
+                    raise EOFError(f"it ends after {first + len(block)} of {n_rows} rows")
+                numbers = np.stack([values(block, name) for name in label_columns], axis=1)
+                numbers = clean_labels(numbers).astype(np.float32)
+                pieces.append([*(values(block, name) for name in names), numbers])
+            while packed and file.read(1 << 24):
+                pass  # only at its end does a gzipped file's checksum tell that all was right
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged or truncated ({error}): {remedy}") from error
     if not pieces:
         raise ValueError(f"{path} has no rows")
     *columns, numbers = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     n_labels = len(PUBLISHED_LABELS)
     return Catalogue(np.arange(n_rows), *columns, numbers[:, :n_labels], numbers[:, n_labels:])
+
+
+def _is_gzipped(path: Path) -> bool:
+    """Whether a file is packed, whatever its name."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def aspcap_path(telescope: bytes | str, field: bytes | str, apogee_id: bytes | str) -> str:

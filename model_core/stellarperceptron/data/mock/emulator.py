@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from astropy import units as u
 from torch import Tensor
 
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
@@ -40,6 +41,7 @@ from stellarperceptron.data.mock.stellar_labels import (
     standard_labels,
     to_inputs,
 )
+from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = [
@@ -222,7 +224,8 @@ class Emulator:
         Parameters
         ----------
         labels
-            Mapping from label names to values (completed by `standard_labels`), or (N, 20).
+            Mapping from label names to values (completed by `standard_labels`), or (N, 20); values
+            in any container of `as_array`. A missing value (NaN, masked, -9999) is refused.
         extrapolate
             ``"error"``: labels outside the range raise a ValueError; ``"clip"``: they are moved
             to its edge.
@@ -230,11 +233,10 @@ class Emulator:
         if extrapolate not in ("error", "clip"):
             raise ValueError(f'extrapolate is "error" or "clip", not {extrapolate!r}')
         if isinstance(labels, Mapping):
-            values = standard_labels(labels, self.device)
+            given = {name: _tensor(values, name) for name, values in labels.items()}
+            values = standard_labels(given, self.device)
         else:
-            values = torch.atleast_2d(
-                torch.as_tensor(labels, dtype=torch.float64, device=self.device)
-            )
+            values = torch.atleast_2d(_tensor(labels, "labels").to(self.device))
         if values.ndim != 2 or values.shape[1] != len(LABELS):
             raise ValueError(f"labels have shape {tuple(values.shape)}, not (N, {len(LABELS)})")
         if not torch.isfinite(values).all():
@@ -273,7 +275,7 @@ class Emulator:
         Parameters
         ----------
         wavelength : (P,)
-            Vacuum, rest frame [Angstrom]; None: the emulator's own grid.
+            Vacuum, rest frame [Angstrom, or a Quantity]; None: the emulator's own grid.
         resolution : float or (P,)
             Wavelength over the full width at half maximum of a Gaussian line-spread function; None
             (and anything above the emulator's own): the emulator's own.
@@ -284,17 +286,15 @@ class Emulator:
         if wavelength is None and resolution is None and profile is None:
             return Projection(self.mean.to(dtype), self.components.to(dtype))
         wavelength = self.wavelength if wavelength is None else wavelength
-        target = torch.log10(
-            torch.tensor(np.asarray(wavelength), dtype=torch.float64, device=self.device)
-        )
+        wavelength = as_array(wavelength, unit=u.AA, name="wavelength")
+        target = torch.log10(torch.tensor(wavelength, device=self.device))
         first, last = self.start, self.start + self.step * (len(self.mean) - 1)
         if not bool(((target >= first) & (target <= last)).all()):
             raise ValueError(
                 f"wavelengths must be within {10**first:.1f} and {10**last:.1f} Angstrom"
             )
-        r = torch.as_tensor(
-            self.resolution if resolution is None else resolution, dtype=torch.float64
-        ).to(self.device)
+        resolution = self.resolution if resolution is None else resolution
+        r = torch.tensor(as_array(resolution, name="resolution"), device=self.device)
         variance = (1.0 / r**2 - 1.0 / self.resolution**2).clamp(min=0.0)
         sigma = (torch.sqrt(variance) / (FWHM * math.log(10.0))).expand_as(target)
         matrix = lsf_matrix(target, self.start, self.step, len(self.mean), sigma)
@@ -343,6 +343,14 @@ class Emulator:
                 changes.append(torch.einsum("nd,ndk->nk", moved, slope))
             columns.append(torch.cat(changes, dim=1))
         return torch.stack(columns, dim=1) @ self.project(wavelength, resolution).components
+
+
+def _tensor(values, name: str) -> Tensor:
+    """Labels in any container as float64; NaN where they are missing."""
+    if not isinstance(values, Tensor):
+        unit = u.K if name == "TEFF" else u.km / u.s if name == "VMICRO" else ""
+        values = torch.from_numpy(as_array(values, unit=unit, name=name))
+    return sentinels_to_nan(values.to(torch.float64), name)
 
 
 def _quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,313 @@
+"""FITS files of spectra, read with distrust: damage, wavelengths and names of the headers."""
+
+import gzip
+import io
+import math
+import os
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntFlag
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from astropy import units as u
+from astropy.io import fits
+from astropy.io.fits import VerifyError
+from astropy.utils.exceptions import AstropyUserWarning
+
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.wavelengths import air_to_vacuum, interpolate
+from stellarperceptron.utils.arrays import sentinels_to_nan
+
+__all__ = [
+    "BAD_PIXEL",
+    "READ_ERRORS",
+    "Images",
+    "PixelMask",
+    "header_number",
+    "header_wavelength",
+    "read_images",
+    "resample",
+    "star_name",
+    "wavelength_factor",
+]
+
+READ_ERRORS = (
+    *(OSError, TypeError, ValueError, LookupError, AttributeError, EOFError),
+    *(zlib.error, struct.error, VerifyError, AstropyUserWarning),
+)
+"""What reading a damaged file ends in."""
+
+
+class PixelMask(IntFlag):
+    """Bits of a pixel's mask: APOGEE_PIXMASK at https://www.sdss4.org/dr17/irspec/apogee-bitmasks."""
+
+    BADPIX = 1 << 0
+    CRPIX = 1 << 1
+    SATPIX = 1 << 2
+    UNFIXABLE = 1 << 3
+    BADDARK = 1 << 4
+    BADFLAT = 1 << 5
+    BADERR = 1 << 6
+    NOSKY = 1 << 7
+    LITTROW_GHOST = 1 << 8
+    PERSIST_HIGH = 1 << 9
+    PERSIST_MED = 1 << 10
+    PERSIST_LOW = 1 << 11
+    SIG_SKYLINE = 1 << 12
+    SIG_TELLURIC = 1 << 13
+    NOT_ENOUGH_PSF = 1 << 14
+
+
+BAD_PIXEL = (
+    PixelMask.BADPIX
+    | PixelMask.CRPIX
+    | PixelMask.SATPIX
+    | PixelMask.UNFIXABLE
+    | PixelMask.BADDARK
+    | PixelMask.BADFLAT
+    | PixelMask.BADERR
+    | PixelMask.NOSKY
+    | PixelMask.NOT_ENOUGH_PSF
+)
+"""Bits after which a pixel holds no measurement; the others say that it is less certain."""
+
+LARGEST_FILE = 1 << 30
+"""Larger files, or files that unpack to more, are no spectra [bytes]."""
+
+_STAR = re.compile(r"2M\d{8}[+-]\d{7}")
+_SUFFIX = re.compile(r"(\.fits?)?(\.gz)?$", re.IGNORECASE)
+
+
+class Images(NamedTuple):
+    """The first parts of a FITS file.
+
+    Attributes
+    ----------
+    primary : Header
+        The header of HDU 0.
+    headers : list of Header
+        The headers of the following HDUs.
+    arrays : list of np.ndarray or None
+        Their images, without axes of length 1 in front of the last two; None for a table or for
+        no data.
+    """
+
+    primary: fits.Header
+    headers: list[fits.Header]
+    arrays: list[np.ndarray | None]
+
+
+def read_images(path: str | os.PathLike, count: int = 4) -> Images:
+    """Read the images of HDUs 1 to `count` of a FITS file, gzipped or not.
+
+    A gzipped file is unpacked to its end, since only there does its checksum tell whether the
+    bytes before it are right.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, IsADirectoryError
+        When there is no such file, or it cannot be read; the message names the remedy.
+    ValueError
+        When the file is damaged, truncated, no FITS file, or far too large for spectra.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, not a FITS file")
+        with _truncation_is_an_error(), fits.open(_content(path), memmap=False) as hdus:
+            parts = hdus[1 : 1 + count]
+            arrays = [_image(hdu) for hdu in parts]
+            return Images(hdus[0].header, [hdu.header for hdu in parts], arrays)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no such file") from error
+    except PermissionError as error:
+        raise PermissionError(
+            f"{path} cannot be read, permission is denied: make it readable with chmod, or ask "
+            "its owner"
+        ) from error
+    except IsADirectoryError:
+        raise
+    except READ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, f"{path} cannot be read ({error.strerror})") from error
+        raise ValueError(
+            f"{path} is no FITS file or is damaged ({error}): fetch it anew"
+        ) from error
+
+
+def _content(path: Path) -> io.BytesIO:
+    """Bytes of a file, unpacked when it is gzipped."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.open(file) if packed else file as stream:
+            data = stream.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise ValueError(f"it has more than {LARGEST_FILE:,} bytes, no spectrum has")
+    return io.BytesIO(data)
+
+
+def _image(hdu: Any) -> np.ndarray | None:
+    """Numbers of an image, None for a table."""
+    if hdu.data is None or hdu.data.dtype.names is not None:
+        return None
+    array = np.asarray(hdu.data)
+    while array.ndim > 2 and array.shape[0] == 1:
+        array = array[0]
+    return array
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """Let astropy refuse files that are shorter than their headers say."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
+        yield
+
+
+# --- headers --------------------------------------------------------------------------------------
+
+
+def header_number(header: fits.Header, *names: str, kind: str = "labels") -> float | None:
+    """First of the header's entries that holds a number; None where all are marks for none.
+
+    Parameters
+    ----------
+    kind
+        Which marks mean that there is none: see `sentinels_to_nan`.
+    """
+    for name in names:
+        value = header.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            number = float(sentinels_to_nan(np.array(float(value)), kind))
+            if math.isfinite(number):
+                return number
+    return None
+
+
+def star_name(header: fits.Header, path: str | os.PathLike) -> str:
+    """Name of the star: OBJID of the header, or OBJ (data release 13), or from the file's name."""
+    for name in ("OBJID", "OBJ"):
+        text = str(header.get(name, "")).strip()
+        if text:
+            return text
+    stem = _SUFFIX.sub("", Path(path).name)
+    found = _STAR.search(stem)
+    return found[0] if found else stem
+
+
+def wavelength_factor(header: fits.Header, *keys: str, default: u.UnitBase = u.AA) -> float:
+    """Angstrom a unit of a header's wavelengths, from the first of the keys that names a unit.
+
+    Texts such as "Wavelength (Ang)" are understood.
+
+    Raises
+    ------
+    ValueError
+        For a unit that is no length.
+    """
+    for key in keys:
+        text = str(header.get(key, "")).strip()
+        for part in (text, *re.findall(r"[\(\[]([^)\]]*)[\)\]]", text)):
+            part = {"ang": "Angstrom", "angstroms": "Angstrom", "a": "Angstrom"}.get(
+                part.strip().lower(), part.strip()
+            )
+            unit = u.Unit(part, parse_strict="silent") if part else None
+            if unit is None or isinstance(unit, u.UnrecognizedUnit):
+                continue
+            if not unit.is_equivalent(u.AA):
+                raise ValueError(f"the unit of its wavelengths ({key}) is '{text}', no length")
+            return float(unit.to(u.AA))
+    return float(default.to(u.AA))
+
+
+def header_wavelength(images: Images, n_pixels: int) -> np.ndarray | None:
+    """Vacuum wavelengths (n_pixels,) [A] that the headers give the last axis; None if they do not.
+
+    They are read from CRVAL1, CDELT1 (or CD1_1), CRPIX1, CTYPE1 and CUNIT1 of the first image's
+    header, or of the primary one: decadic logarithms (CTYPE1 "LOG-LINEAR", DC-FLAG 1, or a CRVAL1
+    below 10), FITS's own logarithmic axis (WAVE-LOG; Greisen et al. 2006, A&A 446, 747), or
+    wavelengths themselves.
+
+    Raises
+    ------
+    ValueError
+        When NWAVE contradicts the image, or the entries give no wavelengths.
+    """
+    for header in (*images.headers[:1], images.primary):
+        start = header_number(header, "CRVAL1", kind="flux")
+        step = header_number(header, "CDELT1", "CD1_1", kind="flux")
+        if start is None or step is None:
+            continue
+        count = header_number(images.primary, "NWAVE", kind="flux")
+        if count is not None and count != n_pixels:
+            raise ValueError(f"its header has NWAVE = {count:g}, its images {n_pixels} pixels")
+        reference = header_number(header, "CRPIX1", kind="flux")
+        offset = np.arange(n_pixels) + 1 - (1.0 if reference is None else reference)
+        kind = str(header.get("CTYPE1", "")).upper()
+        factor = wavelength_factor(header, "CUNIT1")
+        with np.errstate(over="ignore"):
+            if "-LOG" in kind and kind.startswith(("WAVE", "AWAV")):
+                wavelength = factor * start * np.exp(offset * step / start)
+            elif "LOG" in kind or header.get("DC-FLAG") == 1 or abs(start) < 10:
+                wavelength = factor * 10.0 ** (start + step * offset)
+            else:
+                wavelength = factor * (start + step * offset)
+        if step == 0 or not np.isfinite(wavelength).all() or (wavelength <= 0).any():
+            raise ValueError(
+                f"its header has CRVAL1 = {start:g}, CDELT1 = {step:g}: no wavelengths"
+            )
+        return air_to_vacuum(wavelength) if kind.startswith("AWAV") else wavelength
+    return None
+
+
+# --- wavelengths ----------------------------------------------------------------------------------
+
+
+def resample(
+    wavelength: np.ndarray, flux: np.ndarray, error: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring spectra of single chips, pixels in any order, to the 7,514 pixels of the grid.
+
+    Flux is interpolated between the good pixels, across bad ones by a straight line; the error
+    comes from the nearer pixel, the mask from both neighbours.
+
+    Parameters
+    ----------
+    wavelength, flux, error, mask : (C, n)
+        A row a chip: wavelength [A, vacuum, rest frame], flux, error in the same unit, bits.
+
+    Returns
+    -------
+    flux, error, mask : (7514,)
+        NaN, NaN and BADPIX where no chip reaches.
+    """
+    out_flux = np.full(APOGEE_WAVELENGTH.shape, np.nan)
+    out_error = np.full(APOGEE_WAVELENGTH.shape, np.nan)
+    out_mask = np.full(APOGEE_WAVELENGTH.shape, int(PixelMask.BADPIX), dtype=np.int64)
+    for chip in range(len(wavelength)):
+        order = np.argsort(wavelength[chip])
+        order = order[np.isfinite(wavelength[chip][order]) & (wavelength[chip][order] > 0)]
+        order = order[np.diff(wavelength[chip][order], prepend=0) > 0]  # each once
+        x, y, e, bits = (part[chip][order] for part in (wavelength, flux, error, mask))
+        x, y, e = (part.astype(np.float64) for part in (x, y, e))
+        if len(x) < 6:
+            continue
+        good = (bits & int(BAD_PIXEL) == 0) & np.isfinite(y) & np.isfinite(e)
+        target = APOGEE_WAVELENGTH
+        covered = (target >= x[0]) & (target <= x[-1])
+        if not covered.any() or good.sum() < 6:
+            continue
+        target = target[covered]
+        out_flux[covered] = interpolate(x, np.interp(x, x[good], y[good]), target)
+        right = np.clip(np.searchsorted(x, target), 1, len(x) - 1)
+        nearer = np.where(target - x[right - 1] < x[right] - target, right - 1, right)
+        out_error[covered] = e[nearer]
+        out_mask[covered] = bits[right - 1] | bits[right]
+    return out_flux, out_error, out_mask
