@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -25,11 +26,10 @@ __all__ = [
     "ConvolutionalNetwork",
     "PixelNetwork",
     "QuadraticRegression",
-    "held_out_folds",
 ]
 
 
-def held_out_folds(stars: int, seed: int, many: int = 1000) -> list[np.ndarray]:
+def _held_out_folds(stars: int, seed: int, many: int = 1000) -> list[np.ndarray]:
     """Masks (N,) of held-out stars: one tenth of many stars, five folds of fewer."""
     order = np.random.RandomState(seed).permutation(stars)
     parts = [order[: stars // 10]] if stars >= many else np.array_split(order, min(5, stars))
@@ -41,13 +41,10 @@ class Baseline:
 
     Attributes
     ----------
-    label_names : list of str
-        Labels that `predict` gives, known after `fit`.
     fit_seconds, predict_seconds : float
         CPU time of the last `fit` and `predict`, all threads together [s].
     """
 
-    label_names: list[str]
     fit_seconds = predict_seconds = math.nan
 
     def fit(
@@ -80,21 +77,19 @@ class Baseline:
         """
         begin = time.process_time()
         flux, labels = np.asarray(flux, dtype=np.float32), np.array(labels, dtype=float)
-        if flux.ndim != 2 or labels.shape != (len(flux), len(label_names)):
-            raise ValueError(
-                f"flux {flux.shape} and labels {labels.shape} do not match {len(label_names)} names"
-            )
         errors = np.zeros_like(labels) if label_errors is None else np.nan_to_num(label_errors)
-        if errors.shape != labels.shape:
-            raise ValueError(f"label_errors {errors.shape} do not match labels {labels.shape}")
+        if flux.ndim != 2 or not labels.shape == errors.shape == (len(flux), len(label_names)):
+            raise ValueError(
+                f"flux {flux.shape}, labels {labels.shape}, their errors {errors.shape} and "
+                f"{len(label_names)} names do not match"
+            )
         labels[~np.isfinite(labels)] = np.nan
         usable = np.isfinite(labels).any(axis=1) & np.isfinite(flux).any(axis=1)
         if not usable.all():
             flux, labels, errors = flux[usable], labels[usable], errors[usable]
-        counts = np.isfinite(labels).sum(axis=0)
-        if len(labels) < 10 or counts.min() < 10:
-            few = {name: int(n) for name, n in zip(label_names, counts, strict=True) if n < 10}
-            raise ValueError(f"at least 10 stars with every label are needed, not {few or 'fewer'}")
+        for name, number in zip(label_names, np.isfinite(labels).sum(axis=0), strict=True):
+            if number < 10:
+                raise ValueError(f"{number} stars with a good pixel have {name}: 10 are needed")
         self.label_names = list(label_names)
         self._pixel_mean = _mean(flux)
         self._pixel_spread = np.sqrt(_mean(np.square(flux - self._pixel_mean))).clip(1e-6)
@@ -128,19 +123,14 @@ class Baseline:
         flux = np.asarray(flux, dtype=np.float32)
         if flux.ndim != 2 or flux.shape[1] != len(self._pixel_mean):
             raise ValueError(f"flux {flux.shape} needs {len(self._pixel_mean)} pixels, as in fit")
-        blocks = [
-            self._predict(self._centred(flux[i : i + 1000])) for i in range(0, len(flux), 1000)
-        ]
-        value, error = (
-            np.concatenate(blocks, axis=1) if blocks else np.empty((2, 0, len(self.label_names)))
-        )
-        result = np.hstack(
-            [value * self._label_spread + self._label_mean, error * self._label_spread]
-        )
+        blocks = [flux[i : i + 1000] for i in range(0, max(1, len(flux)), 1000)]
+        answers = [self._predict(self._centred(block)) for block in blocks]
+        value, error = np.concatenate(answers, axis=1) * self._label_spread
+        result = np.hstack([value + self._label_mean, error])
         result[~np.isfinite(flux).any(axis=1)] = np.nan
         self.predict_seconds = time.process_time() - begin
-        names = self.label_names
-        return pd.DataFrame(result, columns=[*names, *(f"{name}_error" for name in names)])
+        errors = [f"{name}_error" for name in self.label_names]
+        return pd.DataFrame(result, columns=[*self.label_names, *errors])
 
     def _centred(self, flux: np.ndarray) -> np.ndarray:
         """Fluxes less each pixel's mean; a bad pixel is given its mean."""
@@ -164,11 +154,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return mean.astype(np.float32)
 
 
+@dataclass(eq=False)
 class QuadraticRegression(Baseline):
     """Ridge regression on principal components of the fluxes and on the products of the first.
 
     How many components and products are used, and the strength of the ridge, are chosen for each
-    label on held-out stars (`held_out_folds`). The RMSE of these serves as predicted error.
+    label on held-out stars (`_held_out_folds`). The RMSE of these serves as predicted error.
 
     Parameters
     ----------
@@ -184,12 +175,8 @@ class QuadraticRegression(Baseline):
         Size and strength by label, known after `fit`.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[tuple[int, int]] = ((10, 0), (30, 10), (100, 20), (200, 30), (300, 40)),
-        strengths: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
-    ):
-        self.sizes, self.strengths = sizes, strengths
+    sizes: Sequence[tuple[int, int]] = ((10, 0), (30, 10), (100, 20), (200, 30), (300, 40))
+    strengths: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
     def _fit(self, flux: np.ndarray, labels: np.ndarray, errors: np.ndarray, seed: int) -> None:
         stars, pixels = flux.shape
@@ -209,7 +196,7 @@ class QuadraticRegression(Baseline):
             x, y = features[pattern], labels[np.ix_(pattern, alike)]
             square, product = x.T @ x, x.T @ y
             residuals: dict[tuple, list[np.ndarray]] = {}
-            for held in held_out_folds(len(x), seed):
+            for held in _held_out_folds(len(x), seed):
                 part, truth = x[held], y[held]
                 rest = square - part.T @ part, product - part.T @ truth
                 for size, strength in itertools.product(sizes, self.strengths):
@@ -249,18 +236,19 @@ def _ridge(
     return np.linalg.solve(square, product[columns])
 
 
+@dataclass(eq=False)
 class _Network(Baseline):
     """A network that gives value and log-variance of all labels, and how it is trained.
 
     AdamW with warm-up and one cosine, the robust loss of `nn_utils`; a tenth of the stars (at least
     ten) is held out, the weights of the epoch with the least loss on these are kept, and training
-    ends when they have not improved for a while. The predicted errors are then scaled so that
-    they describe the residuals of the held-out stars.
+    ends when they have not improved for a while. Each label's predicted errors are then scaled so
+    that the held-out stars, with their labels' errors, are most likely.
 
     Parameters
     ----------
     epochs, least_steps
-        Passes over the stars; more where they are so few that these make fewer steps.
+        Passes over the stars; more of few stars, until there are so many steps.
     batch_size, learning_rate, weight_decay
         Of AdamW.
     patience
@@ -269,19 +257,13 @@ class _Network(Baseline):
         Show a progress bar when the output is a terminal.
     """
 
-    def __init__(
-        self,
-        epochs: int = 60,
-        least_steps: int = 2000,
-        batch_size: int = 64,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        patience: float = 0.25,
-        progress: bool = True,
-    ):
-        self.epochs, self.least_steps, self.batch_size = epochs, least_steps, batch_size
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.patience, self.progress = patience, progress
+    epochs: int = 30
+    least_steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    patience: float = 0.25
+    progress: bool = True
 
     def _network(self, pixels: int, outputs: int) -> nn.Module:
         raise NotImplementedError
@@ -303,8 +285,8 @@ class _Network(Baseline):
             )
             schedule = linear_warmup_cosine(optimizer, min(200, steps), steps * epochs)
             best, best_epoch, best_state = math.inf, 0, None
-            name = type(self).__name__
-            bar = tqdm(range(epochs), name, unit="epoch", disable=None if self.progress else True)
+            hidden = None if self.progress else True
+            bar = tqdm(range(epochs), type(self).__name__, unit="epoch", disable=hidden)
             for epoch in bar:
                 self.network.train()
                 for some in rows[torch.randperm(len(rows))].split(batch):
@@ -324,12 +306,19 @@ class _Network(Baseline):
                     break
             bar.close()
         if best_state is None:
-            raise ValueError(f"{name} did not learn: its validation loss was never finite")
+            raise ValueError(
+                f"{type(self).__name__} did not learn: its validation loss was never finite"
+            )
         self.network.load_state_dict(best_state)
         self.epochs_trained, self.validation_loss = epoch + 1, best
         value, logvar = self._outputs(x[held])
-        pull = (value - y[held]).abs() / (logvar.exp() + e[held].square()).sqrt()
-        self._error_scale = (pull.nanmedian(dim=0).values / 0.6745).clamp_min(0.1)
+        known, spread = y[held].isfinite(), (0.5 * logvar).exp()
+        scales = torch.logspace(-1, 2, 91)[:, None, None]
+        variance = (scales * spread).square() + e[held].square()
+        likelihood = (value - y[held]).square() / variance + variance.log()
+        self._error_scale = scales[
+            torch.where(known, likelihood, 0.0).sum(dim=1).argmin(dim=0), 0, 0
+        ]
 
     def _scaled(self, flux: np.ndarray) -> Tensor:
         return torch.from_numpy(flux / self._pixel_spread)
@@ -345,22 +334,18 @@ class _Network(Baseline):
         return torch.stack([value, (0.5 * logvar).exp() * self._error_scale]).double().numpy()
 
 
+@dataclass(eq=False)
 class PixelNetwork(_Network):
     """A plain network on all pixels: fully connected layers with GELU.
 
     Parameters
     ----------
-    widths
-        Of the hidden layers.
-    dropout_rate
-        Behind each of them.
-    **options
-        Of training, see `_Network`.
+    widths, dropout_rate
+        Of the hidden layers, and behind each of them. All others: see `_Network`.
     """
 
-    def __init__(self, widths: Sequence[int] = (256, 256), dropout_rate: float = 0.0, **options):
-        super().__init__(**options)
-        self.widths, self.dropout_rate = tuple(widths), dropout_rate
+    widths: Sequence[int] = (256, 256)
+    dropout_rate: float = 0.0
 
     def _network(self, pixels: int, outputs: int) -> nn.Module:
         layers: list[nn.Module] = []
@@ -369,6 +354,7 @@ class PixelNetwork(_Network):
         return nn.Sequential(*layers, nn.Linear(self.widths[-1], outputs))
 
 
+@dataclass(eq=False)
 class ConvolutionalNetwork(_Network):
     """Two convolutions, max pooling, two dense layers, as astroNN has them.
 
@@ -377,36 +363,32 @@ class ConvolutionalNetwork(_Network):
     filters, kernel
         Of the two convolutions: how many, and how many pixels long.
     pooling
-        Pixels of which the largest output is kept.
+        Of so many neighbours the largest output is kept.
     widths
-        Of the two dense layers.
-    **options
-        Of training, see `_Network`.
+        Of the two dense layers. All others: see `_Network`.
     """
 
-    def __init__(
-        self,
-        filters: tuple[int, int] = (4, 16),
-        kernel: int = 8,
-        pooling: int = 4,
-        widths: tuple[int, int] = (196, 96),
-        **options,
-    ):
-        super().__init__(**options)
-        self.filters, self.kernel, self.pooling, self.widths = filters, kernel, pooling, widths
+    epochs: int = 12
+    filters: tuple[int, int] = (4, 16)
+    kernel: int = 8
+    pooling: int = 4
+    widths: tuple[int, int] = (196, 96)
 
     def _network(self, pixels: int, outputs: int) -> nn.Module:
         one, two = self.filters
         first, second = self.widths
+        kept = (pixels - 2 * (self.kernel - 1)) // self.pooling
+        if kept < 1:
+            raise ValueError(f"{pixels} pixels are too few for two convolutions and pooling")
         return nn.Sequential(
             nn.Unflatten(1, (1, pixels)),
-            nn.Conv1d(1, one, self.kernel, padding="same"),
+            nn.Conv1d(1, one, self.kernel),
             nn.GELU(),
-            nn.Conv1d(one, two, self.kernel, padding="same"),
+            nn.Conv1d(one, two, self.kernel),
             nn.GELU(),
             nn.MaxPool1d(self.pooling),
             nn.Flatten(),
-            nn.Linear(two * (pixels // self.pooling), first),
+            nn.Linear(two * kept, first),
             nn.GELU(),
             nn.Linear(first, second),
             nn.GELU(),
