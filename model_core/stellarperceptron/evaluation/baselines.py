@@ -73,7 +73,7 @@ class Baseline:
         Raises
         ------
         ValueError
-            Shapes that do not match, a label that too few stars have, too few stars.
+            Shapes that do not match; a label that fewer than ten stars have.
         """
         begin = time.process_time()
         flux, labels = np.asarray(flux, dtype=np.float32), np.array(labels, dtype=float)
@@ -150,8 +150,8 @@ class Baseline:
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean (P,) float32 of the finite values in each column, 0 where there are none."""
     good = np.isfinite(values)
-    mean = np.where(good, values, 0).mean(axis=0, dtype=float) / good.mean(axis=0).clip(1e-9)
-    return mean.astype(np.float32)
+    total = np.where(good, values, 0).sum(axis=0, dtype=float)
+    return (total / good.sum(axis=0).clip(1)).astype(np.float32)
 
 
 @dataclass(eq=False)
@@ -169,10 +169,7 @@ class QuadraticRegression(Baseline):
     strengths
         Of the ridge, with components of variance 1.
 
-    Attributes
-    ----------
-    chosen : dict
-        Size and strength by label, known after `fit`.
+    After `fit`, `chosen` has size and strength by label.
     """
 
     sizes: Sequence[tuple[int, int]] = ((10, 0), (30, 10), (100, 20), (200, 30), (300, 40))
@@ -227,9 +224,7 @@ class QuadraticRegression(Baseline):
         return np.stack([value, np.broadcast_to(self._errors, value.shape)])
 
 
-def _ridge(
-    square: np.ndarray, product: np.ndarray, columns: np.ndarray, strength: float
-) -> np.ndarray:
+def _ridge(square: np.ndarray, product: np.ndarray, columns: np.ndarray, strength: float):
     """Weights by the normal equations of some of the columns; the first, a constant, is free."""
     square = square[np.ix_(columns, columns)]
     square[np.arange(1, len(columns)), np.arange(1, len(columns))] += strength
@@ -280,9 +275,8 @@ class _Network(Baseline):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = self._network(x.shape[1], 2 * y.shape[1])
-            optimizer = torch.optim.AdamW(
-                self.network.parameters(), self.learning_rate, weight_decay=self.weight_decay
-            )
+            parameters, decay = self.network.parameters(), self.weight_decay
+            optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=decay)
             schedule = linear_warmup_cosine(optimizer, min(200, steps), steps * epochs)
             best, best_epoch, best_state = math.inf, 0, None
             hidden = None if self.progress else True
@@ -401,4 +395,4 @@ BASELINES: dict[str, type[Baseline]] = {
     "pixel_network": PixelNetwork,
     "convolutional_network": ConvolutionalNetwork,
 }
-"""All of them by the names that their files have."""
+"""All of them, by the names of their files."""
