@@ -16,13 +16,11 @@ from stellarperceptron.evaluation.baselines import (
 from stellarperceptron.evaluation.comparison import compare_predictions, comparison_text
 
 NAMES = ["TEFF", "FE_H"]
-QUICK = {"least_steps": 400, "epochs": 1, "progress": False}
+QUICK = {"least_steps": 200, "epochs": 1, "learning_rate": 5e-3, "progress": False}
 SMALL = {
     "quadratic_regression": lambda: QuadraticRegression(sizes=((5, 0), (5, 3), (8, 5))),
-    "pixel_network": lambda: PixelNetwork(widths=(32, 32), learning_rate=3e-3, **QUICK),
-    "convolutional_network": lambda: ConvolutionalNetwork(
-        filters=(2, 4), widths=(32, 16), learning_rate=3e-3, **QUICK
-    ),
+    "pixel_network": lambda: PixelNetwork(widths=(32, 32), **QUICK),
+    "convolutional_network": lambda: ConvolutionalNetwork(filters=(2, 4), widths=(32, 16), **QUICK),
 }
 
 
@@ -53,7 +51,7 @@ def test_all_baselines_are_tested():
 
 
 def test_a_quadratic_truth_is_learned(baseline):
-    flux, labels, errors = quadratic_stars(600)
+    flux, labels, errors = quadratic_stars(400)
     test, truth, _ = quadratic_stars(300, seed=1)
     baseline.fit(flux, labels, errors, NAMES)
     predicted = baseline.predict(test)
@@ -79,7 +77,7 @@ def test_quadratic_regression_is_as_good_as_the_true_regression():
 
 
 def test_bad_pixels_are_bridged(baseline):
-    flux, labels, errors = quadratic_stars(600)
+    flux, labels, errors = quadratic_stars(400)
     random = np.random.default_rng(5)
     flux[random.random(flux.shape) < 0.02] = np.nan
     flux[:, 7] = np.nan  # a pixel that no star has
@@ -95,7 +93,7 @@ def test_bad_pixels_are_bridged(baseline):
 
 
 def test_missing_labels_are_left_out(baseline):
-    flux, labels, errors = quadratic_stars(600)
+    flux, labels, errors = quadratic_stars(400)
     random = np.random.default_rng(5)
     labels[random.random(600) < 0.3, 1] = np.nan
     errors = np.where(np.isnan(labels), np.nan, errors)
