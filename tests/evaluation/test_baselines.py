@@ -95,7 +95,7 @@ def test_bad_pixels_are_bridged(baseline):
 def test_missing_labels_are_left_out(baseline):
     flux, labels, errors = quadratic_stars(400)
     random = np.random.default_rng(5)
-    labels[random.random(600) < 0.3, 1] = np.nan
+    labels[random.random(400) < 0.3, 1] = np.nan
     errors = np.where(np.isnan(labels), np.nan, errors)
     labels[4] = np.nan
     baseline.fit(flux, labels, errors, NAMES)
