@@ -135,6 +135,8 @@ class DataProfile:
         of APOGEE), or "start:stop".
     labels
         Names of the labels; "all" for all that the survey has.
+    stars
+        Train and validate on so many stars, the first of a shuffle by the seed; 0: all.
     validation_split
         Share of the training stars that is kept for validation; 0 for none.
     metal_poor_copies
@@ -152,6 +154,7 @@ class DataProfile:
     kind: str = "synthetic"
     pixels: str = "full"
     labels: tuple[str, ...] | str = PUBLISHED_LABELS
+    stars: int = 0
     validation_split: float = 0.1
     metal_poor_copies: int = 1
     augment: bool = False
@@ -266,6 +269,8 @@ class Profile:
             yield f"data.validation_split = {self.data.validation_split} is not in [0, 1)"
         if self.data.metal_poor_copies < 1:
             yield f"data.metal_poor_copies = {self.data.metal_poor_copies} is below 1"
+        if self.data.stars < 0:
+            yield f"data.stars = {self.data.stars} is negative"
         if not self.data.labels:
             yield "data.labels is empty"
         if self.schedule.warmup_steps < 0:

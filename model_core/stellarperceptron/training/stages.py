@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from stellarperceptron.utils.distributed import Process, usable_device
 
 __all__ = [
     "describe_data",
+    "draw_stars",
     "five_folds",
     "label_columns",
     "label_names",
@@ -197,17 +199,46 @@ def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
     return [dataset.label_names.index(name) for name in label_names(dataset, profile)]
 
 
+def draw_stars(dataset: SpectraDataset, columns: list[int], stars: int, seed: int) -> np.ndarray:
+    """Rows (stars,) of training stars with a label, the first of a shuffle; all of them for 0.
+
+    Parameters
+    ----------
+    columns
+        Columns of the labels of which a star needs one.
+    stars, seed
+        How many, and the seed of the shuffle: fewer stars are part of more.
+
+    Raises
+    ------
+    ValueError
+        There are fewer.
+    """
+    known = np.isfinite(dataset.train.labels[:, columns]).any(axis=1)
+    order = np.random.RandomState(seed).permutation(len(known))
+    order = order[known[order]]
+    if stars > len(order):
+        raise ValueError(
+            f"{dataset.path} has {len(order)} training stars with a label, not {stars}: "
+            "ask for fewer"
+        )
+    return order[:stars] if stars else order
+
+
 def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the training and of the validation stars; none of the latter for a share of 0.
 
     Metal-poor training stars appear `profile.data.metal_poor_copies` times.
     """
-    if profile.data.validation_split == 0:
+    share, seed = profile.data.validation_split, profile.training.seed
+    if profile.data.stars:
+        drawn = draw_stars(dataset, label_columns(dataset, profile), profile.data.stars, seed)
+        held = math.ceil(round(share * len(drawn), 9))
+        training, validation = np.sort(drawn[held:]), np.sort(drawn[:held])
+    elif share == 0:
         training, validation = np.arange(len(dataset.train)), np.arange(0)
     else:
-        training, validation = dataset.train.validation_split(
-            profile.data.validation_split, profile.training.seed
-        )
+        training, validation = dataset.train.validation_split(share, seed)
     copies = profile.data.metal_poor_copies
     if copies > 1:
         if "FE_H" not in dataset.label_names:

@@ -1,0 +1,311 @@
+r"""Labels of real giants from 100 pixels, learned from 30, 100 and 300 of them.
+
+Ridge and quadratic regression, a network from scratch, and a pre-trained model that is fine-tuned
+all learn from the same stars and are tested on the rest, in five random splits. STARS_FILE is an
+.npz file with
+
+wavelength (P,)     vacuum [Angstrom], on pixels of the APOGEE grid
+flux, error (N, P)  normalized flux and its standard deviation
+bad (N, P)          true for bad pixels
+labels (N, 3)       effective temperature [K], log g, [M/H]; label_names (3,) TEFF, LOGG, M_H
+
+OUTPUT gets few_labels.csv (each split), few_labels.md (mad_std, mean of the splits) and
+few_labels.png. What is in few_labels.csv already is not run again.
+
+    python few_labels.py --stars-file apogee_window100.npz --output runs/laptop/few_labels \
+        --checkpoint runs/laptop/1_basemodel_synthetic
+"""
+
+import argparse
+import json
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.evaluation.baselines import PixelNetwork
+from stellarperceptron.evaluation.metrics import label_metrics
+from stellarperceptron.evaluation.paper_tables import format_value
+from stellarperceptron.network.patches import apogee_pixel_names
+from stellarperceptron.nn_utils import linear_warmup_cosine
+from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.document import markdown_table
+from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
+
+# Fine-tuning the pre-trained model: all settings are here.
+FINE_TUNING = {
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "labels_per_star": "all",
+    "max_gradient_norm": 1.0,
+}
+STEPS = 600  # optimizer steps of one cosine, however few the stars are
+WARMUP_STEPS = 50
+
+FLUX_SCALE = 0.958  # of the file's flux over that of this package's pseudo-continuum
+TOKENS = {"TEFF": "TEFF", "LOGG": "LOGG", "M_H": "FE_H"}  # what the model calls the labels
+HEADINGS = {"TEFF": "Teff [K]", "LOGG": "log g", "M_H": "[M/H]"}
+RIDGE, QUADRATIC = "ridge regression", "quadratic regression"
+NETWORK, FINE_TUNED = "network from scratch", "pre-trained, fine-tuned"
+
+
+@dataclass(frozen=True, eq=False)
+class Stars:
+    """Spectra of N stars, P pixels each, NaN where bad, and their labels (N, L)."""
+
+    wavelength: np.ndarray
+    flux: np.ndarray
+    labels: np.ndarray
+    label_names: list[str]
+
+
+Method = Callable[[Stars, np.ndarray, np.ndarray, int], np.ndarray]
+"""Gives labels (n, L) of the stars in rows `test`, learned from those in rows `train`."""
+
+
+def read_stars(path: Path) -> Stars:
+    """Read the file, its flux brought to this package's scale.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        The file is missing, or no such file; says what it lacks.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            needed = ["wavelength", "flux", "bad", "labels", "label_names"]
+            missing = [name for name in needed if name not in content]
+            if missing:
+                raise ValueError(f"{path} lacks {', '.join(missing)}")
+            arrays = {name: content[name] for name in needed}
+    except (zipfile.BadZipFile, EOFError, AttributeError) as error:
+        raise ValueError(f"{path} is no .npz file ({error})") from error
+    names = arrays["label_names"].astype(str).tolist()
+    flux, labels = arrays["flux"].astype(float), arrays["labels"].astype(float)
+    shapes = (len(labels), len(arrays["wavelength"])), (len(flux), len(names))
+    if (flux.shape, labels.shape) != shapes or arrays["bad"].shape != flux.shape:
+        raise ValueError(f"{path}: flux {flux.shape}, labels {labels.shape} and names do not match")
+    if unknown := [name for name in names if name not in TOKENS]:
+        raise ValueError(f"{path}: labels {unknown} are none of {', '.join(TOKENS)}")
+    flux[arrays["bad"] | ~np.isfinite(flux)] = np.nan
+    apogee_pixel_names(arrays["wavelength"])  # refuses what is not on the APOGEE grid
+    return Stars(arrays["wavelength"], flux / FLUX_SCALE, labels, names)
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+def regression(quadratic: bool) -> Method:
+    """Ridge regression on all pixels, and on products of principal components if it is quadratic.
+
+    Features are never written out: their products are in the kernel 1 + x.y + c (u.v)^2 of the
+    centred fluxes x, y and their first components u, v. The strength of the ridge, c and the number
+    of components are those with the least squares of the leave-one-out residuals, which the
+    eigenvalues of the kernel give without fitting anew (Rifkin & Lippert 2007, Notes on
+    Regularized Least Squares, MIT-CSAIL-TR-2007-025).
+    """
+    kernels = [(0.0, 1)]
+    if quadratic:
+        kernels += [(weight, number) for weight in (0.1, 1.0, 10.0) for number in (1, 2, 3, 5, 10)]
+
+    def method(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+        mean = np.nanmean(stars.flux[train], axis=0)
+        x, asked = (np.nan_to_num(stars.flux[rows] - mean) for rows in (train, test))
+        scale = np.sqrt(np.mean((x**2).sum(axis=1)))
+        x, asked = x / scale, asked / scale
+        axes = np.linalg.svd(x, full_matrices=False)[2].T
+        y = stars.labels[train]
+        middle = y.mean(axis=0)
+        least, answers = np.full(y.shape[1], np.inf), np.zeros((len(test), y.shape[1]))
+        for weight, number in kernels:
+
+            def kernel(one: np.ndarray, part: np.ndarray, weight=weight) -> np.ndarray:
+                return 1 + one @ x.T + weight * (one @ part @ (x @ part).T) ** 2
+
+            values, vectors = np.linalg.eigh(kernel(x, axes[:, :number]))
+            turned = vectors.T @ (y - middle)
+            for strength in 10.0 ** np.arange(-5.0, 1.5, 0.25) * len(x) ** 0.5:
+                shrunk = 1 / (values.clip(0) + strength)
+                weights = vectors @ (shrunk[:, None] * turned)
+                left_out = weights / (vectors**2 @ shrunk)[:, None]
+                squares = np.square(left_out).mean(axis=0)
+                better = squares < least
+                least[better] = squares[better]
+                answers[:, better] = kernel(asked, axes[:, :number]) @ weights[:, better]
+        return answers + middle
+
+    return method
+
+
+def network(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """A plain network from scratch; its early stopping needs some of the stars."""
+    model = PixelNetwork(widths=(64, 64), epochs=100, learning_rate=3e-3, progress=False)
+    model.fit(stars.flux[train], stars.labels[train], None, stars.label_names, seed)
+    return model.predict(stars.flux[test])[stars.label_names].to_numpy()
+
+
+def fine_tuned(checkpoint: Path) -> Method:
+    """The pre-trained model, all weights fine-tuned."""
+
+    def method(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+        model = StellarPerceptron.load_for_finetuning(checkpoint)
+        labels = [TOKENS[name] for name in stars.label_names]
+        epochs = -(-STEPS // -(-len(train) // FINE_TUNING["batch_size"]))
+
+        def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+            return linear_warmup_cosine(optimizer, WARMUP_STEPS, STEPS)
+
+        model.fit(
+            np.hstack([stars.flux[train], stars.labels[train]]),
+            [*apogee_pixel_names(stars.wavelength), *labels],
+            labels,
+            inputs_wavelength=np.append(stars.wavelength, np.zeros(len(labels))),
+            validation_split=0.0,
+            lr_scheduler=schedule,
+            epochs=epochs,
+            seed=seed,
+            progress=False,
+            **FINE_TUNING,
+        )
+        answers = model.predict(stars.flux[test], stars.wavelength, labels, progress=False)
+        return answers[labels].to_numpy()
+
+    return method
+
+
+# --- script ---------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Arguments, stars, all splits by all methods, table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--stars-file", type=Path, required=True, help=".npz file as above")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="output of stage 1, or a checkpoint; none: no fine-tuning"
+    )
+    parser.add_argument(
+        "--stars", type=positive, nargs="+", default=[30, 100, 300], help="labelled stars"
+    )
+    parser.add_argument("--splits", type=positive, default=5, help="random splits")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits and of the networks")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    try:
+        stars = read_stars(arguments.stars_file)
+        if max(arguments.stars) > len(stars.flux) - 10:
+            raise ValueError(
+                f"{arguments.stars_file} has {len(stars.flux)} stars: too few to learn from "
+                f"{max(arguments.stars)} and test on the rest"
+            )
+        methods: dict[str, Method] = {RIDGE: regression(False), QUADRATIC: regression(True)}
+        methods[NETWORK] = network
+        if arguments.checkpoint is not None:
+            methods[FINE_TUNED] = fine_tuned(resolve_checkpoint(arguments.checkpoint))
+        table = run(arguments, stars, methods)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+    text = markdown_table(mean_table(table))
+    with atomic_output(arguments.output / "few_labels.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    draw(table, arguments.output / "few_labels.png")
+    print(text, end="")
+
+
+def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method]) -> pd.DataFrame:
+    """Metrics of every method, number of stars, split and label; goes on where it ended."""
+    path, settings = arguments.output / "few_labels.csv", arguments.output / "few_labels.json"
+    about = {
+        "stars": len(stars.flux),
+        "seed": arguments.seed,
+        "checkpoint": str(arguments.checkpoint) if arguments.checkpoint else None,
+        "fine_tuning": {**FINE_TUNING, "steps": STEPS, "warmup_steps": WARMUP_STEPS},
+    }
+    rows = []
+    if path.is_file():
+        if json.loads(settings.read_text(encoding="utf-8")) != about:
+            raise ValueError(f"{path} was made with other settings: remove it, or another --output")
+        rows = pd.read_csv(path).to_dict("records")
+    with atomic_output(settings) as temporary:
+        temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    done = {(row["method"], row["labelled_stars"], row["split"]) for row in rows}
+    todo = [
+        (method, number, split)
+        for number in sorted(set(arguments.stars))
+        for split in range(arguments.splits)
+        for method in methods
+        if (method, number, split) not in done
+    ]
+    for method, number, split in tqdm(todo, "few labels", unit="fit", disable=None):
+        seed = arguments.seed + split
+        order = np.random.RandomState(seed).permutation(len(stars.flux))
+        train, test = order[:number], order[number:]
+        begin = time.process_time()
+        predicted = methods[method](stars, train, test, seed)
+        seconds = round(time.process_time() - begin, 2)
+        for i, label in enumerate(stars.label_names):
+            rows.append(
+                {
+                    "method": method,
+                    "labelled_stars": number,
+                    "split": split,
+                    "label": label,
+                    "cpu_seconds": seconds,
+                    **label_metrics(predicted[:, i], stars.labels[test, i]),
+                }
+            )
+        with atomic_output(path) as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.7g")
+    return pd.DataFrame(rows)
+
+
+def mean_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The mad_std as text: mean of the splits, the best of each number of stars in bold."""
+    means = table.groupby(["labelled_stars", "method", "label"], sort=False)["mad_std"].mean()
+    labels = table["label"].unique()
+    rows = []
+    for (number, method), values in means.groupby(level=[0, 1], sort=False):
+        row = {"labelled stars": str(number), "method": method}
+        for label in labels:
+            value = values[number, method, label]
+            text = format_value(value, label)
+            best = value <= means[number, :, label].min()
+            row[HEADINGS[label]] = f"**{text}**" if best else text
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Error against number of labelled stars, a panel for each label."""
+    use_style()
+    labels = table["label"].unique()
+    figure = Figure(figsize=(3.4 * len(labels), 3.2), layout="constrained")
+    for axes, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
+        for method, part in table[table["label"] == label].groupby("method", sort=False):
+            values = part.groupby("labelled_stars")["mad_std"].agg(["mean", "min", "max"])
+            around = np.abs(values[["min", "max"]].sub(values["mean"], axis=0)).T.to_numpy()
+            axes.errorbar(values.index, values["mean"], around, marker="o", ms=4, label=method)
+        numbers = sorted(table["labelled_stars"].unique())
+        axes.set(xscale="log", yscale="log", xlabel="labelled stars")
+        axes.set_xticks(numbers, labels=list(map(str, numbers)))
+        axes.minorticks_off()
+        axes.set_ylabel(f"mad_std of {axis_label(TOKENS[label]).replace('Fe/H', 'M/H')}")
+    figure.axes[0].legend(fontsize="small")
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    main()
