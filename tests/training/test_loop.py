@@ -18,11 +18,11 @@ from chain import ROOT
 from conftest import LABELS, make_model, make_spectra
 from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 
-from stellarperceptron.nn_utils import contribution_entropy, linear_warmup_cosine
+from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.training import loop
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run_folder import RunFolder
-from stellarperceptron.training.tasks import TrainingError, _PerceptronTask, train
+from stellarperceptron.training.tasks import TrainingError, train
 from stellarperceptron.utils.distributed import Process
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -76,40 +76,6 @@ def test_training_learns():
     history = train_here(model, epochs=15, learning_rate=3e-3, labels_per_star="all")
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
     assert history[-1]["val_mse_loss"] < history[0]["val_mse_loss"]
-
-
-def test_entropy_gathers_contributions():
-    def entropy_after(weight):
-        model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
-        options = {"epochs": 10, "learning_rate": 3e-3, "labels_per_star": "all"}
-        train_here(model, attention_entropy=weight, **options)
-        network, data = model.torch_model.eval(), tiny_data(model)
-        with torch.inference_mode():
-            *_, contributions = network(
-                data.tokens,
-                data.values[..., 0],
-                data.label_tokens,
-                data.encoding,
-                contributions_of=STARS,
-            )
-            return contribution_entropy(contributions).item()
-
-    assert entropy_after(30.0) < 0.9 * entropy_after(0.0)
-
-
-def test_no_entropy_is_asked_of_narrow_stretches():
-    model = make_model(context_length=10)
-    model.torch_model.train()
-    options = TrainingOptions(batch_size=32, attention_entropy=1.0, narrow_share=0.5)
-    process = Process(0, 1, model.device)
-    task = _PerceptronTask(model, tiny_data(model), np.arange(64), np.arange(64), options, process)
-    batch = next(task.training.batches())
-    *_, contributions = task.answer(task.network, batch)
-    assert len(contributions) == 8  # a quarter of the batch
-    assert torch.equal((contributions == 0).all(dim=(1, 2)), batch.narrow[:8])
-    assert 0 < batch.narrow[:8].sum() < 8
-    contribution_entropy(contributions).backward()
-    assert all(p.grad.isfinite().all() for p in task.network.parameters() if p.grad is not None)
 
 
 def test_batches_that_are_made_ahead_are_the_same(monkeypatch):

@@ -1,4 +1,4 @@
-"""Stage 3: fine-tune on 100 iron-rich stars, [Fe/H] from a narrow chunk around two iron lines.
+r"""Stage 3: fine-tune on 100 iron-rich stars, [Fe/H] from a narrow chunk around two iron lines.
 
 Decoder and second encoder block are frozen. The epoch that is used is chosen within the hundred
 stars (five folds) unless the profile says otherwise, and lies in OUTPUT/selected.
@@ -31,7 +31,7 @@ VALIDATION_STARS = 500
 
 def main() -> None:
     """Arguments, data, folds, model, run, selection."""
-    arguments = stage_arguments(__file__, __doc__, needs_checkpoint=True)
+    arguments = stage_arguments(__file__, __doc__, "stage_3", needs_checkpoint=True)
     profile = arguments.profile_settings
     with (
         process_group(arguments.device) as process,

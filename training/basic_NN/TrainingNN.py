@@ -29,7 +29,7 @@ from stellarperceptron.utils.distributed import process_group
 
 def main() -> None:
     """Arguments, data, folds, network, run, selection."""
-    arguments = stage_arguments(__file__, __doc__, needs_checkpoint=False)
+    arguments = stage_arguments(__file__, __doc__, "baseline", needs_checkpoint=False)
     profile, output = arguments.profile_settings, arguments.output
     with (
         process_group(arguments.device) as process,

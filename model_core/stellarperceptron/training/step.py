@@ -13,11 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.network.config import PRECISIONS
-from stellarperceptron.nn_utils import (
-    contribution_entropy,
-    mean_squared_error,
-    robust_mean_squared_error,
-)
+from stellarperceptron.nn_utils import mean_squared_error, robust_mean_squared_error
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.utils.distributed import Process
 
@@ -60,11 +56,10 @@ class Task(Protocol):
     optimizer: type[torch.optim.Optimizer]
     flops_per_star: float
 
-    def answer(self, module: nn.Module, batch: Any) -> tuple[Tensor, ...]:
+    def answer(self, module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Standardized value and log-variance, shaped like the labels of a batch.
 
-        `module` is the network, as it may be wrapped for many processes or compiled. With
-        `options.attention_entropy`, in training, contributions of tokens to the answers as well.
+        `module` is the network, as it may be wrapped for many processes or compiled.
         """
 
     def save(
@@ -135,16 +130,14 @@ class Trainer:
         zero = torch.zeros((), dtype=torch.float64, device=self.process.device)
         return {"loss": zero, "mse": zero, "stars": zero, "first_nan": zero - 1}
 
-    def _losses(self, module: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Loss, mean squared error, and what training adds to the loss."""
+    def _losses(self, module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Loss and mean squared error."""
         dtype = PRECISIONS[self.options.precision]
         with torch.autocast(self.process.device.type, dtype, enabled=dtype is not None):
-            value, logvar, *contributions = self.task.answer(module, batch)
+            value, logvar = self.task.answer(module, batch)
         value, logvar = value.float(), logvar.float()
         loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
-        added = sum(contribution_entropy(c.float()) for c in contributions)
-        mse = mean_squared_error(batch.labels, value.detach())
-        return loss, mse, self.options.attention_entropy * added
+        return loss, mean_squared_error(batch.labels, value.detach())
 
     def train_batch(self, batch: Any) -> bool:
         """Accumulate gradients; step when enough batches have come. Whether it did."""
@@ -155,8 +148,8 @@ class Trainer:
         steps = self.batch == first + group - 1
         waits = self.process.world_size > 1 and not steps
         with self.module.no_sync() if waits else contextlib.nullcontext():
-            loss, mse, added = self._losses(self.module, batch)
-            self.scaler.scale((loss + added) / group).backward()
+            loss, mse = self._losses(self.module, batch)
+            self.scaler.scale(loss / group).backward()
         if steps:
             self.scaler.unscale_(self.optimizer)
             if options.max_gradient_norm:
@@ -197,7 +190,7 @@ class Trainer:
             if not len(batch.stars):
                 continue
             # Not through DistributedDataParallel: a process may have fewer batches than others.
-            loss, mse, _ = self._losses(self.compiled, batch)
+            loss, mse = self._losses(self.compiled, batch)
             count = len(batch.stars)
             sums["loss"] = sums["loss"] + count * loss.double()
             sums["mse"] = sums["mse"] + count * mse.double()

@@ -1,6 +1,5 @@
 """Training of `StellarPerceptron` on stars that lie ready."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,33 +66,24 @@ class _PerceptronTask:
         # (An augmentation may make a pixel bad.)
         self.complete = fills and not options.outputs_padding and data.augment is None
         labels = len(data.label_tokens) if options.labels_per_star == "all" else 1
-        # How answers are read from tokens is penalised on a quarter of a batch: it costs time.
-        self.looked_at = math.ceil(options.batch_size / 4) if options.attention_entropy else 0
         # Gradients take twice the arithmetic of the answer.
         self.flops_per_star = 3 * model.flops_per_star(self.training.context_length, labels)
 
-    def answer(self, module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-        stars, training = len(batch.stars), self.network.training
+    def answer(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        stars = len(batch.stars)
         if self.compile:  # for one shape: every other would take as long to compile
-            batches = self.training if training else self.validation
+            batches = self.training if self.network.training else self.validation
             batch = batch.filled(min(batches.batch_size, len(batches.rows)))
         encoding = self.data.encode(batch, self.network.embedding_layer.encode_wavelength)
-        answer = module(
+        value, logvar = module(
             batch.tokens,
             batch.inputs,
             batch.request_tokens,
             encoding,
             batch.pixels,
             complete=self.complete,
-            contributions_of=self.looked_at if training else 0,
         )
-        answer = tuple(part[:stars] for part in answer)
-        if len(answer) > 2 and batch.narrow is not None:
-            # Nothing to choose from in a narrow stretch, which must be read whole: no entropy.
-            value, logvar, contributions = answer
-            wide = ~batch.narrow[: len(contributions), None, None]
-            return value, logvar, contributions * wide
-        return answer
+        return value[:stars], logvar[:stars]
 
     def save(self, folder: Path, network: nn.Module, optimizer, epoch: int, training_state) -> None:
         write_checkpoint(
