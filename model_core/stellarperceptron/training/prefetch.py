@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ def made_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
     ahead
         Items that are made before they are asked for.
     """
-    source, end = iter(items), object()
+    source = iter(items)
+    end: Any = object()
     with ThreadPoolExecutor(1, "ahead") as pool:
         coming = deque(pool.submit(next, source, end) for _ in range(ahead))
         while (item := coming.popleft().result()) is not end:
@@ -117,7 +118,7 @@ def _streamed(
         shape = (len(rows), *values.shape[1:])
         buffer = torch.empty(shape, dtype=values.dtype, pin_memory=gpu)
         torch.index_select(values, 0, rows, out=buffer)
-        if not gpu:
+        if side is None:
             return rows.to(device), buffer.to(device), None
         with torch.cuda.device(device), torch.cuda.stream(side):
             # PyTorch keeps a pinned buffer until the copy out of it is done.

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colorbar import Colorbar
@@ -71,7 +72,7 @@ _STYLE = {
     "axes.labelsize": 10,
     "axes.linewidth": 0.8,
     "axes.edgecolor": "#444444",
-    "axes.prop_cycle": matplotlib.cycler(color=list(COLORS.values())),
+    "axes.prop_cycle": cycler(color=list(COLORS.values())),
     "axes.axisbelow": True,
     "xtick.direction": "in",
     "ytick.direction": "in",
