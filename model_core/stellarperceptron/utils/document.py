@@ -99,7 +99,7 @@ class Document:
         )
 
     def figure(self, path: Path, caption: str, width: str = "100%") -> None:
-        """Add a figure (PNG), linked in Markdown, embedded in HTML; narrow ones are side by side."""
+        """Add a figure (PNG), linked in Markdown, embedded in HTML; narrow ones share a row."""
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         alternative = html.escape(caption, quote=True)
         self._figures.append(path)

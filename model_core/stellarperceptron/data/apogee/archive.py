@@ -209,7 +209,9 @@ def _open_part(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it and make it anew") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it and run the command again"
+        ) from error
 
 
 def _texts(dataset: h5py.Dataset) -> list[str]:
