@@ -18,6 +18,21 @@ settings.load_profile("repeatable")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LABELS = ["TEFF", "LOGG", "FE_H"]
 
+SLOW_FIXTURES = {"chain", "evaluated", "uninterrupted"}
+# Parts of test names: files, or single tests, that take more than a few seconds.
+SLOW = (
+    "scripts/test_benchmarks.py",
+    "scripts/test_create_dataset.py",
+    "scripts/test_fit_real_stars.py",
+    "scripts/test_notebooks.py",
+    "scripts/test_recipes.py",
+    "scripts/test_results.py",
+    "scripts/test_synthesis.py",
+    "utils/test_distributed.py",
+    "test_stages.py::test_paper_profile_runs",
+    "test_loop.py::test_two_processes",
+)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -67,6 +82,13 @@ def evaluated(survey, chain, tmp_path_factory) -> Path:
         assert not run_here(f"results/real_spectra_finetune/{path}.py", *common, *arguments)
     assert not run_here("results/fe/EvaluateFeFT.py", *common, *(run / name for name in stages))
     return run
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `make test-fast` leaves out: tests that train stages, and those of `SLOW`."""
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames) or any(name in item.nodeid for name in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def make_model(pixels: int = 40, labels=LABELS, seed: int = 1, **config) -> StellarPerceptron:
