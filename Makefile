@@ -1,19 +1,20 @@
-# make test                     run the tests
-# make lint                     check lint and format
-# make reproduce PROFILE=smoke  survey, training, evaluation, figures, attention, real stars and
-#                               report into runs/smoke; goes on where it was interrupted
-#                               profiles: smoke, laptop, laptop_pixel, paper, gpu
-#                DATA=survey.h5 another survey than the mock one (with a RUN=folder of its own)
-#                SEED=1         other weights and choices (with a RUN=folder of its own)
-#                JOBS=1         one step at a time; smoke and laptop take two, given two cores
-# make published                stage 3 and baseline once more, the epoch chosen as in the paper, with
-#                               other stars' labels; evaluated beside those of `reproduce`
-# make publish-figures          copy the figures of a run beside the scripts that draw them, and its
+# make test                     run all tests, on two cores where there are two
+# make test-fast                run the quick tests, in less than 90 seconds
+# make lint                     check lint, format and types
+# make reproduce PROFILE=smoke  make survey, models, evaluation, figures, attention, real stars and
+#                               report in runs/smoke; continues an interrupted run
+#                               profiles: smoke, laptop, laptop_pixel, paper, gpu (training/profiles)
+#                DATA=survey.h5 use another survey than the mock one (needs its own RUN=folder)
+#                SEED=1         use other initial weights and random choices (needs its own RUN=folder)
+#                JOBS=1         run one step at a time; smoke and laptop run two if there are two cores
+# make published                train stage 3 and baseline again, with the paper's choice of the epoch,
+#                               which uses labels of other stars; evaluate them beside `reproduce`'s
+# make publish-figures          copy the figures of a run to the scripts that draw them, and its
 #                               stage 2, in half precision, to results/checkpoints
-# Each installs what it needs into .venv, once. Nothing but Python 3.11 or newer is needed.
+# Each installs what it needs into .venv, once. All it needs is Python 3.11 or newer.
 
 PROFILE ?= laptop
-# The first Python that is new enough; asked to run, since a version manager's stub may not.
+# The first Python that is new enough. It has to run, which a version manager's stub may not do.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -28,7 +29,7 @@ STARS_gpu := $(STARS_paper)
 STARS := $(STARS_$(PROFILE))
 PROFILES := smoke, laptop, laptop_pixel, paper or gpu
 
-.PHONY: install test lint reproduce publish-figures clean published
+.PHONY: install test test-fast lint reproduce publish-figures clean published
 
 install: $(INSTALLED)
 
@@ -38,15 +39,23 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks]'
 	@touch $@
 
+# Each test file stays in one process, so that its fixtures are made once.
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(filter 1,$(CORES)),,-n 2 --dist loadfile)
+
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(PYTEST)
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow" --hypothesis-profile=quick
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
-# What is complete is not run again: each stage leaves a file `complete` in its folder at its end,
-# every other step its output.
+# Complete steps are not run again. A stage is complete once its folder has a file `complete`, any
+# other step once its output exists.
 RUN ?= runs/$(PROFILE)
 SURVEY := $(RUN)/survey.h5
 DATA ?= $(SURVEY)
@@ -59,14 +68,14 @@ ON_OBSERVED_2 := $(RUN)/evaluation/2_realfinetune_firsthalf_on_observed.csv
 CHUNK_3 := $(RUN)/evaluation/3_fefinetune_chunk_fehpredictions.csv
 OF_CHUNK = $(RUN)/evaluation/$(1)_fehpredictions.csv
 REPORT := $(RUN)/report.html
-# The baseline needs no stage, and evaluations need not wait for the next one. Steps have one thread
-# on a CPU; on a GPU, which the large profiles are for, they would stand in each other's way.
-CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# Two steps run at a time: the baseline does not depend on the stages, nor a stage on the evaluation of
+# the one before. Each has one thread on a CPU. On a GPU, where the large profiles belong, two steps
+# would slow each other down.
 JOBS ?= $(if $(filter paper gpu,$(PROFILE))$(filter 1,$(CORES)),1,2)
 
 CHECK = @test -f $@ || { echo "$(@D) was interrupted: run make again"; exit 1; }
 ARGUMENTS = --profile $(PROFILE) --data $(DATA) --output $(@D) $(if $(SEED),--seed $(SEED))
-# Shows the command, and keeps the seconds that it takes for the report.
+# Shows the command, and records how long it takes, for the report.
 STEP = $(patsubst %/complete,%,$(patsubst $(RUN)/%,%,$@))
 TIMED = @mkdir -p $(RUN); begin=$$(date +%s); \
   trap '{ set +x; echo "$(STEP),$$(($$(date +%s) - begin))" >>$(RUN)/timings.csv; } 2>&-' EXIT; \
@@ -104,7 +113,7 @@ $(BASELINE)/complete: | $(DATA)
 	$(TIMED) $(BIN)/python training/basic_NN/TrainingNN.py $(ARGUMENTS)
 	$(CHECK)
 
-# The paper's choice of the epoch, which looks at labels of metal-poor stars and of test stars.
+# The paper's choice of the epoch, which uses labels of metal-poor stars and of test stars.
 published: $(INSTALLED) $(STAGE_3)_published/complete $(BASELINE)_published/complete
 	$(BIN)/python results/fe/EvaluateFeFT.py $(EVALUATE) $(BASELINE)_published $(STAGE_3)_published
 
@@ -120,7 +129,7 @@ $(BASELINE)_published/complete: | $(DATA)
 FINETUNE := results/real_spectra_finetune
 FIGURE_2 := --pretrained $(ON_OBSERVED_1) --finetuned $(ON_OBSERVED_2)
 EVALUATE = --data $(DATA) --output $(RUN)/evaluation
-# All stars from the whole first half of the band: in the arithmetic that they were trained in.
+# These predictions use the precision of the training.
 IN_FULL = $(EVALUATE) $(if $(filter gpu,$(PROFILE)),--precision bfloat16)
 ATTENTION = --data $(DATA) --checkpoint $(STAGE_2) --output $(RUN)/attention
 
@@ -151,7 +160,7 @@ $(RUN)/figures/Figure3.png: $(CHUNK_3)
 $(RUN)/attention/attention_shares.csv: $(STAGE_2)/complete
 	$(TIMED) $(BIN)/python results/attention/extract_attention.py $(ATTENTION)
 
-# (A pattern, since one call makes both.)
+# A pattern rule, since one command makes both files.
 $(RUN)/%/Figure4.png $(RUN)/%/sensitivity.png: $(RUN)/%/attention_shares.csv
 	$(TIMED) $(BIN)/python results/attention/Figure4.py $(ATTENTION)
 

@@ -32,7 +32,7 @@ from stellarperceptron.training.stages import new_model, place_stars, read_stars
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process
 
-STAGE_1 = Path(__file__).resolve().parents[1] / "training" / "1_basemodel_synthetic"
+PROFILES = Path(__file__).resolve().parents[1] / "training" / "profiles"
 SPECTRUM_BYTES = 4 * len(APOGEE_WAVELENGTH)  # in float32
 
 
@@ -158,7 +158,8 @@ def attention_rows(sizes: Sizes) -> dict[str, Any]:
 def epoch_from(survey: Path, sizes: Sizes, limits: dict[str, float]) -> dict[str, Any]:
     """Epochs of the laptop profile's stage 1 as it trains, without checkpoints."""
     profile = read_profile(
-        STAGE_1 / "laptop.toml",
+        PROFILES / "laptop.toml",
+        "stage_1",
         [f"training.epochs={sizes.repeats + 1}", "data.validation_split=0"],
     )
     with SpectraDataset.open(survey) as dataset:

@@ -1,15 +1,16 @@
 """
 Make a survey file from a copy of the DR17 archive: catalogue, cuts, split, spectra.
 
-The copy (dataset/download_dr17.py makes one) has the archive's own folders. The catalogue's cuts
-choose candidates; their aspcapStar files are read in parts of 1,024 stars, which are kept beside
-the output until all are there: an interrupted run goes on where it was. Beside the survey file
-appear rejected.csv, with every star left out for its file and why, and spectra_all_zeroes_flag.npy:
-give each survey a folder of its own where both are to stay.
+The copy, made by dataset/download_dr17.py, has the folders of the archive. The cuts on the
+catalogue select candidates. Their aspcapStar files are read in parts of 1,024 stars, which are kept
+beside the output until all are complete, so that an interrupted run can continue. Two more files
+are written beside the survey file: rejected.csv lists the stars that were left out because of their
+files, with reasons, and spectra_all_zeroes_flag.npy marks them. Each run overwrites both, so give
+each survey its own folder.
 
     python dataset/create_dataset.py --local-sas ~/sas --output runs/dr17.h5
 
-On a cluster the tasks of an array read the parts side by side, and a last one merges them:
+On a cluster, the tasks of a job array read the parts in parallel, and a last command merges them:
 
     python dataset/create_dataset.py --array-index $SLURM_ARRAY_TASK_ID --array-count 16
     python dataset/create_dataset.py --merge
@@ -120,7 +121,7 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_files(plan: Plan) -> None:
-    """Check on a hundred candidates from all over the catalogue that there are files at all."""
+    """Check that files exist, for a hundred candidates spread over the catalogue."""
     some = np.unique(np.linspace(0, len(plan.stars) - 1, 100).astype(int))
     files = [file for file in plan.files(some) if isinstance(file, Path)]
     if not any(file.exists() for file in files):
@@ -167,7 +168,7 @@ def write_zero_flags(path: Path, plan: Plan, selection: Selection, n_rows: int) 
 
 
 def report(n_rows: int, cuts: list[Cut], selection: Selection, folder: Path) -> None:
-    """Print the table of cuts, what became of the rest, and how it compares with the paper."""
+    """Print the table of cuts, the numbers of stars left, and a comparison with the paper."""
     print(cut_table(n_rows, [*cuts, *selection.cuts]))
     train, test = len(selection.train), len(selection.test)
     left_out = selection.selected - train - test
@@ -234,7 +235,7 @@ def create(options: argparse.Namespace) -> None:
 
 
 def main(command_line: list[str] | None = None) -> None:
-    """Make the survey, or say what is wrong."""
+    """Make the survey; print errors without a traceback."""
     options = arguments(command_line)
     try:
         create(options)

@@ -1,10 +1,10 @@
 """
 Make a mock APOGEE survey: synthetic and observed spectra, labels and their errors, in one file.
 
-Theory's spectra ("synthetic") and nature's ("observed") come from the two emulators that the
-package ships; dataset/mock_survey/README.md says how they were made. Any number of stars; the file
-appears when it is complete. The same seed gives the same stars, whatever their number, and with
-the same arguments the same bytes.
+Two emulators in the package make the spectra: "nominal", with a line list from the literature,
+makes the synthetic ones, and "nature", with a line list calibrated to the survey, makes the
+observed ones (dataset/mock_survey/README.md). The file gets its final name when it is complete. A
+seed gives the same stars whatever their number, and with the same arguments the same bytes.
 
     python dataset/create_mock_survey.py --stars 102747 --test-stars 25681 --output runs/mock.h5
 

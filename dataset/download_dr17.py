@@ -1,10 +1,10 @@
 """
-Fetch DR17's catalogue and the aspcapStar files of the stars that the paper selects.
+Download DR17's catalogue and the aspcapStar files of the stars that the paper selects.
 
-Files go where the archive has them, below --local-sas. What is there is not fetched again; a file
-that was cut off goes on where it was. Every file's length and structure are checked, and its SHA-1
-where the archive lists one. What could not be had is listed in missing.csv, with the reason; run
-again to fetch it.
+Files are saved below --local-sas in the folders of the archive. Files that exist are not downloaded
+again, and partial files are resumed. The script checks length and structure of every file, and its
+SHA-1 where the archive lists one. It lists failed downloads in missing.csv, with reasons; run it
+again to retry them.
 
     python dataset/download_dr17.py --local-sas ~/sas --dry-run
     python dataset/download_dr17.py --local-sas ~/sas
@@ -37,8 +37,8 @@ from stellarperceptron.utils.arguments import positive, positive_float
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, StoppedError
 
-SAMPLE = 20  # files whose length is asked for, to estimate that of all: they hardly differ
-GIVEN_UP_IN_A_ROW = 20  # files, after which the server is taken to be out of order
+SAMPLE = 20  # files whose length is requested to estimate the total: they hardly differ
+GIVEN_UP_IN_A_ROW = 20  # failures after which the server counts as out of order
 
 
 def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
@@ -113,7 +113,7 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
 
 
 def fetch_catalogue(archive: Archive, target: Path) -> None:
-    """Fetch the catalogue, with a bar of its own: it is as large as 30,000 stars' files."""
+    """Download the catalogue, with its own progress bar: it is as large as 30,000 stars' files."""
     size = archive.size(CATALOGUE)
     part = target.with_name(target.name + ".part")
     have = part.stat().st_size if part.exists() else 0
@@ -125,7 +125,7 @@ def fetch_catalogue(archive: Archive, target: Path) -> None:
 
 
 def wanted_files(local_sas: Path, limit: int | None) -> tuple[list[str], list[tuple[str, str]]]:
-    """Paths of the candidates' files, and names that are none with what is wrong."""
+    """Paths of the candidates' files, and invalid names with what is wrong with them."""
     catalogue = read_catalogue(local_sas / CATALOGUE)
     stars, cuts = catalogue_cuts(catalogue)
     print(cut_table(len(catalogue), cuts))
@@ -137,12 +137,12 @@ def wanted_files(local_sas: Path, limit: int | None) -> tuple[list[str], list[tu
             paths.append(aspcap_path(*names))
         except ValueError as error:
             wrong.append((names[-1].decode("ascii", "replace"), str(error)))
-    # Folder after folder: the lists of checksums are a folder's.
+    # Folder by folder, since each folder has its list of checksums.
     return sorted(set(paths)), wrong
 
 
 def is_there(archive: Archive, path: str, target: Path, verify: bool) -> bool:
-    """Whether a file needs no fetching; a damaged one is removed."""
+    """Whether a file exists and is complete; a damaged one is removed."""
     if not target.exists():
         return False
     if not verify:
@@ -157,7 +157,7 @@ def is_there(archive: Archive, path: str, target: Path, verify: bool) -> bool:
 
 
 def estimate(archive: Archive, paths: list[str]) -> int:
-    """Bytes of all files, after the length of a few of them; 0 where the server does not tell."""
+    """Estimate the size of all files [bytes] from a few; 0 if the server gives no lengths."""
     sizes = []
     for path in paths[:: -(-len(paths) // SAMPLE)]:
         try:
@@ -170,7 +170,7 @@ def estimate(archive: Archive, paths: list[str]) -> int:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Check that a disk has room for so many bytes."""
+    """Check that a disk has room for this many bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if size > free:
@@ -178,10 +178,11 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def write_missing(path: Path, missing: list[tuple[str, bool, str]], asked: set[str]) -> None:
-    """List what could not be had; no list when nothing is missing.
+    """List the failed downloads; write no list when nothing is missing.
 
-    What an earlier run listed stays when this one did not ask for it (--limit), and that the
-    archive does not have a file stays until it has come: a server out of order says nothing new.
+    Entries of earlier runs are kept for files that this run did not request (--limit). An entry
+    that the archive lacks a file is kept until the file has been downloaded, because a server that
+    is out of order gives no new information.
     """
     rows = {name: [name, "yes" if absent else "no", reason] for name, absent, reason in missing}
     if path.exists():
@@ -203,7 +204,7 @@ def write_missing(path: Path, missing: list[tuple[str, bool, str]], asked: set[s
 
 
 def fetch_stars(archive: Archive, options: argparse.Namespace, paths: list[str]):
-    """Fetch what is not there; list of what could not be had: path, absent or not, reason."""
+    """Download the missing files; returns the failures: path, absent from the archive, reason."""
     n_bytes, lock = 0, threading.Lock()
     missing: list[tuple[str, bool, str]] = []
     in_a_row = 0
@@ -235,7 +236,7 @@ def fetch_stars(archive: Archive, options: argparse.Namespace, paths: list[str])
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder: both would write to the same unfinished files."""
+    """Lock a folder, since two runs would write to the same partial files."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".download.lock", "w") as file:
         try:
@@ -251,7 +252,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def download(archive: Archive, options: argparse.Namespace) -> int:
-    """Fetch everything; number of files that could not be had."""
+    """Download everything; returns the number of failures."""
     catalogue = options.local_sas / CATALOGUE
     if not is_there(archive, CATALOGUE, catalogue, options.verify and not options.dry_run):
         if options.dry_run:
@@ -291,7 +292,7 @@ def download(archive: Archive, options: argparse.Namespace) -> int:
 
 
 def main(command_line: list[str] | None = None) -> None:
-    """Fetch, or say what is wrong; exit status 1 when files are missing."""
+    """Download; print errors without a traceback; exit status 1 when files are missing."""
     options = arguments(command_line)
     manners = Manners(options.rate, options.timeout, options.attempts, options.wait)
     try:

@@ -2,9 +2,10 @@
 Turn a folder of the published arrays into one survey file.
 
 The folder holds ``synspec_train.npy``, ``aspcap_spectra_train.npy``, ``labels_train.npy``,
-``label_errs_train.npy``, the same with ``_test``, and ``apogee_wavelength_sol.csv``. Every program
-of this repository opens the folder as it is; a survey file is half as large (single precision), has
-checksums, and is one file. Spectra stream through: the memory does not depend on their number.
+``label_errs_train.npy``, the same with ``_test``, and ``apogee_wavelength_sol.csv``. All
+scripts of this repository also open the folder itself; the survey file is half as large (single
+precision), has checksums, and is a single file. Spectra are read in blocks, so that memory does not
+depend on their number.
 
     python dataset/import_published.py folder/of/arrays survey.h5
 """
@@ -20,7 +21,7 @@ from stellarperceptron.data.apogee.dr17 import clean_labels
 from stellarperceptron.data.apogee.spectra import VALID_FLUX
 from stellarperceptron.data.dataset import SpectraDataset, SurveyWriter
 
-BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
+BLOCK = 1024  # stars in a block: 31 MB for each kind of spectra
 
 
 def import_published(folder: Path, output: Path) -> None:
@@ -67,7 +68,7 @@ def import_published(folder: Path, output: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the arguments, import, say what was made."""
+    """Read the arguments, import, print a summary."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder with the published arrays")
     parser.add_argument("output", type=Path, help="survey file to write (HDF5)")

@@ -1,7 +1,7 @@
 """
-Look at a survey file or a folder of published arrays: sizes, bad pixels, labels, a page of plots.
+Summarize a survey file or a folder of published arrays: sizes, bad pixels, labels, plots.
 
-Works on everything that the training opens. Spectra stream through, some at a time.
+It takes whatever the training scripts take, and reads the spectra in blocks.
 
     python dataset/inspect_dataset.py runs/dr17.h5
 """

@@ -13,10 +13,30 @@ from stellarperceptron import StellarPerceptron
 # Two threads of small matrices lose more time waiting for each other than they gain.
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
-settings.load_profile("repeatable")
+settings.register_profile("quick", settings.get_profile("repeatable"), max_examples=5)
+settings.load_profile("repeatable")  # `make test-fast` asks for the other one
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LABELS = ["TEFF", "LOGG", "FE_H"]
+
+SLOW_FIXTURES = {"chain", "evaluated", "uninterrupted"}
+# Parts of test names: files, or single tests, that take more than a few seconds.
+SLOW = (
+    "scripts/test_benchmarks.py",
+    "scripts/test_create_dataset.py",
+    "scripts/test_fit_real_stars.py",
+    "scripts/test_notebooks.py",
+    "scripts/test_recipes.py",
+    "scripts/test_results.py",
+    "scripts/test_synthesis.py",
+    "utils/test_distributed.py",
+    "test_stages.py::test_paper_profile_runs",
+    "test_emulator.py::test_a_fitted_process_goes_through_its_targets",
+    "test_loop.py::test_all_processes_stop_together",
+    "test_loop.py::test_processes_may_have_no_validation_stars",
+    "test_loop.py::test_termination_waits",
+    "test_loop.py::test_two_processes",
+)
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +87,13 @@ def evaluated(survey, chain, tmp_path_factory) -> Path:
         assert not run_here(f"results/real_spectra_finetune/{path}.py", *common, *arguments)
     assert not run_here("results/fe/EvaluateFeFT.py", *common, *(run / name for name in stages))
     return run
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `make test-fast` leaves out: tests that train stages, and those of `SLOW`."""
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames) or any(name in item.nodeid for name in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def make_model(pixels: int = 40, labels=LABELS, seed: int = 1, **config) -> StellarPerceptron:

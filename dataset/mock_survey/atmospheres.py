@@ -1,9 +1,9 @@
 """
 Model atmospheres: C3K / ATLAS12 models interpolated by the networks of ``atmosnet``.
 
-Plane-parallel, scaled-solar but for the alpha elements; individual C, N, O, Mg do not enter the
-structure. Against an ATLAS9 model of the sun T agrees within 30 K where log10 RHOX < 0.4. Below
-about 3500 K at high gravity they are some 250 K off.
+The models are plane-parallel and scaled-solar except for the alpha elements; individual C, N, O and
+Mg do not enter the structure. T agrees with an ATLAS9 model of the Sun within 30 K where log10 RHOX
+< 0.4. Below about 3500 K at high gravity it is off by some 250 K.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class NumpyUnpickler(pickle.Unpickler):
 class AtmosphereNetworks:
     """Networks (Teff, logg, [Fe/H], [alpha/Fe]) -> columns RHOX, T, P, XNE of 80 layers.
 
-    One network a column: two hidden layers of 300 with leaky ReLU (slope 0.01). They give the
-    base-10 logarithm of the quantity.
+    One network for each column, with two hidden layers of 300 with leaky ReLU (slope 0.01). They
+    give the base-10 logarithm of the quantity.
     """
 
     columns: tuple

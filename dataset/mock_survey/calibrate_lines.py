@@ -1,20 +1,20 @@
 """
 Calibrate the line list to the real survey: astrophysical log gf and damping.
 
-The published ``norm_config`` of a model trained on APOGEE DR17 holds the median flux of every
-pixel over 102,747 stars. This script synthesizes typical stars, takes their median after
-ASPCAP's pseudo-continuum, and adjusts log gf of some 1,500 atomic lines, one damping constant an
-element for the strong lines, and small factors for the molecules, until the medians (and, with
-less weight, the robust spreads) agree, in the manner of APOGEE's own line list (Shetrone et al.
-2015; Smith et al. 2021). Where the survey absorbs and linemake lists nothing, features of fitted
-strength are added and marked as such: they are not identified lines.
+The published ``norm_config`` of a model trained on APOGEE DR17 holds the median flux of every pixel
+over 102,747 stars. This script synthesizes typical stars, takes their median after ASPCAP's
+pseudo-continuum, and adjusts log gf of some 1,500 atomic lines, one damping constant for each
+element for the strong lines, and small factors for the molecules, until the medians (and, with less
+weight, the scales) agree, as APOGEE's own line list was calibrated (Shetrone et al. 2015; Smith et
+al. 2021). Where the survey absorbs and linemake has no line, it adds features of fitted strength,
+which are marked as such and are not identifications.
 
-The medians are noise-free and without residuals of the sky: they are those of ASPCAP's best-fit
-synthetic spectra, made with APOGEE's list, which itself was fitted to the sun and Arcturus. What
-this script transfers is thus that list's agreement with the sky, star by star within ASPCAP's
-fits. It takes some 25 core-minutes.
+The medians have no noise and no sky residuals, because they are those of ASPCAP's best-fit
+synthetic spectra. These were made with APOGEE's line list, which was fitted to the Sun and
+Arcturus. The script thus transfers the agreement of that list with real stars, as far as ASPCAP's
+fits go. It takes some 25 minutes on one core.
 
-The result, ``line_adjustments.csv``, is shipped; the configuration file is not.
+The repository contains the result, ``line_adjustments.csv``, but not the configuration file.
 
 Example: python dataset/mock_survey/calibrate_lines.py --norm-config epoch_325/config.json
 """
@@ -71,7 +71,7 @@ MOLECULE_BOUND = 0.15  # dex
 # Teff [K], log g of the solar-metallicity stars in which lines must show to be adjusted.
 STRENGTH_AT = ((3900.0, 1.0), (4700.0, 2.4), (5900.0, 4.3))
 DAMPED = {"Mg": 12.0, "Al": 13.0, "Si": 14.0, "Ca": 20.0, "Fe": 26.0}
-DAMPED_FROM = 3.0  # line strength from which a line gets its element's damping constant
+DAMPED_FROM = 3.0  # lines at least this strong get the damping constant of their element
 DAMPING_BOUNDS = (-7.6, -6.85)  # of log10 of the width per hydrogen atom at 10,000 K
 
 
@@ -159,7 +159,7 @@ ADDED_BOUNDS = (-3.0, 2.0)
 def find_missing(median, target, unknowns, limit: int) -> np.ndarray:
     """Vacuum wavelengths [A] where the survey absorbs and no adjustable line can."""
     excess = median - target
-    # What the survey absorbs over about a resolution element.
+    # Absorption of the survey over about a resolution element.
     smooth = np.convolve(excess, np.array([0.25, 0.5, 0.25]), mode="same")
     able = np.array([u.wavelength for u in unknowns if u.value < u.high - 0.05])
     wave = APOGEE_WAVELENGTH
@@ -285,7 +285,7 @@ def calibrate(args, lab: Laboratory, lines: LineList, strength: np.ndarray):
 
 
 def check(args, lab: Laboratory, lines: LineList) -> None:
-    """Compare nominal and nature, scatter included, with the survey on other typical stars."""
+    """Compare nominal and nature, including scatter, with the survey for other typical stars."""
     target = survey.read_norm_config(args.norm_config)
     stars = survey.typical_stars(read_anchors(), args.check, start=0.0)
     nature = scatter(Adjustments.read(args.output).apply(lines), SCATTER_SEED)

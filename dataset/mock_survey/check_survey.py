@@ -2,11 +2,11 @@
 Check the mock survey: against direct syntheses, and against the published survey.
 
 ``responses`` runs Synspec at five label points, changes one label at a time and compares with the
-emulators; it also compares the sun. ``population`` compares the labels, ``medians`` the median and
-the spread of every pixel with those published for APOGEE DR17 (its arrays of labels, and the
-configuration file whose ``norm_config`` holds them). ``stars`` draws three stars. ``cost`` makes a
-survey of the paper's size and measures time and memory. Everything that is measured is printed and
-kept in ``checks.json``.
+emulators; it also compares the Sun. ``population`` compares the labels, ``medians`` the median and
+the scale of every pixel, with those published for APOGEE DR17 (its arrays of labels, and the
+configuration file whose ``norm_config`` has the medians). ``stars`` draws three stars. ``cost``
+makes a survey of the paper's size and measures time and memory. All results are printed and stored
+in ``checks.json``.
 
     python dataset/mock_survey/check_survey.py responses --packages folder/of/the/packages
     python dataset/mock_survey/check_survey.py population --labels labels_train.npy
@@ -61,7 +61,7 @@ COLORS = {"nominal": "C0", "nature": "C3", "DR17": "0.25"}
 
 
 def store(name: str, values: dict | list) -> None:
-    """Print what was measured and keep it beside earlier results."""
+    """Print results and store them beside earlier ones."""
     print(json.dumps({name: values}, indent=1))
     path = HERE / "checks.json"
     results = json.loads(path.read_text()) if path.exists() else {}
@@ -71,7 +71,7 @@ def store(name: str, values: dict | list) -> None:
 
 
 def save(figure: plt.Figure, name: str) -> None:
-    """Save a picture of the README."""
+    """Save a figure of the README."""
     (HERE / "figures").mkdir(exist_ok=True)
     figure.savefig(HERE / "figures" / name, dpi=100)
     plt.close(figure)
@@ -129,7 +129,7 @@ def responses(args: argparse.Namespace) -> None:
 
 
 def complete_point(labels: dict, base: dict) -> torch.Tensor:
-    """All labels of a point; what is not given stays as it is at the point `base`."""
+    """All labels of a point; those not given are taken from the point `base`."""
     full = standard_labels(base)[0]
     for name, value in labels.items():
         full[LABELS.index(name)] = value
@@ -137,7 +137,7 @@ def complete_point(labels: dict, base: dict) -> torch.Tensor:
 
 
 def draw_responses(drawn: dict, physics: str) -> None:
-    """Emulated over direct responses of the giant, where each is largest."""
+    """Draw emulated and direct responses of the giant where each is largest."""
     figure, axes = plt.subplots(len(CHANGES), 1, figsize=(9, 9), sharex=False)
     for axis, (name, change) in zip(axes, CHANGES.items(), strict=True):
         true, found = drawn[(physics, "giant", name)]
@@ -230,7 +230,7 @@ def mad_std(spectra: np.ndarray) -> np.ndarray:
 
 
 def medians(args: argparse.Namespace) -> None:
-    """Median and spread of every pixel over the survey, beside the published ones."""
+    """Median and scale (mad_std) of every pixel over the survey, beside the published ones."""
     norm = json.loads(args.config.read_text())["norm_config"]
     published = {
         "median": np.array(norm["_input_mean"], dtype=np.float64)[1:7515],

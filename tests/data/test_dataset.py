@@ -172,14 +172,14 @@ def test_giants_are_chosen_by_gravity(dataset):
 
 
 def test_iron_rich_stars_are_drawn_without_repetition(dataset):
-    rows = dataset.train.iron_rich_hundred(n_stars=10)
+    rows = dataset.train.iron_rich_stars(n_stars=10)
     assert len(set(rows.tolist())) == 10
     assert (dataset.train.labels[rows, 4] > -1).all()
 
 
-def test_iron_rich_hundred_needs_a_hundred(dataset):
+def test_iron_rich_stars_needs_a_hundred(dataset):
     with pytest.raises(DatasetError, match="100 are needed"):
-        dataset.train.iron_rich_hundred()
+        dataset.train.iron_rich_stars()
 
 
 @pytest.mark.reference
@@ -194,7 +194,7 @@ def test_selections_of_the_published_stars(shared, tmp_path):
     np.savetxt(tmp_path / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH[:N_PIXELS])
     with SpectraDataset.open(tmp_path) as opened:
         assert (opened.train.n_stars, opened.test.n_stars) == (102_747, 25_681)
-        assert len(opened.train.iron_rich_hundred()) == 100
+        assert len(opened.train.iron_rich_stars()) == 100
         giants = opened.test.labels[opened.test.giants()]
         assert len(giants) / 25_681 == pytest.approx(0.63, abs=0.05)
 

@@ -196,7 +196,16 @@ def script():
 
 def run(script, checkpoint, output, *arguments):
     with pytest.MonkeyPatch.context() as patch:
-        fixed = ["--checkpoint", checkpoint, "--output", output, "--deals", "2", "--threads", "1"]
+        fixed = [
+            "--checkpoint",
+            checkpoint,
+            "--output",
+            output,
+            "--shuffles",
+            "2",
+            "--threads",
+            "1",
+        ]
         patch.setattr(sys, "argv", ["predict_real_stars.py", *map(str, [*fixed, *arguments])])
         script.main()
 
@@ -220,18 +229,18 @@ def test_all_kinds_are_predicted_and_drawn(script, checkpoint, tmp_path):
     assert (output / "complete").exists()
 
 
-def test_predictions_are_means_of_the_deals(script, checkpoint, tmp_path):
+def test_predictions_are_means_over_shuffles(script, checkpoint, tmp_path):
     apstar_hdus().writeto(tmp_path / "apStar.fits")
     run(script, checkpoint, tmp_path / "out", tmp_path / "apStar.fits")
     _, flux = read_normalized(tmp_path / "apStar.fits", HALF)
     model = script.StellarPerceptron.load(checkpoint, device="cpu")
-    deals = [
+    shuffles = [
         model.predict(flux[None, HALF], APOGEE_WAVELENGTH[HALF], ["TEFF"], seed=seed)["TEFF"][0]
         for seed in range(2)
     ]
     predicted = pd.read_csv(tmp_path / "out" / "predictions.csv")["TEFF"][0]
-    assert deals[0] != deals[1]
-    assert predicted == pytest.approx(np.mean(deals), rel=1e-4)
+    assert shuffles[0] != shuffles[1]
+    assert predicted == pytest.approx(np.mean(shuffles), rel=1e-4)
 
 
 def test_unusable_files_are_told_and_the_others_done(script, checkpoint, tmp_path):

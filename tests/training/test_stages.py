@@ -1,27 +1,30 @@
 """The numbered scripts, end to end at toy size, and what their profiles say."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from chain import STAGES, TRAINING, script, stage
+from chain import STAGES, TRAINING, run_here, script, stage
 
 from stellarperceptron import ModelConfig, StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.baseline import BaselineNetwork
-from stellarperceptron.training.profiles import read_profile
+from stellarperceptron.training.profiles import STAGES as SECTIONS
+from stellarperceptron.training.profiles import find_profile, read_profile
 from stellarperceptron.training.stages import (
     five_folds,
     new_model,
-    read_data,
+    read_stars,
     require_labels,
     require_same_instrument,
     resolve_checkpoint,
     split_rows,
 )
 
-PROFILES = sorted(TRAINING.glob("*/*.toml"))
+FOLDER = TRAINING / "profiles"
+PROFILES = ("smoke", "laptop", "laptop_pixel", "paper", "gpu")
 
 
 def test_stage_1_knows_all_pixels_and_labels(chain, survey):
@@ -90,8 +93,7 @@ def test_folds_are_a_partition():
 
 
 def test_metal_poor_stars_come_several_times_in_training_only(survey):
-    smoke = TRAINING / "1_basemodel_synthetic" / "smoke.toml"
-    profile = read_profile(smoke, ["data.metal_poor_copies=3"])
+    profile = read_profile(FOLDER / "smoke.toml", "stage_1", ["data.metal_poor_copies=3"])
     with SpectraDataset.open(survey) as dataset:
         iron = dataset.train.labels[:, -1]
         training, validation = split_rows(dataset, profile)
@@ -125,19 +127,18 @@ def test_other_data_are_refused(chain, tmp_path):
     ("setting", "message"),
     [
         ("data.pixels=ultraviolet", "unknown APOGEE pixel range 'ultraviolet': known are blue"),
-        ("data.labels=['FE_H', 'C_FE']", "survey.h5 has no labels C_FE, only TEFF, LOGG"),
+        ("data.labels=['FE_H', 'C_FE']", "no label 'C_FE'; known are TEFF, LOGG"),
     ],
 )
 def test_a_profile_that_does_not_fit_the_survey_is_refused(survey, setting, message):
-    profile = read_profile(TRAINING / "1_basemodel_synthetic" / "smoke.toml", [setting])
+    profile = read_profile(FOLDER / "smoke.toml", "stage_1", [setting])
     with SpectraDataset.open(survey) as dataset, pytest.raises(ValueError, match=message):
-        read_data(new_model(dataset, profile, torch.device("cpu")), dataset, profile)
+        new_model(dataset, profile, torch.device("cpu"))
+        read_stars(dataset, profile)
 
 
 def test_labels_that_the_checkpoint_lacks_are_refused(survey):
-    profile = read_profile(
-        TRAINING / "1_basemodel_synthetic" / "smoke.toml", ["data.labels=['TEFF', 'FE_H']"]
-    )
+    profile = read_profile(FOLDER / "smoke.toml", "stage_1", ["data.labels=['TEFF', 'FE_H']"])
     with SpectraDataset.open(survey) as dataset:
         model = new_model(dataset, profile, torch.device("cpu"))
         require_labels(model, ["FE_H"])
@@ -167,20 +168,27 @@ def test_missing_checkpoint_names_the_command(tmp_path, survey):
 # --- profiles ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", PROFILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_profiles_can_be_read(path):
-    read_profile(path)
+def write(folder, text):
+    """A profile of stage 1 alone, its sections written without the stage."""
+    path = folder / "p.toml"
+    path.write_text("[stage_1]\n" + re.sub(r"^\[", "[stage_1.", text, flags=re.MULTILINE))
+    return path
 
 
-def test_every_stage_has_every_profile():
-    names = {"smoke", "laptop", "laptop_pixel", "paper", "gpu"}
-    for name in STAGES.values():
-        assert {p.stem for p in (TRAINING / name).parent.glob("*.toml")} == names
+@pytest.mark.parametrize("stage", SECTIONS)
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_can_be_read(name, stage):
+    read_profile(FOLDER / f"{name}.toml", stage)
+
+
+def test_every_profile_is_one_file():
+    assert {path.stem for path in TRAINING.rglob("*.toml")} == set(PROFILES)
+    assert {path.parent for path in TRAINING.rglob("*.toml")} == {FOLDER}
 
 
 def test_paper_profile_is_the_published_one():
     one, two, three = (
-        read_profile((TRAINING / STAGES[i]).parent / "paper.toml") for i in (1, 2, 3)
+        read_profile(FOLDER / "paper.toml", stage) for stage in ("stage_1", "stage_2", "stage_3")
     )
     assert one.model == ModelConfig()
     assert (one.training.epochs, one.training.batch_size) == (325, 64)
@@ -209,16 +217,27 @@ def test_paper_profile_is_the_published_one():
     ],
 )
 def test_all_mistakes_in_a_profile_are_named(tmp_path, text, named):
-    (tmp_path / "p.toml").write_text(text)
     with pytest.raises(ValueError) as error:
-        read_profile(tmp_path / "p.toml")
-    assert all(name in str(error.value) for name in named)
+        read_profile(write(tmp_path, text), "stage_1")
+    assert all(name in str(error.value) for name in [*named, "p.toml"])
+
+
+def test_mistakes_name_the_stage(tmp_path):
+    path = write(tmp_path, "[training]\nepochs = 3\nseed = true")
+    with pytest.raises(ValueError, match=r"p\.toml, stage_1: training\.seed = True .* int"):
+        read_profile(path, "stage_1")
+    with pytest.raises(ValueError, match=r"p\.toml, stage_2: it has no sections \[stage_2\.data\]"):
+        read_profile(path, "stage_2")
+    path.write_text("[stage1.training]\nepochs = 3\n[stage_1.data]")
+    with pytest.raises(ValueError, match=r"unknown stage 'stage1' \(nearest known: stage_1"):
+        read_profile(path, "stage_1")
 
 
 def test_overrides_win_and_are_checked(tmp_path):
-    (tmp_path / "p.toml").write_text("[training]\nepochs = 3")
+    path = write(tmp_path, "[training]\nepochs = 3")
     profile = read_profile(
-        tmp_path / "p.toml",
+        path,
+        "stage_1",
         [
             "training.epochs=7",
             "data.kind=observed",
@@ -229,13 +248,29 @@ def test_overrides_win_and_are_checked(tmp_path):
     assert profile.training.epochs == 7 and profile.data.kind == "observed"
     assert profile.data.labels == ("FE_H",) and profile.model.context_length == 9
     with pytest.raises(ValueError, match=r"section\.entry=value"):
-        read_profile(tmp_path / "p.toml", ["epochs"])
+        read_profile(path, "stage_1", ["epochs"])
 
 
-def test_unknown_profiles_name_the_known(tmp_path):
+def test_profiles_are_found_by_name_or_path(tmp_path):
     (tmp_path / "laptop.toml").write_text("")
-    with pytest.raises(FileNotFoundError, match="known are laptop"):
-        read_profile(tmp_path / "desktop.toml")
+    assert find_profile("laptop", tmp_path) == tmp_path / "laptop.toml"
+    assert find_profile(tmp_path / "laptop.toml", FOLDER) == tmp_path / "laptop.toml"
+    for unknown in ("desktop", tmp_path / "desktop.toml"):
+        with pytest.raises(FileNotFoundError, match="known are laptop"):
+            find_profile(unknown, tmp_path)
+
+
+def test_help_lists_the_entries_of_a_profile(capsys):
+    assert run_here(f"training/{STAGES[1]}", "--help") == 0
+    lines = {line.strip() for line in capsys.readouterr().out.splitlines()}
+    for line in (
+        "training.batch_size=64  int [stars]",
+        'data.kind="synthetic"  synthetic | observed',
+        "model.wavelength_range=[15000.0, 17000.0]  tuple[float, float] [Angstrom]",
+        "schedule.warmup_steps=200  int [optimizer steps]",
+        "freeze.freeze_decoder=false  bool",
+    ):
+        assert line in lines
 
 
 def test_paper_profile_runs_on_a_cpu(survey, tmp_path):

@@ -23,7 +23,7 @@ from stellarperceptron.utils.distributed import process_group
 
 def main() -> None:
     """Arguments, data, model, run."""
-    arguments = stage_arguments(__file__, __doc__, needs_checkpoint=False)
+    arguments = stage_arguments(__file__, __doc__, "stage_1", needs_checkpoint=False)
     profile = arguments.profile_settings
     with (
         process_group(arguments.device) as process,

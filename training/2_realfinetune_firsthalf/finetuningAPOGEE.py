@@ -1,4 +1,4 @@
-"""Stage 2: fine-tune the pre-trained model on observed spectra, first half of the band.
+r"""Stage 2: fine-tune the pre-trained model on observed spectra, first half of the band.
 
 One process:
     python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/2_realfinetune_firsthalf \
@@ -22,7 +22,7 @@ from stellarperceptron.utils.distributed import process_group
 
 def main() -> None:
     """Arguments, data, model, run."""
-    arguments = stage_arguments(__file__, __doc__, needs_checkpoint=True)
+    arguments = stage_arguments(__file__, __doc__, "stage_2", needs_checkpoint=True)
     profile = arguments.profile_settings
     with (
         process_group(arguments.device) as process,

@@ -1,7 +1,7 @@
-"""Stage 3: fine-tune on 100 iron-rich stars, [Fe/H] from a narrow chunk around two iron lines.
+r"""Stage 3: fine-tune on 100 iron-rich stars, [Fe/H] from a narrow chunk around two iron lines.
 
-Decoder and second encoder block are frozen. The epoch that is used is chosen within the hundred
-stars (five folds) unless the profile says otherwise, and lies in OUTPUT/selected.
+Decoder and second encoder block are frozen. Five folds of the 100 stars choose the epoch, unless
+the profile says otherwise; its checkpoint is OUTPUT/selected.
 
     python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/3_fefinetune_chunk \
         --checkpoint runs/laptop/2_realfinetune_firsthalf/epoch_8
@@ -26,24 +26,24 @@ from stellarperceptron.training.stages import (
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import process_group
 
-# Stars for `selection = "published"`, which validates on metal-poor ones.
+# Metal-poor stars on which `selection.name = "published"` validates.
 VALIDATION_STARS = 500
 
 
 def main() -> None:
     """Arguments, data, folds, model, run, selection."""
-    arguments = stage_arguments(__file__, __doc__, needs_checkpoint=True)
+    arguments = stage_arguments(__file__, __doc__, "stage_3", needs_checkpoint=True)
     profile = arguments.profile_settings
     with (
         process_group(arguments.device) as process,
         SpectraDataset.open(arguments.data) as dataset,
     ):
         published = profile.selection.name == "published"
-        stars = hundred = dataset.train.iron_rich_hundred()
+        stars = iron_rich = dataset.train.iron_rich_stars()
         if published:
             iron = dataset.train.labels[:, dataset.label_names.index("FE_H")]
-            stars = np.concatenate([hundred, np.flatnonzero(iron < -1)[:VALIDATION_STARS]])
-        rich, poor = np.arange(len(hundred)), np.arange(len(hundred), len(stars))
+            stars = np.concatenate([iron_rich, np.flatnonzero(iron < -1)[:VALIDATION_STARS]])
+        rich, poor = np.arange(len(iron_rich)), np.arange(len(iron_rich), len(stars))
 
         def load():
             return StellarPerceptron.load_for_finetuning(

@@ -1,8 +1,8 @@
-"""The baseline: a plain network trained from scratch on the hundred stars of stage 3.
+"""The baseline: a plain network trained from scratch on the 100 stars of stage 3.
 
 512-2048-1280-1024 ReLU units with dropout, value and log-variance (4,987,138 parameters), Adam.
-The number of epochs is chosen within the hundred stars (five folds) unless the profile says
-otherwise. The network lies in OUTPUT/selected.
+Five folds of the 100 stars choose the number of epochs, unless the profile says otherwise. The
+network is saved in OUTPUT/selected.
 
     python TrainingNN.py --data survey.h5 --output runs/laptop/basic_NN
 """
@@ -31,31 +31,33 @@ from stellarperceptron.utils.distributed import process_group
 
 def main() -> None:
     """Arguments, data, folds, network, run, selection."""
-    arguments = stage_arguments(__file__, __doc__, needs_checkpoint=False)
+    arguments = stage_arguments(__file__, __doc__, "baseline", needs_checkpoint=False)
     profile, output = arguments.profile_settings, arguments.output
     with (
         process_group(arguments.device) as process,
         SpectraDataset.open(arguments.data) as dataset,
     ):
         if process.world_size > 1:
-            raise ValueError("a hundred stars keep one process busy: start the baseline in one")
+            raise ValueError(
+                "the baseline trains on 100 stars in one process: start it without torchrun or srun"
+            )
         (label,), (column,) = label_names(dataset, profile), label_columns(dataset, profile)
 
         def read(split, rows):
             flux = split.read(profile.data.kind, rows, profile.data.pixels)
             return flux, split.labels[rows, column], split.label_errors[rows, column]
 
-        hundred = read(dataset.train, dataset.train.iron_rich_hundred())
+        iron_rich = read(dataset.train, dataset.train.iron_rich_stars())
         inputs = {"stage": "baseline", "data": describe_data(dataset)}
 
         def train(rows, validation, folder, epochs=profile.training.epochs):
             options = dataclasses.replace(profile.training, epochs=epochs)
             settings = dataclasses.replace(profile, training=options)
-            pixels = hundred[0].shape[1]
+            pixels = iron_rich[0].shape[1]
             network = BaselineNetwork(pixels, label, seed=options.seed).to(process.device)
             history = train_baseline(
                 network,
-                *(values[rows] for values in hundred),
+                *(values[rows] for values in iron_rich),
                 validation=validation,
                 scheduler=lambda optimizer, steps: profile.schedule.make(optimizer, steps, epochs),
                 folder=RunFolder(
@@ -69,17 +71,17 @@ def main() -> None:
             )
             return network, history["val_rmse"].to_numpy()
 
-        everyone, epochs, errors = np.arange(len(hundred[0])), profile.training.epochs, []
+        everyone, epochs, errors = np.arange(len(iron_rich[0])), profile.training.epochs, []
         if profile.selection.name == "folds":
             for i, (some, others) in enumerate(five_folds(len(everyone), profile.training.seed)):
-                validation = tuple(values[others] for values in hundred)
+                validation = tuple(values[others] for values in iron_rich)
                 errors.append(train(some, validation, output / f"fold_{i + 1}")[1])
         elif profile.selection.name == "published":
             known = np.isfinite(dataset.test.labels[:, column])
             validation = read(dataset.test, known)
             errors.append(train(everyone, validation, output / "validated_on_test_stars")[1])
         if errors:
-            # Folds are of equal size: the mean of their squares is that of all hundred.
+            # The folds have equal sizes, so the mean of their squares is that of all stars.
             rmse = np.sqrt(np.mean(np.square(errors), axis=0))
             epochs = int(np.argmin(rmse)) + 1
         network, _ = train(everyone, None, output / "all_hundred", epochs)

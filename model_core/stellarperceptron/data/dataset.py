@@ -202,7 +202,7 @@ class Split:
         logg = self._label("LOGG")
         return np.flatnonzero((logg > low) & (logg < high))
 
-    def iron_rich_hundred(
+    def iron_rich_stars(
         self, n_stars: int = 100, min_fe_h: float = -1.0, seed: int = 77
     ) -> np.ndarray:
         """Row numbers (n_stars,) of stars with [Fe/H] > -1 drawn at random, in ascending order.
@@ -228,7 +228,7 @@ class Split:
 def draw_iron_rich(
     fe_h: np.ndarray, n_stars: int = 100, min_fe_h: float = -1.0, seed: int = 77
 ) -> np.ndarray:
-    """Row numbers (n_stars,) of stars with [Fe/H] > -1; see `Split.iron_rich_hundred`.
+    """Row numbers (n_stars,) of stars with [Fe/H] > -1; see `Split.iron_rich_stars`.
 
     Raises
     ------

@@ -59,7 +59,7 @@ def label_metrics(
     known = np.isfinite(predicted) & np.isfinite(actual)
     residual = (predicted - actual)[known]
     some = len(residual) > 0
-    result = {"stars": int(known.sum())}
+    result: dict[str, float] = {"stars": int(known.sum())}
     result |= {name: metric(residual) if some else np.nan for name, metric in METRICS.items()}
     if error is not None:
         pull = residual / np.asarray(error, dtype=float)[known]
@@ -116,7 +116,7 @@ def subsets(actual: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def _intervals(residual: np.ndarray) -> dict[str, float]:
     """`<metric>_low` and `<metric>_high` of all metrics; NaN without stars."""
-    result = {}
+    result: dict[str, float] = {}
     for name, metric in METRICS.items():
         low, high = bootstrap_interval(residual, metric) if len(residual) else (np.nan, np.nan)
         result |= {f"{name}_low": low, f"{name}_high": high}

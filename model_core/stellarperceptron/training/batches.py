@@ -146,8 +146,8 @@ class TrainingGenerator:
         fixed: bool = False,
     ):
         total = len(data.groups)
-        if choice not in CHOICES:
-            raise ValueError(f"choice = {choice!r} is not one of {', '.join(CHOICES)}")
+        if choice not in CHOICES["training", "choice"]:
+            raise ValueError(f"choice = {choice!r} is neither 'star' nor 'batch'")
         if labels_per_star not in ("one", "all"):
             raise ValueError(f"labels_per_star = {labels_per_star!r} is neither 'one' nor 'all'")
         if not 0 <= outputs_padding <= context_length:

@@ -1,4 +1,4 @@
-"""The training loop: epochs, metrics, checkpoints, and what ends it early."""
+"""The training loop: epochs, metrics, checkpoints, interruptions."""
 
 import contextlib
 import copy
@@ -25,7 +25,7 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says since when and what is left."""
+    """Training cannot continue; the message names the batch and the last good checkpoint."""
 
 
 class _Checkpoints:

@@ -1,11 +1,11 @@
-"""Where the spectra lie, on the device or in the host's memory, and how batches get from there."""
+"""Memory of the spectra, on the device or the host, and prefetch of batches."""
 
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["MEMORIES", "batches_of_values", "made_ahead", "memory_for", "spare_cores"]
 
 MEMORIES = ("auto", "device", "host")
-# The rest of a device's free memory is for the network, its optimizer and activations.
+# The rest of the free memory is left for network, optimizer and activations.
 _SHARE_OF_FREE_MEMORY = 0.5
 
 
@@ -21,23 +21,24 @@ Item = TypeVar("Item")
 
 
 def spare_cores(processes: int = 1) -> int:
-    """Cores that this many processes, with PyTorch's threads each, leave idle."""
+    """Number of idle cores beside this many processes with PyTorch's threads each."""
     own = getattr(os, "sched_getaffinity", None)
     cores = len(own(0)) if own else os.cpu_count() or 1
     return cores - processes * torch.get_num_threads()
 
 
 def made_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
-    """The same items, made by a thread while the caller works with those before.
+    """Iterate over items that a thread prepares in advance.
 
     Parameters
     ----------
     items
-        Asked for by that thread alone, in order.
+        Only that thread iterates over them, in order.
     ahead
-        Items that are made before they are asked for.
+        Number of items prepared in advance.
     """
-    source, end = iter(items), object()
+    source = iter(items)
+    end: Any = object()
     with ThreadPoolExecutor(1, "ahead") as pool:
         coming = deque(pool.submit(next, source, end) for _ in range(ahead))
         while (item := coming.popleft().result()) is not end:
@@ -56,12 +57,12 @@ def memory_for(size: int, device: torch.device | str, memory: str = "auto") -> t
     Parameters
     ----------
     size
-        Of the spectra [bytes].
+        Size of the spectra [bytes].
     device
-        Where batches are made.
+        Device on which batches are made.
     memory
-        "device"; "host": the host's, streamed to the device batch by batch; "auto": the device's
-        if they take at most half of what is free there. A CPU's device and host are the same.
+        "device"; "host", from where batches are streamed to the device; "auto": the device if the
+        spectra take at most half of its free memory. For a CPU, device and host are the same.
 
     Raises
     ------
@@ -81,19 +82,19 @@ def batches_of_values(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of `values` on the device, batch by batch.
 
-    From the host's memory a thread gathers the coming batches in pinned buffers and copies them
-    on a stream of its own while the device computes.
+    If the values are in the host's memory, a thread prefetches batches: it gathers them in pinned
+    buffers and copies them on its own stream while the device computes.
 
     Parameters
     ----------
     values
         (N, ...), on `device` or on the host.
     batches
-        (B,) rows of each batch, where the values are.
+        (B,) rows of each batch, on the device of `values`.
     device
-        Where they are needed.
+        Device of the result.
     ahead
-        Batches that are fetched before they are asked for.
+        Number of batches to prefetch.
 
     Yields
     ------
@@ -117,7 +118,7 @@ def _streamed(
         shape = (len(rows), *values.shape[1:])
         buffer = torch.empty(shape, dtype=values.dtype, pin_memory=gpu)
         torch.index_select(values, 0, rows, out=buffer)
-        if not gpu:
+        if side is None:
             return rows.to(device), buffer.to(device), None
         with torch.cuda.device(device), torch.cuda.stream(side):
             # PyTorch keeps a pinned buffer until the copy out of it is done.

@@ -1,12 +1,14 @@
-"""Profiles: TOML files read into frozen dataclasses, every mistake in them named at once."""
+"""Profiles: TOML files with a section for each stage, read into frozen dataclasses.
+
+A profile that cannot be used is refused with all of its mistakes at once.
+"""
 
 import dataclasses
 import math
 import os
 import tomllib
-import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,12 @@ from stellarperceptron.nn_utils import (
     warmup_cosine_annealing_warm_restarts,
 )
 from stellarperceptron.training.prefetch import MEMORIES
-from stellarperceptron.utils.arguments import with_nearest
+from stellarperceptron.utils.arguments import (
+    describe_sections,
+    override_sections,
+    read_sections,
+    with_nearest,
+)
 
 __all__ = [
     "CHOICES",
@@ -33,12 +40,28 @@ __all__ = [
     "Schedule",
     "SelectionProfile",
     "TrainingOptions",
+    "describe_entries",
+    "find_profile",
     "read_profile",
 ]
 
-
-CHOICES = ("star", "batch")
-"""Who shares a random choice of tokens: nobody (published), or the stars of a batch."""
+# Stages of training, as the sections of a profile are called.
+STAGES = ("stage_1", "stage_2", "stage_3", "baseline")
+# Entries that are one of a few words.
+CHOICES = {
+    ("data", "kind"): ("synthetic", "observed"),
+    ("data", "memory"): MEMORIES,
+    ("training", "precision"): tuple(PRECISIONS),
+    ("training", "labels_per_star"): ("one", "all"),
+    ("training", "choice"): ("star", "batch"),
+    ("schedule", "name"): (
+        "constant",
+        "cosine_warm_restarts",
+        "warmup_cosine_warm_restarts",
+        "warmup_cosine",
+    ),
+    ("selection", "name"): ("folds", "fixed", "published"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,29 +73,29 @@ class TrainingOptions:
     epochs
         Passes over the training stars.
     batch_size
-        Stars of a batch in each process.
+        Batch size of each process [stars].
     learning_rate, weight_decay
         Of AdamW (published: 1e-4 and PyTorch's 0.01).
     val_batchsize_factor
-        Validation batches are this many times larger.
+        Validation batches are larger by this factor.
     choice, labels_per_star, outputs_padding, window_share, window_tokens, subset_share
         See `TrainingGenerator`.
     gradient_accumulation
-        Batches to an optimizer step.
+        How many batches make one optimizer step.
     max_gradient_norm
-        Longer gradients are shortened to this; 0: never.
+        Gradients are clipped to this norm; 0: never.
     precision
-        "float32", "bfloat16" or "float16" (with loss scaling) where matrices are multiplied.
+        Of matrix products: "float32", "bfloat16", or "float16" with loss scaling.
     compile
         Compile the network with `torch.compile`.
     checkpoint_every_n_epochs
-        0: at the end only.
+        Interval between checkpoints [epochs]; 0: at the end only.
     keep_checkpoints
-        How many of these are kept; 0: all.
+        How many of these to keep; 0: all.
     terminate_on_nan
         Stop when a loss is NaN.
     seed
-        Of all choices, and of dropout.
+        Of the initial weights, all random choices, and dropout.
     """
 
     epochs: int = 1
@@ -116,8 +139,8 @@ class TrainingOptions:
         for name in ("window_share", "subset_share"):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"{name} = {getattr(self, name)} is not in [0, 1]"
-        choices = {"precision": PRECISIONS, "labels_per_star": ("one", "all"), "choice": CHOICES}
-        for name, known in choices.items():
+        for name in ("precision", "labels_per_star", "choice"):
+            known = CHOICES["training", name]
             if getattr(self, name) not in known:
                 yield f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}"
 
@@ -138,17 +161,18 @@ class DataProfile:
     stars
         Train and validate on so many stars, the first of a shuffle by the seed; 0: all.
     validation_split
-        Share of the training stars that is kept for validation; 0 for none.
+        Share of the training stars that is set aside for validation; 0: none.
     metal_poor_copies
-        How often stars with [Fe/H] < -1 come in an epoch. They are few, and a network that sees
-        them no more often than that draws them towards the others.
+        How often an epoch shows stars with [Fe/H] < -1. They are rare, and a network that sees
+        them once an epoch biases them towards the metallicity of the others.
     augment
-        Fresh noise, continuum error and line-spread variation on every draw of a spectrum.
+        Add fresh noise, continuum error and line-spread variation whenever a spectrum is drawn.
     half_precision
-        Keep the spectra in half precision: half the memory, rounded below 1e-4 of the flux.
+        Keep the spectra in half precision, which halves their memory and rounds the flux by less
+        than 1e-4.
     memory
-        Where they are kept: "device"; "host", from where they are streamed; "auto": the device if
-        they take at most half of its free memory.
+        "device" keeps the spectra on the device; "host" streams them from the host; "auto" keeps
+        them on the device if they take at most half of its free memory.
     """
 
     kind: str = "synthetic"
@@ -169,10 +193,10 @@ class SelectionProfile:
     Parameters
     ----------
     name
-        "folds": the epoch with the least loss over five folds of the hundred stars, of a training
-        on all of them. "fixed": the last epoch. "published": the epoch with the least loss on
-        other stars, metal-poor ones (stage 3) or the test stars (baseline); this looks at labels
-        that a user with a hundred stars does not have.
+        "folds": five-fold cross-validation on the 100 iron-rich stars chooses the epoch, and the
+        network is trained on all of them up to that epoch. "fixed": the last epoch. "published":
+        the epoch with the smallest loss on other stars, metal-poor ones (stage 3) or the test
+        stars (baseline). This uses labels that someone who has only the 100 stars lacks.
     """
 
     name: str = "folds"
@@ -180,7 +204,7 @@ class SelectionProfile:
 
 @dataclass(frozen=True)
 class FreezeProfile:
-    """What training leaves as it is; see `StellarPerceptron.set_trainable`."""
+    """Parts of the network that stay fixed; see `StellarPerceptron.set_trainable`."""
 
     freeze_decoder: bool = False
     freeze_encoder: bool = False
@@ -195,14 +219,14 @@ class Schedule:
     ----------
     name
         "constant"; "cosine_warm_restarts" (published stage 1); "warmup_cosine_warm_restarts"
-        (published stage 2); "warmup_cosine": warm-up and one cosine over the whole training,
-        stepped with every optimizer step.
+        (published stage 2); "warmup_cosine": a linear warm-up, then one cosine over the rest of
+        the training, updated at every optimizer step.
     warmup_epochs, restart_epochs
-        Of the published schedules.
+        Length of the warm-up and of the first cosine in the published schedules [epochs].
     minimum_lr
-        Their lowest learning rate.
+        Lowest learning rate of the published schedules.
     warmup_steps
-        Optimizer steps, of "warmup_cosine".
+        Length of the warm-up of "warmup_cosine" [optimizer steps].
     """
 
     name: str = "constant"
@@ -231,9 +255,6 @@ class Schedule:
         return None
 
 
-SCHEDULES = ("constant", "cosine_warm_restarts", "warmup_cosine_warm_restarts", "warmup_cosine")
-
-
 @dataclass(frozen=True)
 class Profile:
     """One stage of training.
@@ -241,8 +262,8 @@ class Profile:
     Parameters
     ----------
     data, augmentation, model, training, schedule, freeze, selection
-        Sections of the TOML file; `augmentation` counts where `data.augment` is true, `model` where
-        a stage starts from fresh weights, and `selection` in the last stage and the baseline.
+        Sections of the TOML file. `augmentation` is used where `data.augment` is true, `model`
+        where a stage starts from fresh weights, and `selection` in stage 3 and the baseline.
     """
 
     data: DataProfile = field(default_factory=DataProfile)
@@ -254,17 +275,10 @@ class Profile:
     selection: SelectionProfile = field(default_factory=SelectionProfile)
 
     def _problems(self) -> Iterable[str]:
-        choices = {
-            "data.kind": ("synthetic", "observed"),
-            "data.memory": MEMORIES,
-            "schedule.name": SCHEDULES,
-            "selection.name": ("folds", "fixed", "published"),
-        }
-        for key, known in choices.items():
-            section, name = key.split(".")
+        for (section, name), known in CHOICES.items():
             value = getattr(getattr(self, section), name)
             if value not in known:
-                yield f"{key} = {value!r} is not one of {', '.join(known)}"
+                yield f"{section}.{name} = {value!r} is not one of {', '.join(known)}"
         if not 0 <= self.data.validation_split < 1:
             yield f"data.validation_split = {self.data.validation_split} is not in [0, 1)"
         if self.data.metal_poor_copies < 1:
@@ -286,86 +300,63 @@ class Profile:
         return dataclasses.asdict(self)
 
 
-def _fits(value: Any, expected: Any) -> bool:
-    """Whether a TOML value can stand for a dataclass entry."""
-    if typing.get_origin(expected) is tuple:
-        inner = typing.get_args(expected)
-        kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
-        return (
-            isinstance(value, list | tuple)
-            and len(kinds) == len(value)
-            and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
-        )
-    if isinstance(expected, types.UnionType):
-        return any(_fits(value, kind) for kind in typing.get_args(expected))
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
+def describe_entries() -> str:
+    """List the entries of a profile with type or choices, unit and default, one a line."""
+    return describe_sections(typing.get_type_hints(Profile), CHOICES)
 
 
-def read_profile(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Profile:
-    """Read a profile.
-
-    Parameters
-    ----------
-    path
-        TOML file with the sections of `Profile`.
-    overrides
-        "section.entry=value", the value as in TOML (a bare word counts as text).
+def find_profile(profile: str | os.PathLike, folder: Path) -> Path:
+    """Path of a profile, given as its name in a folder or as the path of a TOML file.
 
     Raises
     ------
     FileNotFoundError
-        There is no such profile; names those beside it.
+        There is no such profile; names those in the folder.
+    """
+    path = Path(profile)
+    if path.suffix != ".toml":
+        path = folder / f"{profile}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) or "none"
+        raise FileNotFoundError(
+            f"there is no profile {path}; known are {known}, and any path of a TOML file"
+        )
+    return path
+
+
+def read_profile(path: str | os.PathLike, stage: str, overrides: Sequence[str] = ()) -> Profile:
+    """Read one stage of a profile.
+
+    Parameters
+    ----------
+    path
+        TOML file with the sections of `Profile` for each stage: [stage_1.data], ...
+    stage
+        "stage_1", "stage_2", "stage_3" or "baseline".
+    overrides
+        "section.entry=value", the value as in TOML (a bare word is a string).
+
+    Raises
+    ------
     ValueError
-        Lists all unknown and impossible entries at once.
+        Names file and stage, and lists all unknown and impossible entries at once.
     """
     path = Path(path)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none"
-        raise FileNotFoundError(f"there is no profile {path}; known are {known}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
-    problems: list[str] = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        section, _, name = key.strip().partition(".")
-        if not equals or not name:
-            problems.append(f"--set {override}: write section.entry=value")
-            continue
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
-        entries = content.setdefault(section, {})
-        if isinstance(entries, dict):  # what is no section is named below
-            entries[name] = value
-
-    sections: dict[str, Any] = {}
-    kinds = typing.get_type_hints(Profile)
-    for section, entries in content.items():
-        if section not in kinds or not isinstance(entries, Mapping):
-            problems.append(f"unknown section {with_nearest(section, kinds)}")
-            continue
-        hints = typing.get_type_hints(kinds[section])
-        good = {}
-        for name, value in entries.items():
-            if name not in hints:
-                problems.append(f"unknown entry in [{section}]: {with_nearest(name, hints)}")
-            elif not _fits(value, hints[name]):
-                problems.append(f"{section}.{name} = {value!r} is no {hints[name]}")
-            else:
-                good[name] = tuple(value) if isinstance(value, list) else value
-        try:
-            sections[section] = kinds[section](**good)
-        except ValueError as error:
-            problems.append(f"[{section}] {error}")
-    profile = Profile(**sections)
-    problems += profile._problems()
+    problems = [
+        f"unknown stage {with_nearest(name, STAGES)}" for name in content if name not in STAGES
+    ]
+    sections = content.get(stage)
+    if not isinstance(sections, dict):
+        problems.append(f"it has no sections [{stage}.data], [{stage}.training], ...")
+        sections = {}
+    problems += override_sections(sections, overrides)
+    read, mistakes = read_sections(sections, typing.get_type_hints(Profile))
+    profile = Profile(**read)
+    problems += [*mistakes, *profile._problems()]
     if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+        raise ValueError(f"{path}, {stage}: " + "; ".join(problems))
     return profile

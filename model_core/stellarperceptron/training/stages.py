@@ -1,4 +1,4 @@
-"""What the numbered training scripts share: arguments, and training on a survey as profiled."""
+"""Shared parts of the numbered training scripts: arguments, data and training as a profile says."""
 
 import argparse
 import dataclasses
@@ -24,7 +24,12 @@ from stellarperceptron.training.prepare import (
     survey_stars,
     usable_stars,
 )
-from stellarperceptron.training.profiles import Profile, read_profile
+from stellarperceptron.training.profiles import (
+    Profile,
+    describe_entries,
+    find_profile,
+    read_profile,
+)
 from stellarperceptron.training.run_folder import RunFolder
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.arguments import HelpFormatter
@@ -49,22 +54,34 @@ __all__ = [
 ]
 
 
-def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> argparse.Namespace:
+def stage_arguments(
+    script: str, description: str, stage: str, needs_checkpoint: bool
+) -> argparse.Namespace:
     """Parse the arguments of a stage; adds `profile_settings`, the profile they name.
 
     Parameters
     ----------
     script
-        `__file__` of the script; profiles lie beside it.
+        `__file__` of the script; the profiles are in the folder `profiles` beside the script's.
     description
         Of the script.
+    stage
+        "stage_1", "stage_2", "stage_3" or "baseline".
     needs_checkpoint
-        Whether the stage goes on from the one before.
+        Whether the stage starts from the checkpoint of the stage before.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
-    beside = Path(script).resolve().parent
-    profiles = sorted(path.stem for path in beside.glob("*.toml"))
-    parser.add_argument("--profile", default="laptop", help=f"one of {', '.join(profiles)}")
+    folder = Path(script).resolve().parents[1] / "profiles"
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=HelpFormatter,
+        epilog=f"entries of a profile, with their defaults:\n{describe_entries()}",
+    )
+    profiles = sorted(path.stem for path in folder.glob("*.toml"))
+    parser.add_argument(
+        "--profile",
+        default="laptop",
+        help=f"one of {', '.join(profiles)}, or the path of a TOML file",
+    )
     parser.add_argument(
         "--data", type=Path, required=True, help="survey file or folder of published arrays"
     )
@@ -81,7 +98,7 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
         action="append",
         default=[],
         metavar="SECTION.ENTRY=VALUE",
-        help="override an entry of the profile; may be given more than once",
+        help="override an entry of the profile (listed below); may be given more than once",
     )
     parser.add_argument(
         "--seed", type=int, help="of weights, choices and dropout; default: the profile's, 0"
@@ -91,13 +108,15 @@ def stage_arguments(script: str, description: str, needs_checkpoint: bool) -> ar
         "--threads", type=int, default=1, help="CPU threads of each process (not used on a GPU)"
     )
     parser.add_argument(
-        "--no-resume", action="store_true", help="start anew instead of going on from checkpoints"
+        "--no-resume",
+        action="store_true",
+        help="start from scratch instead of continuing from checkpoints",
     )
     arguments = parser.parse_args()
     try:
         seed = [] if arguments.seed is None else [f"training.seed={arguments.seed}"]
         arguments.profile_settings = read_profile(
-            beside / f"{arguments.profile}.toml", [*arguments.set, *seed]
+            find_profile(arguments.profile, folder), stage, [*arguments.set, *seed]
         )
         if needs_checkpoint:
             arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
@@ -261,7 +280,7 @@ def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
 
 
 def mark_complete(output: Path, process: Process) -> None:
-    """Leave a file `complete`: what has it need not be run again."""
+    """Write the file `complete`, which marks a stage that need not run again."""
     process.barrier()
     if process.rank == 0:
         (output / "complete").touch()

@@ -1,14 +1,29 @@
-"""Command lines of the scripts, and messages about names that are not known."""
+"""Command lines of the scripts, settings in TOML, and messages about unknown names."""
 
 import argparse
+import dataclasses
 import difflib
-from collections.abc import Iterable
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-__all__ = ["HelpFormatter", "positive", "positive_float", "with_nearest"]
+__all__ = [
+    "HelpFormatter",
+    "describe_sections",
+    "override_sections",
+    "positive",
+    "positive_float",
+    "read_sections",
+    "with_nearest",
+]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written; defaults of what need not be given."""
+    """Keeps the line breaks of descriptions, and shows the defaults of optional arguments."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
@@ -31,6 +46,126 @@ def positive_float(text: str) -> float:
 
 
 def with_nearest(name: str, known: Iterable[str]) -> str:
-    """Quote a name for a message, with the nearest that are known."""
+    """Quote an unknown name for a message, with the nearest known ones."""
     nearest = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     return f"'{name}'" + (f" (nearest known: {', '.join(nearest)})" if nearest else "")
+
+
+def read_sections(
+    content: Mapping[str, Any], kinds: Mapping[str, type]
+) -> tuple[dict[str, Any], list[str]]:
+    """Read sections of a TOML file into dataclasses.
+
+    Parameters
+    ----------
+    content
+        Entries by section, as `tomllib` gives them.
+    kinds
+        Dataclass of each section.
+
+    Returns
+    -------
+    sections, problems
+        Dataclasses of the sections that can be read, and everything that is wrong with the rest.
+    """
+    sections: dict[str, Any] = {}
+    problems = []
+    for section, entries in content.items():
+        if section not in kinds or not isinstance(entries, Mapping):
+            problems.append(f"unknown section {with_nearest(section, kinds)}")
+            continue
+        hints = typing.get_type_hints(kinds[section])
+        good = {}
+        for name, value in entries.items():
+            if name not in hints:
+                problems.append(f"unknown entry in [{section}]: {with_nearest(name, hints)}")
+            elif not _fits(value, hints[name]):
+                expected = _type_name(hints[name])
+                problems.append(f"{section}.{name} = {value!r} is not of type {expected}")
+            else:
+                good[name] = tuple(value) if isinstance(value, list) else value
+        try:
+            sections[section] = kinds[section](**good)
+        except ValueError as error:
+            problems.append(f"[{section}] {error}")
+    return sections, problems
+
+
+def override_sections(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Put "section.entry=value" into the sections of a TOML file, in place.
+
+    The value is written as in TOML; a bare word is a string. Returns what is wrong with the
+    overrides.
+    """
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or not name:
+            problems.append(f"--set {override}: write section.entry=value")
+            continue
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        entries = content.setdefault(section, {})
+        if isinstance(entries, dict):  # `read_sections` refuses the others
+            entries[name] = value
+    return problems
+
+
+def describe_sections(
+    kinds: Mapping[str, type], choices: Mapping[tuple[str, str], Sequence[str]]
+) -> str:
+    """List the entries of sections with default, type and unit, one a line.
+
+    Parameters
+    ----------
+    kinds
+        Dataclass of each section. The unit of an entry is what ends a sentence of its description
+        in brackets, as in "Length of the warm-up [epochs]."
+    choices
+        Possible values of an entry (section, name), listed instead of its type.
+    """
+    lines = []
+    for section, kind in kinds.items():
+        hints = typing.get_type_hints(kind)
+        for entry in dataclasses.fields(kind):
+            known = choices.get((section, entry.name))
+            expected = " | ".join(known) if known else _type_name(hints[entry.name])
+            unit = _unit(kind, entry.name)
+            default = json.dumps(entry.default)
+            lines.append(f"  {section}.{entry.name}={default}  {expected}{unit and f' [{unit}]'}")
+    return "\n".join(lines)
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a TOML value has the type of a dataclass entry."""
+    if typing.get_origin(expected) is tuple:
+        inner = typing.get_args(expected)
+        kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
+        return (
+            isinstance(value, list | tuple)
+            and len(kinds) == len(value)
+            and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
+        )
+    if isinstance(expected, types.UnionType):
+        return any(_fits(value, kind) for kind in typing.get_args(expected))
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def _type_name(expected: Any) -> str:
+    return expected.__name__ if isinstance(expected, type) else str(expected)
+
+
+def _unit(kind: type, name: str) -> str:
+    """Unit of an entry of a dataclass, from its description; "" for none."""
+    described = re.search(
+        rf"\n +(?:\w+, )*{name}(?:, \w+)*\n((?: {{8}}.*(?:\n|$))+)", kind.__doc__ or ""
+    )
+    unit = re.search(r"\[([A-Za-z ]+)\][.;]", described[1]) if described else None
+    return unit[1] if unit else ""

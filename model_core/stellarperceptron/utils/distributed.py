@@ -16,7 +16,7 @@ __all__ = ["Process", "Termination", "process_group", "usable_device"]
 
 @dataclass(frozen=True)
 class Process:
-    """Which of the processes that train together we are.
+    """Rank and device of this process among those that train together.
 
     Attributes
     ----------
@@ -36,14 +36,14 @@ class Process:
         return list(total.unbind())
 
     def first(self, value: Any) -> Any:
-        """What the first process has, a plain value, in all of them."""
+        """Send a plain value of the first process to all processes."""
         values = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait for the other processes."""
         if self.world_size > 1:
             dist.barrier()
 

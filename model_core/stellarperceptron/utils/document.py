@@ -1,4 +1,4 @@
-"""Documents of headings, texts, tables and figures, written as Markdown and as one HTML file."""
+"""Documents with headings, paragraphs, tables and figures, as Markdown and as one HTML file."""
 
 import base64
 import html
@@ -47,7 +47,7 @@ summary {{ cursor: pointer; margin: .4rem 0; }}
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """A table of texts as Markdown, its first column to the left, the others to the right."""
+    """A table as Markdown, with the first column left-aligned and the others right-aligned."""
     rows = [frame.columns, [":--"] + ["--:"] * (frame.shape[1] - 1), *frame.to_numpy()]
     cells = [[str(cell).strip().replace("|", "\\|") for cell in row] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
@@ -60,12 +60,12 @@ def _inline(text: str) -> str:
 
 
 class Document:
-    """What is added appears in both forms, in this order.
+    """A document in Markdown and HTML; parts appear in the order in which they are added.
 
     Parameters
     ----------
     title
-        Heading of the whole.
+        Heading of the document.
     """
 
     def __init__(self, title: str):
@@ -99,7 +99,7 @@ class Document:
         )
 
     def figure(self, path: Path, caption: str, width: str = "100%") -> None:
-        """Add a picture (PNG): Markdown links to it, HTML holds it; narrow ones side by side."""
+        """Add a figure (PNG), linked in Markdown, embedded in HTML; narrow ones share a row."""
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         alternative = html.escape(caption, quote=True)
         self._figures.append(path)
@@ -111,7 +111,7 @@ class Document:
         )
 
     def details(self, summary: str, content: str) -> None:
-        """Add long text as it is, folded up."""
+        """Add long preformatted text, collapsed."""
         escaped = html.escape(content, quote=False)
         block = f"<details><summary>{summary}</summary>\n\n{{}}\n\n</details>"
         self._markdown.append(block.format(f"```\n{content}\n```") + "\n")
@@ -126,5 +126,5 @@ class Document:
         return text
 
     def html(self) -> str:
-        """The document as one HTML page that needs no other file."""
+        """The document as a single HTML page that includes its figures."""
         return _PAGE.format(title=html.escape(self.title), body="\n".join(self._html))

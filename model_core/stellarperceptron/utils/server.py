@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -216,7 +217,7 @@ class Server:
                 for connection in self._local.__dict__.get("connections", {}).values():
                     connection.close()
 
-    def persist(self, attempt: Callable[[], int | bytes], progress: Callable[[], int]):
+    def persist(self, attempt: Callable[[], int | bytes], progress: Callable[[], int]) -> Any:
         """Repeat an attempt, with growing pauses, until it succeeds or nothing moves any more.
 
         Parameters

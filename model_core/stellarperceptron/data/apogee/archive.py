@@ -1,8 +1,8 @@
-"""The spectra of many stars, read from an archive in parts that are made side by side or later.
+"""Read the spectra of many stars from a copy of the archive, in parts that can run in parallel.
 
-A part holds `PART_STARS` candidates in the order of the catalogue. Any number of processes, on any
-number of machines, make parts into one folder; what is made is not made again; `merge_parts` turns
-them into a survey file. The parts do not depend on how many processes there are.
+A part holds `PART_STARS` candidates in the order of the catalogue. Any number of processes on any
+number of machines may write parts to one folder; existing parts are not made again. `merge_parts`
+turns them into a survey file. The parts do not depend on the number of processes.
 """
 
 import csv
@@ -37,22 +37,23 @@ __all__ = [
 ]
 
 PART_STARS = 1024
-"""Stars of a part: 61 MB with two spectra each, a second of reading from a local disk."""
+"""Stars in a part: 61 MB with two spectra each, read in a second from a local disk."""
 
 _MERGE_STARS = 4096  # stars in memory while parts are merged: 250 MB, 370 MB with errors
 
 
 class Star(NamedTuple):
-    """What came of reading a star's file.
+    """Spectra of a star, or the reason why it has none.
 
     Attributes
     ----------
     spectra : (3, 7514) float32 or None
-        As `ASPCAP_KINDS`, NaN where normalized flux is no measurement; None without a spectrum.
+        In the order of `ASPCAP_KINDS`; NaN where the normalized flux is not a measurement; None if
+        the star has no spectrum.
     reason : str
-        Why there is none; empty where there is.
+        Why the star has no spectrum; empty if it has one.
     file_state : str
-        Length and time of a bad file: whether it is worth reading again.
+        Length and modification time of a bad file, which show whether to read it again.
     """
 
     spectra: np.ndarray | None
@@ -70,9 +71,9 @@ def _file_state(path: Path) -> str:
 
 
 def read_star(path: Path | str) -> Star:
-    """Read an aspcapStar file; whatever is wrong with it becomes a reason.
+    """Read an aspcapStar file; errors are returned as the reason.
 
-    `path` may be a text that says why there is none.
+    `path` may be a text that says why the star has no file.
     """
     if isinstance(path, str):
         return Star(None, path)
@@ -99,7 +100,7 @@ def read_star(path: Path | str) -> Star:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Which stars are read, from where, into which parts.
+    """Which stars to read, from which files, into which parts.
 
     Attributes
     ----------
@@ -110,7 +111,7 @@ class Plan:
     folder : pathlib.Path
         Where the parts are.
     errors : bool
-        Whether the error spectra are kept.
+        Whether to keep the error spectra.
     """
 
     stars: Catalogue
@@ -120,7 +121,7 @@ class Plan:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Spectra that are kept of each star."""
+        """Kinds of spectra to keep for each star."""
         return (*KINDS, ERRORS) if self.errors else KINDS
 
     @property
@@ -135,7 +136,7 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of what the parts depend on: candidates, kinds of spectra, valid flux."""
+        """Digest of the settings of the parts: candidates, kinds of spectra, valid flux."""
         digest = hashlib.sha256(repr((PART_STARS, self.kinds, VALID_FLUX)).encode())
         for name in ("row", "apogee_id", "telescope", "field"):
             digest.update(np.ascontiguousarray(getattr(self.stars, name)).tobytes())
@@ -150,7 +151,7 @@ class Plan:
         return self.folder / f"part_{number:05d}.h5"
 
     def files(self, candidates: slice | np.ndarray) -> list[Path | str]:
-        """Files of candidates; a text where a star's name is no name of a file."""
+        """Files of candidates; a text where the name of a star cannot be that of a file."""
         stars = self.stars[candidates]
         files: list[Path | str] = []
         for names in zip(stars.telescope, stars.field, stars.apogee_id, strict=True):
@@ -161,12 +162,12 @@ class Plan:
         return files
 
     def reasons(self, number: int) -> list[str]:
-        """Of each star of a part why it has no spectrum; empty where it has one.
+        """Why each star of a part has no spectrum; empty where it has one.
 
         Raises
         ------
         ValueError
-            For a part that is damaged, or of other stars or options.
+            The part is damaged, or was made with other stars or options.
         """
         return [reason for reason, _ in self._report(number)]
 
@@ -184,12 +185,12 @@ class Plan:
         return list(zip(reasons, states, strict=True))
 
     def is_made(self, number: int) -> bool:
-        """Whether a part is there, and none of its bad files has changed or appeared since.
+        """Whether a part exists and none of its bad files has changed or appeared since.
 
         Raises
         ------
         ValueError
-            For a part that is damaged, or of other stars or options.
+            The part is damaged, or was made with other stars or options.
         """
         if not self.path(number).exists():
             return False
@@ -203,12 +204,14 @@ class Plan:
 
 @contextmanager
 def _open_part(path: Path) -> Iterator[h5py.File]:
-    """Open a part to read; damage that is met becomes a `ValueError` that names it."""
+    """Open a part for reading; damage raises a `ValueError` that names the file."""
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it and make it anew") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it and run the command again"
+        ) from error
 
 
 def _texts(dataset: h5py.Dataset) -> list[str]:
@@ -222,19 +225,19 @@ def read_parts(
     workers: int,
     progress: Callable[[int], object] = lambda stars: None,
 ) -> None:
-    """Read the files of parts with threads and write the parts, those that are not made yet.
+    """Read the files of the missing parts with threads, and write these parts.
 
-    Threads are enough: most of the time goes to the file system and to NumPy, which leave the
-    interpreter to others. The next part is read while one is written.
+    Threads suffice, because most of the time goes into the file system and NumPy, which release
+    the interpreter's lock. The next part is read while one is written.
 
     Parameters
     ----------
     numbers
         Of the parts.
     workers
-        Files that are read at a time.
+        Number of files to read at the same time.
     progress
-        Called with a number of stars whenever so many are done.
+        Called with the number of stars finished since the last call.
 
     Raises
     ------
@@ -285,7 +288,10 @@ def _write_part(
         atomic_output(plan.path(number), expected_bytes=size) as temporary,
         h5py.File(temporary, "w", libver=("v110", "v110")) as file,
     ):
-        for kind, array in spectra.items():  # a chunk a star: stars are read one by one
+        for (
+            kind,
+            array,
+        ) in spectra.items():  # a chunk for each star, since stars are read one by one
             file.create_dataset(kind, data=array, chunks=(1, n_pixels), fletcher32=True)
         for name, texts in (("reason", reasons), ("file_state", states)):
             values = np.array([text.encode("utf-8") for text in texts])
@@ -302,8 +308,8 @@ def merge_parts(
 ) -> Selection:
     """Write a survey file from all parts.
 
-    Stars come in the order of the published split, which is scattered over the parts: a few
-    thousand are gathered at a time, part after part.
+    Stars are written in the order of the published split, which is scattered over the parts. A few
+    thousand at a time are gathered from all parts.
 
     Raises
     ------
@@ -364,7 +370,7 @@ def _gather(plan: Plan, candidates: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_rejected(path: str | os.PathLike, plan: Plan, selection: Selection) -> None:
-    """List candidates that have no place in the survey, with file and reason, as CSV."""
+    """List the candidates that are not in the survey, with file and reason, as CSV."""
     stars = plan.stars
     with (
         atomic_output(path) as temporary,

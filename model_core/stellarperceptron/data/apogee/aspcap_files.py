@@ -1,4 +1,4 @@
-"""aspcapStar files by the hundred thousand: read lean, checked from end to end.
+"""A fast and strict reader of aspcapStar files.
 
 A FITS file is headers of 80-character cards and data, both in blocks of 2,880 bytes (FITS
 standard 4.0, sections 3 and 4). Astropy builds an object for every card; here a file is read in
@@ -33,7 +33,7 @@ _FLOATS = {-32: np.dtype(">f4"), -64: np.dtype(">f8")}
 
 
 class HDU(NamedTuple):
-    """Where the data of one part of a FITS file lie.
+    """Location of the data of one HDU of a FITS file.
 
     Attributes
     ----------

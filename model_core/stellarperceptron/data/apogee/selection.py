@@ -1,4 +1,4 @@
-"""Which rows of the catalogue become training and test stars: the paper's cuts and its split."""
+"""The paper's cuts and split, which select training and test stars from the catalogue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ __all__ = [
     "select",
 ]
 
-# Why a star has no spectrum; what is wrong with a damaged file is said in other words.
+# Reasons why a star has no spectrum; those of damaged files have other wordings.
 MISSING = "the file is missing"
 ALL_ZERO = "the spectrum is all zero"
 NO_LABEL = "the star has no label"
@@ -36,7 +36,7 @@ NO_LABEL = "the star has no label"
 
 @dataclass(frozen=True)
 class Cut:
-    """A line of the table of cuts: what is asked for, how many rows fail it, how many are left."""
+    """A line of the table of cuts: the condition, the rows that fail it, and the rows left."""
 
     name: str
     removed: int
@@ -51,7 +51,7 @@ def catalogue_cuts(catalogue: Catalogue) -> tuple[Catalogue, list[Cut]]:
     Returns
     -------
     Catalogue
-        The rows left, in the order of the catalogue; a star may be there with several.
+        The rows left, in the order of the catalogue; a star may have several.
     list of Cut
         How many rows each cut removes.
     """
@@ -102,7 +102,7 @@ def published_split(n_stars: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if n_stars < 2:
         raise ValueError(f"{n_stars} stars cannot be split: two or more are needed")
-    # The legacy generator's stream never changes (NumPy's NEP 19), which is what is wanted here.
+    # The stream of the legacy generator never changes (NumPy's NEP 19).
     order = np.random.RandomState(SPLIT_SEED).permutation(n_stars)
     n_test = int(np.ceil(TEST_SHARE * n_stars))
     return order[n_test:], order[:n_test]
@@ -117,7 +117,7 @@ def cut_table(start: int, cuts: Sequence[Cut]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which candidates become the stars of a survey, and why others do not.
+    """The candidates that become stars of a survey, and the reasons why others do not.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class Selection:
     selected : int
         Stars that were split.
     reasons : dict
-        For candidates without a place in the survey, other than weaker spectra of a star: why.
+        Why candidates are not in the survey; weaker spectra of a star are not listed.
     no_spectrum : (N,) bool
         Candidates whose spectrum is all zero, missing or damaged.
     """
@@ -144,19 +144,19 @@ class Selection:
 def select(
     stars: Catalogue, reasons: Sequence[str], absent: frozenset[str] = frozenset()
 ) -> Selection:
-    """Apply the cuts that need the spectra, and split what is left as published.
+    """Apply the cuts that need the spectra, and split the remaining stars as published.
 
     A spectrum of zeros is cut before the split, as in the paper, and so is a file that the archive
     itself does not have. A file that is missing or damaged here keeps its place in the split and
-    is left out afterwards: a file less on this disk must not send other stars from the training to
-    the test stars. Stars without any label are left out afterwards, as in the paper.
+    is left out afterwards; otherwise a missing file would change the shuffle and move other stars
+    between training and test set. Stars without any label are left out afterwards, as in the paper.
 
     Parameters
     ----------
     stars
         The N candidates.
     reasons
-        Of each candidate why it has no spectrum; empty where it has one.
+        Why each candidate has no spectrum; empty where it has one.
     absent
         Paths of files that the archive does not have.
 

@@ -1,1 +1,1 @@
-"""Arithmetic that is faster than PyTorch's own on a CPU or a GPU."""
+"""Kernels that are faster than PyTorch's own on a CPU or a GPU."""

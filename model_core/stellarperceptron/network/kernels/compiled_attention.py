@@ -1,11 +1,12 @@
 """Self-attention of compiled networks on a GPU.
 
-PyTorch's attention takes the learned key as one token more, 513 of them fill no blocks, and its
-kernels are made for wider heads; on an H100 that and a mask made it two fifths of a training step.
-Here `flex_attention`, whose kernel is generated along with the rest of the network, sees the tokens
-alone and masks them nearly for free: a fifth of a shorter step. It gives the logarithm of the sum
-of exponentials, too, with which the learned key is added afterwards:
-``softmax([s, l]) = [sigmoid(log sum exp s - l) softmax(s), sigmoid(l - log sum exp s)]``.
+PyTorch's attention treats the learned key as an additional token. 513 tokens do not fill blocks,
+and its kernels are made for wider heads; with a mask, it took two fifths of a training step on an
+H100. The kernel of `flex_attention` is generated along with the rest of the network. It sees the
+tokens without the learned key and masks them at almost no cost, in a fifth of a shorter step. It
+also returns the logarithm of the sum of exponentials, with which the learned key is added
+afterwards: ``softmax([s, l]) = [sigmoid(log sum exp s - l) softmax(s), sigmoid(l - log sum exp
+s)]``.
 """
 
 import math

@@ -9,9 +9,9 @@ __all__ = ["Dropout"]
 class Dropout(nn.Dropout):
     """`torch.nn.Dropout`; on the CPU 16 random bits decide on each value.
 
-    PyTorch draws there one random number of 32 bits or more for each, which takes longer than the
-    layer before. The rate is rounded to a multiple of 2^-16, and what is kept is scaled by the
-    rounded one, so that the mean stays.
+    PyTorch draws a random number of 32 bits or more for each value on the CPU, which takes longer
+    than the layer before. The rate is rounded to a multiple of 2^-16, and the remaining values are
+    scaled with the rounded rate, so that the mean is preserved.
     """
 
     def forward(self, x: Tensor) -> Tensor:

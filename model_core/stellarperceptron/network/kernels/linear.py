@@ -16,14 +16,18 @@ __all__ = ["Linear", "has_fast_product", "linear"]
 
 @functools.cache
 def has_fast_product() -> bool:
-    """Whether oneDNN's product exists here and is the faster one."""
+    """Whether oneDNN's product exists here and is faster."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.enabled:
         return False
     try:
-        # Not random: asking must not move anybody's generator.
+        # No random numbers, which would change the state of the generator.
         x, weight = torch.arange(1024.0).view(64, 16).cos(), torch.arange(512.0).view(32, 16).sin()
         return torch.allclose(_product(x, weight, None), x @ weight.T, rtol=1e-4, atol=1e-4)
-    except (AttributeError, RuntimeError, NotImplementedError):  # it may change between releases
+    except (
+        AttributeError,
+        RuntimeError,
+        NotImplementedError,
+    ):  # a private function, which may change between releases
         return False
 
 
@@ -50,7 +54,7 @@ class _Linear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         if ctx.needs_input_grad[1]:
             columns = x.flatten(0, -2)
-            # oneDNN is at its best with the shorter side first.
+            # oneDNN is fastest with the shorter side first.
             if rows.shape[1] <= columns.shape[1]:
                 weight_gradient = linear(rows.t(), columns.t())
             else:

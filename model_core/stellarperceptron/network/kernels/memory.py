@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process."""
+"""Keep freed memory in the process."""
 
 import contextlib
 import ctypes
@@ -15,10 +15,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 def freed_memory_kept() -> Iterator[None]:
     """Keep freed memory for the next tensors instead of giving it back to the system.
 
-    glibc maps large blocks one by one and unmaps them when they are freed. Each time the system
-    fills them with zeros, page by page: a quarter of a CPU training step, whose tensors come and
-    go with the same sizes. Here blocks are cut from the heap, which is given back at the end.
-    Without glibc, nothing happens.
+    glibc maps large blocks one by one and unmaps them when they are freed, and the system fills
+    each new block with zeros, page by page. In a CPU training step, which allocates tensors of the
+    same sizes again and again, this takes a quarter of the time. Within this context, blocks come
+    from the heap, which is given back at the end. Without glibc it has no effect.
     """
     libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
     if libc is None:

@@ -3,7 +3,7 @@
 PyTorch's attention on the CPU multiplies its blocks with MKL, at a fifth of the rate of oneDNN on
 AMD processors (see `linear`), and takes an exponential from a vector library. Here every head of a
 star is a few oneDNN products whose elementwise parts are fused into them, and the weights, never
-larger than one head's, stay in the processor's cache.
+more than those of one head, stay in the processor's cache.
 
 The exponentials are oneDNN's sigmoid: ``sigmoid(x) = exp(x) (1 - exp(x) + ...)``, so that shifted
 by `_SHIFT` below the largest score it is the exponential to float32 rounding. Shifts, masks and
@@ -48,7 +48,7 @@ def _has_fused_products() -> bool:
     """Whether oneDNN's products exist here, with the functions that are fused into them."""
     if not has_fast_product():
         return False
-    # Not random: asking must not move anybody's generator.
+    # No random numbers, which would change the state of the generator.
     x, weight = torch.arange(128.0).view(8, 16).cos(), torch.arange(160.0).view(10, 16).sin()
     scores = x @ weight.T
     try:
@@ -56,7 +56,11 @@ def _has_fused_products() -> bool:
             (_product(x, weight, "sigmoid"), scores.sigmoid()),
             (_product_times(x, weight, scores), scores.square()),
         )
-    except (AttributeError, RuntimeError, NotImplementedError):  # it may change between releases
+    except (
+        AttributeError,
+        RuntimeError,
+        NotImplementedError,
+    ):  # a private function, which may change between releases
         return False
     return all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in pairs)
 
@@ -109,7 +113,7 @@ class _Star:
         return sums[..., :-1] / total, total.log() + shift
 
     def _attend_plainly(self) -> tuple[Tensor, Tensor]:
-        """For scores so far below their bound that the exponentials vanish."""
+        """Attention for scores so far below their bound that the exponentials underflow."""
         means, log_sums = [], []
         for q, k, v in zip(self.q, self.k, self.v, strict=True):  # one head's weights at a time
             scores = q @ k.t()
