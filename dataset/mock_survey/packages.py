@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 from stellarperceptron.data.examples import REQUIREMENT, SHA256, WHEEL
-from stellarperceptron.utils.packages import default_cache, fetch_package
+from stellarperceptron.data.packages import default_cache, fetch_package
 
 __all__ = ["PACKAGES", "default_cache", "fetch_packages", "read_member"]
 

