@@ -46,7 +46,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 
 # What is complete is not run again: each stage leaves a file `complete` in its folder at its end,
-# every other step its output.
+# every other step its output. A stage whose starting point was trained anew is trained anew, too.
 RUN ?= runs/$(PROFILE)
 SURVEY := $(RUN)/survey.h5
 DATA ?= $(SURVEY)
@@ -92,12 +92,12 @@ $(STAGE_1)/complete: | $(DATA)
 
 $(STAGE_2)/complete: $(STAGE_1)/complete
 	$(TIMED) $(BIN)/python training/2_realfinetune_firsthalf/finetuningAPOGEE.py $(ARGUMENTS) \
-	  --checkpoint $(STAGE_1)
+	  --checkpoint $(STAGE_1) --retrain-if-stale
 	$(CHECK)
 
 $(STAGE_3)/complete: $(STAGE_2)/complete
 	$(TIMED) $(BIN)/python training/3_fefinetune_chunk/finetuningAPOGEE.py $(ARGUMENTS) \
-	  --checkpoint $(STAGE_2)
+	  --checkpoint $(STAGE_2) --retrain-if-stale
 	$(CHECK)
 
 $(BASELINE)/complete: | $(DATA)
@@ -110,7 +110,7 @@ published: $(INSTALLED) $(STAGE_3)_published/complete $(BASELINE)_published/comp
 
 $(STAGE_3)_published/complete: $(STAGE_2)/complete
 	$(TIMED) $(BIN)/python training/3_fefinetune_chunk/finetuningAPOGEE.py $(ARGUMENTS) \
-	  --checkpoint $(STAGE_2) --set selection.name=published
+	  --checkpoint $(STAGE_2) --retrain-if-stale --set selection.name=published
 	$(CHECK)
 
 $(BASELINE)_published/complete: | $(DATA)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from stellarperceptron.data.dataset import SurveyWriter
 from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.utils.data_utils import check_output_file
 
 SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
 
@@ -75,6 +76,7 @@ def main() -> None:
     begin = time.perf_counter()
     counts = {"train": args.stars, "test": args.test_stars}
     try:
+        check_output_file(args.output)
         survey = MockSurvey(args.seed)
         provenance = {
             "generator": "create_mock_survey.py",

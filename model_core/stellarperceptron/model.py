@@ -526,7 +526,7 @@ class StellarPerceptron(StellarPerceptronBase):
             Where logs and checkpoints go; None: nowhere.
         resume
             Go on from the newest checkpoint there, which may be that of a training with fewer
-            epochs.
+            epochs. False refuses a folder that has checkpoints.
         process
             See `utils.distributed.process_group`; None: alone, on this model's device.
         progress
@@ -592,7 +592,11 @@ class StellarPerceptron(StellarPerceptronBase):
                 "labels_crc32": zlib.crc32(data.labels.cpu().numpy().tobytes()),
             }
             folder = RunFolder(
-                checkpoint_folder, configuration, process.rank, grows="training.epochs"
+                checkpoint_folder,
+                configuration,
+                process.rank,
+                resume=resume,
+                grows="training.epochs",
             )
         history = train(
             self,

@@ -12,8 +12,10 @@ from stellarperceptron.training.stages import (
     mark_complete,
     new_model,
     read_data,
+    run_script,
     split_rows,
     stage_arguments,
+    stage_folder,
     train_stage,
 )
 from stellarperceptron.utils.distributed import process_group
@@ -26,6 +28,7 @@ def main() -> None:
     with (
         process_group(arguments.device) as process,
         SpectraDataset.open(arguments.data) as dataset,
+        stage_folder(arguments.output, process, fresh=arguments.no_resume),
     ):
         model = new_model(dataset, profile, process.device)
         data = read_data(model, dataset, profile)
@@ -45,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -9,17 +9,22 @@ stars (five folds) unless the profile says otherwise, and lies in OUTPUT/selecte
 
 import dataclasses
 import json
+from contextlib import ExitStack
 
 import numpy as np
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.network.checkpoint import weights_sha256
 from stellarperceptron.training.stages import (
     describe_data,
     five_folds,
     mark_complete,
     read_data,
+    run_script,
     stage_arguments,
+    stage_folder,
+    starts_anew,
     train_stage,
 )
 from stellarperceptron.utils.data_utils import atomic_output
@@ -33,10 +38,21 @@ def main() -> None:
     """Arguments, data, folds, model, run, selection."""
     arguments = stage_arguments(__file__, __doc__, needs_checkpoint=True)
     profile = arguments.profile_settings
-    with (
-        process_group(arguments.device) as process,
-        SpectraDataset.open(arguments.data) as dataset,
-    ):
+    sha256 = weights_sha256(arguments.checkpoint)
+    fresh = starts_anew(arguments, sha256)
+    with ExitStack() as stack:
+        process = stack.enter_context(process_group(arguments.device))
+        dataset = stack.enter_context(SpectraDataset.open(arguments.data))
+        inputs = {
+            "stage": 3,
+            "data": describe_data(dataset),
+            "checkpoint": str(arguments.checkpoint),
+            "checkpoint_sha256": sha256,
+        }
+        configuration = {"inputs": inputs, "profile": profile.to_dict()}
+        stack.enter_context(
+            stage_folder(arguments.output, process, fresh=fresh, configuration=configuration)
+        )
         published = profile.selection.name == "published"
         stars = hundred = dataset.train.iron_rich_hundred()
         if published:
@@ -61,12 +77,8 @@ def main() -> None:
                 settings,
                 process,
                 output,
-                inputs={
-                    "stage": 3,
-                    "data": describe_data(dataset),
-                    "checkpoint": str(arguments.checkpoint),
-                },
-                resume=not arguments.no_resume,
+                inputs=inputs,
+                resume=not fresh,
                 extensible=False,  # the epoch is chosen among all of them
             )
             return model, [row["val_loss"] for row in history]
@@ -98,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,6 +10,7 @@ otherwise. The network lies in OUTPUT/selected.
 import dataclasses
 import json
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -21,7 +22,9 @@ from stellarperceptron.training.stages import (
     five_folds,
     label_columns,
     mark_complete,
+    run_script,
     stage_arguments,
+    stage_folder,
 )
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import process_group
@@ -31,10 +34,9 @@ def main() -> None:
     """Arguments, data, folds, network, run, selection."""
     arguments = stage_arguments(__file__, __doc__, needs_checkpoint=False)
     profile, output = arguments.profile_settings, arguments.output
-    with (
-        process_group(arguments.device) as process,
-        SpectraDataset.open(arguments.data) as dataset,
-    ):
+    with ExitStack() as stack:
+        process = stack.enter_context(process_group(arguments.device))
+        dataset = stack.enter_context(SpectraDataset.open(arguments.data))
         if process.world_size > 1:
             raise ValueError("a hundred stars keep one process busy: start the baseline in one")
         (label,), (column,) = profile.data.labels, label_columns(dataset, profile)
@@ -45,6 +47,10 @@ def main() -> None:
 
         hundred = read(dataset.train, dataset.train.iron_rich_hundred())
         inputs = {"stage": "baseline", "data": describe_data(dataset)}
+        configuration = {"inputs": inputs, "profile": profile.to_dict()}
+        stack.enter_context(
+            stage_folder(output, process, fresh=arguments.no_resume, configuration=configuration)
+        )
 
         def train(rows, validation, folder, epochs=profile.training.epochs):
             options = dataclasses.replace(profile.training, epochs=epochs)
@@ -90,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

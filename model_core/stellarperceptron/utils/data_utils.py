@@ -16,6 +16,9 @@ from stellarperceptron.utils.locks import FileLock, machine
 
 __all__ = ["atomic_output", "check_output_file", "check_output_folder"]
 
+# The disk, the user's share of it, or the size of a file.
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+
 
 def _remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
@@ -176,11 +179,13 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
             yield temporary
             _replace(temporary, path, path.with_name(f"{unique}.previous"))
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in _FULL:
                 raise
             need = f"{expected_bytes / 1e9:.2f} GB" if expected_bytes else "more space"
             raise OSError(
-                errno.ENOSPC, f"the disk is full: {path} needs {need}; nothing was written"
+                errno.ENOSPC,
+                f"the disk is full, or a limit is reached ({error.strerror}): {path} needs {need}; "
+                "nothing was written",
             ) from error
         finally:
             _remove(own)
