@@ -99,7 +99,7 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(command_line)
     if options.local_sas is None:
         parser.error(f"give --local-sas DIR, or set {SAS_VARIABLE}")
-    options.local_sas = Path(options.local_sas)
+    options.local_sas = Path(options.local_sas).expanduser()
     try:
         check_output_file(options.output)
     except OSError as error:

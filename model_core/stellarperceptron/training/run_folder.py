@@ -117,7 +117,7 @@ class RunFolder:
         FileExistsError
             There is one: it would be mixed up with those of the training to come.
         """
-        if used := [*self._epochs(), *self._others()]:
+        if used := [*self._others(), *self._epochs()]:
             raise FileExistsError(
                 f"{self.path} holds the checkpoint {used[-1].name} of an earlier training: give "
                 "resume=True to go on from it, or choose another folder"
