@@ -20,6 +20,10 @@ __all__ = ["atomic_output", "check_output_file", "check_output_folder"]
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 
 
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
+
+
 def _remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
@@ -162,8 +166,8 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
         if free < expected_bytes:
             raise OSError(
                 errno.ENOSPC,
-                f"{path} needs {expected_bytes / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB "
-                "free: make room or choose another folder",
+                f"{path} needs {_size(expected_bytes)}, but its disk has {_size(free)} free: make "
+                "room or choose another folder",
             )
     with (
         FileLock(path.with_name(f".{path.name}.lock"), f"{path}, which is being written,") as lock,
@@ -181,7 +185,7 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            need = f"{expected_bytes / 1e9:.2f} GB" if expected_bytes else "more space"
+            need = _size(expected_bytes) if expected_bytes else "more space"
             raise OSError(
                 errno.ENOSPC,
                 f"the disk is full, or a limit is reached ({error.strerror}): {path} needs {need}; "

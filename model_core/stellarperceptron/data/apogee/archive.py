@@ -207,6 +207,8 @@ def _open_part(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"{path} may not be read: {error.strerror}") from error
     except (OSError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it and make it anew") from error
 

@@ -148,6 +148,8 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
             # ASPCAPFLAG and APOGEE_ID are found whatever their case.
             available = {column.name.upper(): column for column in columns}
             dtype = columns.dtype.newbyteorder(">")
+    except PermissionError:
+        raise
     except (OSError, TypeError, ValueError, LookupError, AttributeError, VerifyError) as error:
         raise ValueError(f"{path} is no FITS table or is damaged ({error}): {remedy}") from error
     missing = [name for name in (*names, *label_columns) if name not in available]
