@@ -45,8 +45,9 @@ from stellarperceptron.evaluation.real_stars import (
 )
 from stellarperceptron.training.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, check_output_folder
 from stellarperceptron.utils.plotting import COLORS, LABEL_SYMBOLS, save_figure, use_style
+from stellarperceptron.utils.tables import escaped
 
 RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the figures
 
@@ -81,9 +82,10 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     script, output = Path(__file__).name, arguments.output
-    for name in ("complete", "failures.csv"):
-        (output / name).unlink(missing_ok=True)
     try:
+        check_output_folder(output)
+        for name in ("complete", "failures.csv"):
+            (output / name).unlink(missing_ok=True)
         part = pixel_range(arguments.pixels, len(APOGEE_WAVELENGTH))
         model = StellarPerceptron.load(
             resolve_checkpoint(arguments.checkpoint), device=arguments.device
@@ -97,7 +99,8 @@ def main() -> None:
     report(table)
     if failures:
         with atomic_output(output / "failures.csv") as temporary:
-            pd.DataFrame(failures, columns=["file", "reason"]).to_csv(temporary, index=False)
+            failed = pd.DataFrame(failures, columns=["file", "reason"])
+            escaped(failed).to_csv(temporary, index=False)
         reasons = "\n".join(f"  {reason}" for _, reason in failures)
         sys.exit(f"{script}: {len(failures)} of {len(files)} files could not be used:\n{reasons}")
     (output / "complete").touch()
@@ -171,13 +174,17 @@ def finish(
         name = rows[-1]["star"].replace("/", "_")
         if name in names:  # another visit of the same star
             name = f"{name}_{path.stem}"
+        first, number = name, 1
+        while name in names:  # files of one name in several folders
+            number += 1
+            name = f"{first}_{number}"
         names.add(name)
         save_figure(draw(rows[-1], spectrum, flux, comparison), output / f"{name}.png")
     columns = ["star", "file", "kind", "snr", "good_pixels", *predicted.columns, "class"]
     columns += ["rv_TEFF", "rv_LOGG", "rv_FE_H", "rv_class", "broadening", "emulator_rms"]
     table = pd.DataFrame(rows, columns=columns)
     with atomic_output(output / "predictions.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        escaped(table).to_csv(temporary, index=False, float_format="%.6g")
     return table
 
 

@@ -299,6 +299,11 @@ def test_all_mistakes_in_a_profile_are_named(tmp_path, text, named):
     assert all(name in str(error.value) for name in named)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_profile(tmp_path):
+    (tmp_path / "p.toml").write_bytes(b"\xef\xbb\xbf[training]\r\nepochs = 3\r\n")
+    assert read_profile(tmp_path / "p.toml").training.epochs == 3
+
+
 def test_overrides_win_and_are_checked(tmp_path):
     (tmp_path / "p.toml").write_text("[training]\nepochs = 3")
     profile = read_profile(

@@ -321,7 +321,7 @@ def read_profile(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Prof
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none"
         raise FileNotFoundError(f"there is no profile {path}; known are {known}")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
     problems: list[str] = []

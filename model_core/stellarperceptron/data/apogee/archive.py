@@ -25,6 +25,7 @@ from stellarperceptron.data.apogee.selection import ALL_ZERO, MISSING, Selection
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, VALID_FLUX
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SurveyWriter
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.tables import plain_text
 
 __all__ = [
     "PART_STARS",
@@ -381,4 +382,5 @@ def write_rejected(path: str | os.PathLike, plan: Plan, selection: Selection) ->
             except ValueError:
                 location = ""
             telescope, field, name = (part.decode("ascii", "replace") for part in names)
-            table.writerow([stars.row[i], name, telescope, field, location, reason])
+            texts = map(plain_text, (name, telescope, field, location, reason))
+            table.writerow([stars.row[i], *texts])
