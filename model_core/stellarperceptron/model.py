@@ -85,7 +85,7 @@ class StellarPerceptron(StellarPerceptronBase):
     # --- what goes in ----------------------------------------------------------------------
 
     def _check_wavelengths(self, wavelengths, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-        wavelengths = np.asarray(wavelengths, dtype=np.float64)
+        wavelengths = np.array(wavelengths, dtype=np.float64)  # writable, as PyTorch wants it
         if wavelengths.shape not in shapes:
             expected = " or ".join(map(str, shapes))
             raise ValueError(f"wavelengths have shape {wavelengths.shape}, expected {expected}")
@@ -402,6 +402,8 @@ class StellarPerceptron(StellarPerceptronBase):
         """
         one_of("combine", combine, _COMBINATIONS)
         labels, label_tokens = self._label_tokens(labels)
+        if isinstance(spectra, Tensor):
+            spectra = spectra.detach().cpu().numpy()
         if len(np.shape(spectra)) != 2:
             raise ValueError(f"spectra have shape {np.shape(spectra)}, expected (stars, pixels)")
         stars, n = np.shape(spectra)
