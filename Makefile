@@ -55,7 +55,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Complete steps are not run again. A stage is complete once its folder has a file `complete`, any
-# other step once its output exists.
+# other step once its output exists. A stage whose starting point was retrained is retrained, too.
 RUN ?= runs/$(PROFILE)
 SURVEY := $(RUN)/survey.h5
 DATA ?= $(SURVEY)
@@ -101,12 +101,12 @@ $(STAGE_1)/complete: | $(DATA)
 
 $(STAGE_2)/complete: $(STAGE_1)/complete
 	$(TIMED) $(BIN)/python training/2_realfinetune_firsthalf/finetuningAPOGEE.py $(ARGUMENTS) \
-	  --checkpoint $(STAGE_1)
+	  --checkpoint $(STAGE_1) --retrain-if-stale
 	$(CHECK)
 
 $(STAGE_3)/complete: $(STAGE_2)/complete
 	$(TIMED) $(BIN)/python training/3_fefinetune_chunk/finetuningAPOGEE.py $(ARGUMENTS) \
-	  --checkpoint $(STAGE_2)
+	  --checkpoint $(STAGE_2) --retrain-if-stale
 	$(CHECK)
 
 $(BASELINE)/complete: | $(DATA)
@@ -119,7 +119,7 @@ published: $(INSTALLED) $(STAGE_3)_published/complete $(BASELINE)_published/comp
 
 $(STAGE_3)_published/complete: $(STAGE_2)/complete
 	$(TIMED) $(BIN)/python training/3_fefinetune_chunk/finetuningAPOGEE.py $(ARGUMENTS) \
-	  --checkpoint $(STAGE_2) --set selection.name=published
+	  --checkpoint $(STAGE_2) --retrain-if-stale --set selection.name=published
 	$(CHECK)
 
 $(BASELINE)_published/complete: | $(DATA)

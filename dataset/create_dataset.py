@@ -39,7 +39,8 @@ from stellarperceptron.data.apogee.dr17 import (
 from stellarperceptron.data.apogee.selection import Cut, Selection, catalogue_cuts, cut_table
 from stellarperceptron.data.apogee.spectra import VALID_FLUX
 from stellarperceptron.utils.arguments import positive
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, check_output_file
+from stellarperceptron.utils.locks import FileLock
 
 
 def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
@@ -99,9 +100,11 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(command_line)
     if options.local_sas is None:
         parser.error(f"give --local-sas DIR, or set {SAS_VARIABLE}")
-    options.local_sas = Path(options.local_sas)
-    if options.output.is_dir():
-        parser.error(f"--output {options.output} is a folder: give the name of a file")
+    options.local_sas = Path(options.local_sas).expanduser()
+    try:
+        check_output_file(options.output)
+    except OSError as error:
+        parser.error(f"--output: {error.strerror}")
     if (options.array_index is None) != (options.array_count is None):
         parser.error("--array-index and --array-count belong together")
     if options.array_index is not None:
@@ -185,6 +188,18 @@ def report(n_rows: int, cuts: list[Cut], selection: Selection, folder: Path) -> 
 
 
 def create(options: argparse.Namespace) -> None:
+    """Cut, read and merge, while no other run makes the same survey.
+
+    The tasks of an array share the parts; a run that merges has them for itself.
+    """
+    output = options.output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = output.with_name(f".{output.name}.parts.lock")
+    with FileLock(lock, f"{output}, which is being made,", shared=options.array_index is not None):
+        create_alone(options)
+
+
+def create_alone(options: argparse.Namespace) -> None:
     """Cut, read, merge."""
     absent = absent_files(options.absent)
     catalogue = read_catalogue(options.catalogue or options.local_sas / CATALOGUE)

@@ -27,6 +27,7 @@ from stellarperceptron.data.dataset import SurveyWriter
 from stellarperceptron.data.mock.survey import MockSurvey
 from stellarperceptron.data.survey_file import FORMAT_VERSION
 from stellarperceptron.labels import ALL_LABELS, PUBLISHED_LABELS, resolve_label_names
+from stellarperceptron.utils.data_utils import check_output_file
 
 SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
 
@@ -102,6 +103,7 @@ def main() -> None:
     begin = time.perf_counter()
     counts = {"train": args.stars, "test": args.test_stars}
     try:
+        check_output_file(args.output)
         survey = MockSurvey(args.seed, label_names=args.labels)
         chosen = {} if args.labels == PUBLISHED_LABELS else {"labels": args.labels}
         provenance = {

@@ -37,6 +37,7 @@ from stellarperceptron.utils.arguments import positive, positive_float
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, StoppedError
 
+LONGEST_CATALOGUE = 20_000_000_000  # bytes; the catalogue has 4 GB
 SAMPLE = 20  # files whose length is requested to estimate the total: they hardly differ
 GIVEN_UP_IN_A_ROW = 20  # failures after which the server counts as out of order
 
@@ -108,7 +109,7 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(command_line)
     if options.local_sas is None:
         parser.error(f"give --local-sas DIR, or set {SAS_VARIABLE}")
-    options.local_sas = Path(options.local_sas)
+    options.local_sas = Path(options.local_sas).expanduser()
     return options
 
 
@@ -121,7 +122,7 @@ def fetch_catalogue(archive: Archive, target: Path) -> None:
     with tqdm(
         total=size, initial=have, unit="B", unit_scale=True, desc="catalogue", disable=None
     ) as bar:
-        archive.fetch(CATALOGUE, target, bar.update)
+        archive.fetch(CATALOGUE, target, bar.update, most=LONGEST_CATALOGUE)
 
 
 def wanted_files(local_sas: Path, limit: int | None) -> tuple[list[str], list[tuple[str, str]]]:

@@ -48,7 +48,17 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     options.output = options.output or options.data.with_suffix(".png")
     if options.output.suffix != ".png":
         parser.error(f"--output {options.output} must end in .png")
+    if options.output.exists() and not is_picture(options.output):
+        parser.error(f"{options.output} is there and no picture: give another --output NAME.png")
     return options
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a PNG picture, which may be replaced."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def blocks(split: Split, kind: str, rows: np.ndarray, bar: tqdm) -> Iterator[np.ndarray]:

@@ -17,8 +17,9 @@ class ArchiveServer(ThreadingHTTPServer):
     `faults` holds for a path a list of what happens to its next requests: "cut" and "crawl" (half
     of the answer, then an end or silence), "stall", "html", "flip" (a wrong byte), "hang up" (after
     the answer), "shift" (a range that begins a byte late), "moved /path", or a status, with or
-    without seconds to wait ("503 0.2"). `ranges` is whether it knows ranges, `weak` whether its
-    tags are weak, so that only the date promises equal bytes.
+    without seconds to wait ("503 0.2"); "endless" and "endless 404" (bodies without an end), "drip"
+    (a byte at a time), "part" (a range, though all was asked for). `ranges` is whether it knows
+    ranges, `weak` whether its tags are weak, so that only the date promises equal bytes.
     `requests` holds what was asked for: method, path, range; `sent` the bytes of each path.
     """
 
@@ -65,6 +66,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.sent[self.path] += len(data)
             self.wfile.write(data)
 
+    def _pour(self, status, piece, pause):
+        """An answer without an end: pieces, with pauses, until the client has had enough."""
+        self.send_response(status)
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while not self.server.over.wait(pause):
+                self.wfile.write(piece)
+                self.server.sent[self.path] += len(piece)
+        except OSError:
+            pass
+
     def _answer(self, body):
         server, path = self.server, unquote(self.path).lstrip("/")
         asked = self.headers.get("Range")
@@ -73,13 +86,22 @@ class _Handler(BaseHTTPRequestHandler):
         faults = server.faults[path] if body else []
         fault = faults.pop(0) if faults else ""
         file = server.root / path
+        if fault.startswith("endless"):
+            return self._pour(int(fault[8:] or 200), bytes(1 << 16), 0)
+        if fault == "drip":
+            return self._pour(200, b"S", 0.02)
+        if fault == "part":
+            length = file.stat().st_size
+            return self._send(206, b"x" * 9, Content_Range=f"bytes {length - 9}-{length}/{length}")
         if fault[:3].isdecimal():
             status, _, wait = fault.partition(" ")
             return self._send(int(status), b"not now", **({"Retry_After": wait} if wait else {}))
         if fault == "html":
             return self._send(200, b"<html>We are sorry</html>" * 100)
         if fault.startswith("moved"):
-            return self._send(302, Location=fault.split()[1])
+            return self._send(
+                302, b"moved" * int(fault.endswith("long")) * 100_000, Location=fault.split()[1]
+            )
         if fault == "stall":
             server.over.wait(20)
             self.close_connection = True

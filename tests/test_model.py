@@ -468,3 +468,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 8.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_wavelengths_and_tensors_give_no_warning(model, spectra, wavelengths):
+    wavelengths.flags.writeable = False
+    spectra = np.where(np.isfinite(spectra), spectra, 1.0)
+    names = [f"syn_apogee{i}" for i in range(40)]
+    model.perceive(spectra[:, :16], names[:16], wavelengths[:16])
+    expected, given = (
+        model.predict(flux, wavelengths, ["TEFF"], names=names, progress=False)
+        for flux in (spectra, torch.from_numpy(spectra))
+    )
+    pd.testing.assert_frame_equal(given, expected)

@@ -94,7 +94,7 @@ class StellarPerceptron(StellarPerceptronBase):
     # --- what goes in ----------------------------------------------------------------------
 
     def _check_wavelengths(self, wavelengths, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-        wavelengths = np.asarray(wavelengths, dtype=np.float64)
+        wavelengths = np.array(wavelengths, dtype=np.float64)  # writable, as PyTorch wants it
         if wavelengths.shape not in shapes:
             expected = " or ".join(map(str, shapes))
             raise ValueError(f"wavelengths have shape {wavelengths.shape}, expected {expected}")
@@ -416,6 +416,8 @@ class StellarPerceptron(StellarPerceptronBase):
         """
         one_of("combine", combine, _COMBINATIONS)
         labels, label_tokens = self._label_tokens(labels)
+        if isinstance(spectra, Tensor):
+            spectra = spectra.detach().cpu().numpy()
         if len(np.shape(spectra)) != 2:
             raise ValueError(f"spectra have shape {np.shape(spectra)}, expected (stars, pixels)")
         stars, n = np.shape(spectra)
@@ -542,7 +544,7 @@ class StellarPerceptron(StellarPerceptronBase):
             Where logs and checkpoints go; None: nowhere.
         resume
             Go on from the newest checkpoint there, which may be that of a training with fewer
-            epochs.
+            epochs. False refuses a folder that has checkpoints.
         process
             See `utils.distributed.process_group`; None: alone, on this model's device.
         progress
@@ -610,7 +612,11 @@ class StellarPerceptron(StellarPerceptronBase):
                 "labels_crc32": zlib.crc32(data.labels.cpu().numpy().tobytes()),
             }
             folder = RunFolder(
-                checkpoint_folder, configuration, process.rank, grows="training.epochs"
+                checkpoint_folder,
+                configuration,
+                process.rank,
+                resume=resume,
+                grows="training.epochs",
             )
         history = train(
             self,

@@ -18,9 +18,12 @@ attention_shares.csv    share of attention on the tokens that respond most to a 
 """
 
 import argparse
+import errno
 import hashlib
 import itertools
 import json
+import math
+import shutil
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -55,6 +58,7 @@ from stellarperceptron.training.stages import require_same_instrument, resolve_c
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 
+RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memory [bytes]
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
 RANKINGS = ("response", "information")  # see `stellarperceptron.evaluation.response`
 RESPONSE_STARS = 64
@@ -169,12 +173,14 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
     }
     spread = model.standardizer.inverse_standardize_error(np.ones(len(wavelength)), tokens.names)
     path = arguments.output / "attention.h5"
-    with atomic_output(path) as temporary, h5py.File(temporary, "w") as file:
-        shape = (len(rows), len(labels), len(tokens.pixels))
+    shape = (len(rows), len(labels), len(tokens.pixels))
+    size = 2 * math.prod(shape) + RESERVE
+    with atomic_output(path, expected_bytes=size) as temporary, h5py.File(temporary, "w") as file:
         chunks = (min(64, shape[0]), *shape[1:])
         stored = file.create_dataset("attention", shape, "f2", chunks=chunks, compression="gzip")
 
         def store(rows: slice, batch: np.ndarray) -> None:
+            require_room(temporary.parent, 2 * batch.size + RESERVE, path)
             stored[rows] = batch
 
         attention = decoder_attention(
@@ -211,6 +217,19 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
         table.to_csv(temporary, index=False, float_format="%.5g")
     plain = table[(table.top == 0.05) & (table.group == "all") & table.label.isin(SHOWN)]
     print(plain.drop(columns=["group", "top"]).to_string(index=False, float_format="%.3g"))
+
+
+def require_room(folder: Path, n_bytes: int, path: Path) -> None:
+    """Stop before the disk is full: HDF5 cannot recover from a write that fails.
+
+    Raises
+    ------
+    OSError
+        There are fewer bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise OSError(errno.ENOSPC, f"{free} bytes are free beside {path}, {n_bytes} are needed")
 
 
 def respond(

@@ -49,8 +49,9 @@ from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label, resolve_label_names
 from stellarperceptron.training.stages import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, check_output_folder
 from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
+from stellarperceptron.utils.tables import escaped
 
 LABELS_PER_LINE = 6  # in the titles of the figures
 RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the figures
@@ -95,9 +96,10 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     script, output = Path(__file__).name, arguments.output
-    for name in ("complete", "failures.csv"):
-        (output / name).unlink(missing_ok=True)
     try:
+        check_output_folder(output)
+        for name in ("complete", "failures.csv"):
+            (output / name).unlink(missing_ok=True)
         part = APOGEE.pixel_range(arguments.pixels)
         model = StellarPerceptron.load(
             resolve_checkpoint(arguments.checkpoint), device=arguments.device
@@ -115,7 +117,8 @@ def main() -> None:
     report(table, labels)
     if failures:
         with atomic_output(output / "failures.csv") as temporary:
-            pd.DataFrame(failures, columns=["file", "reason"]).to_csv(temporary, index=False)
+            failed = pd.DataFrame(failures, columns=["file", "reason"])
+            escaped(failed).to_csv(temporary, index=False)
         reasons = "\n".join(f"  {reason}" for _, reason in failures)
         sys.exit(f"{script}: {len(failures)} of {len(files)} files could not be used:\n{reasons}")
     (output / "complete").touch()
@@ -204,7 +207,7 @@ def finish(
     columns += ["picture"]
     table = pd.DataFrame(rows, columns=columns)
     with atomic_output(output / "predictions.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        escaped(table).to_csv(temporary, index=False, float_format="%.6g")
     return table
 
 

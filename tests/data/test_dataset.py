@@ -301,7 +301,7 @@ def link_outside(file):
         (change_wavelength(lambda grid: grid * np.nan), "wavelength must hold finite numbers"),
         (change_wavelength(lambda grid: grid[::-1]), "in ascending order"),
         (change_wavelength(np.ones_like), "in ascending order"),
-        (link_outside, "lacks spectra"),
+        (link_outside, r"'observed' leads to another file \(other\.h5\)"),
     ],
 )
 def test_file_with_a_wrong_part_is_refused(survey_path, tmp_path, edit, message):

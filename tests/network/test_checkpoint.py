@@ -323,14 +323,14 @@ def test_folders_are_replaced_without_exchange_too(saved, model, monkeypatch):
 KILLED = """
 import os, signal, sys
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.network import checkpoint
+from stellarperceptron.network import tensor_files
 model = StellarPerceptron.load(sys.argv[1], device="cpu")
 model.epoch = 8
-save = checkpoint.torch.save
+save = tensor_files.torch.save
 def die(*arguments):
     save(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.torch.save = die
+tensor_files.torch.save = die
 model.save(sys.argv[1], overwrite=True)
 """
 

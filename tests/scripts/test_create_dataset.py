@@ -17,6 +17,7 @@ from stellarperceptron.data.apogee import archive as archive_parts
 from stellarperceptron.data.apogee.dr17 import CATALOGUE
 from stellarperceptron.data.apogee.spectra import VALID_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.utils.locks import FileLock
 
 FOLDER = ROOT / "dataset"
 REASONS = {
@@ -239,6 +240,22 @@ def few(tmp_path):
     made.root = tmp_path / "sas"
     made.options = ["--local-sas", str(made.root), "--output", str(tmp_path / "out" / "d.h5")]
     return made
+
+
+def test_of_two_runs_on_one_output_the_second_says_so(script, few):
+    """Tasks of an array share the parts; one that merges has them alone."""
+    lock = few.root.parent / "out" / ".d.h5.parts.lock"
+    lock.parent.mkdir()
+    task = [*few.options, "--array-index", "0", "--array-count", "1"]
+    with FileLock(lock, "d.h5"):
+        for options in (few.options, [*few.options, "--merge"], task):
+            with pytest.raises(SystemExit, match=r"d\.h5, which is being made, is in use by proc"):
+                script.main(options)
+    with FileLock(lock, "d.h5", shared=True):
+        with pytest.raises(SystemExit, match="is in use by"):
+            script.main(few.options)
+        script.main(task)
+    assert (lock.parent / "d.h5.parts" / "part_00000.h5").is_file()
 
 
 def test_bad_file_that_was_replaced_is_read_again(script, few):

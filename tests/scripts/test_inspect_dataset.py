@@ -136,3 +136,14 @@ def test_no_data_is_said(script, tmp_path):
 def test_scripts_beside_it_find_pythons_own_inspect():
     """A script named inspect.py would take the place of Python's module in all scripts there."""
     assert not (SCRIPT.parent / "inspect.py").exists()
+
+
+def test_a_survey_is_never_replaced_by_its_plots(script, tmp_path, capsys):
+    path = write_apogee(tmp_path / "survey.png")
+    content = path.read_bytes()
+    with pytest.raises(SystemExit):
+        script.main([str(path)])
+    assert "is there and no picture" in capsys.readouterr().err
+    assert path.read_bytes() == content
+    script.main([str(path), "--output", str(tmp_path / "plots.png")])
+    script.main([str(path), "--output", str(tmp_path / "plots.png")])  # a picture may be

@@ -22,7 +22,8 @@ from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.training import loop
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run_folder import RunFolder
-from stellarperceptron.training.tasks import TrainingError, train
+from stellarperceptron.training.step import Trainer
+from stellarperceptron.training.tasks import PerceptronTask, TrainingError, train
 from stellarperceptron.utils.distributed import Process
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -299,83 +300,56 @@ def test_metrics_and_logs(tmp_path):
     assert "effective batch 8" in (tmp_path / "run" / "training.log").read_text()
 
 
-def test_a_nan_stops_training_and_names_the_last_checkpoint(tmp_path):
-    model = make_model()
+def test_a_nan_stops_training_and_names_the_last_checkpoint(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run", {})
-    train_here(model, folder=folder, epochs=1)
-    with torch.no_grad():
-        model.torch_model.torch_decoder.decoder_out.bias.fill_(torch.nan)
-    with pytest.raises(TrainingError, match=r"NaN since epoch 1, batch 1; .*epoch_1"):
-        train_here(model, folder=folder, epochs=2, resume=False)
-
-
-def test_another_configuration_is_refused(tmp_path):
-    RunFolder(tmp_path / "run", {"batch_size": 8, "seed": 1})
-    RunFolder(tmp_path / "run", {"batch_size": 8, "seed": 1})
-    with pytest.raises(ValueError, match=r"\(batch_size: 8 -> 16\)"):
-        RunFolder(tmp_path / "run", {"batch_size": 16, "seed": 1})
-
-
-def test_differing_entries_are_named_alone(tmp_path):
-    RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 1, "seed": 1}}})
-    with pytest.raises(ValueError, match=r"\(profile\.training\.epochs: 1 -> 2\)"):
-        RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 2, "seed": 1}}})
-
-
-def test_epochs_may_be_added_to_a_run(tmp_path):
-    whole, parts = make_model(), make_model()
-    train_here(whole, folder=RunFolder(tmp_path / "whole", {"epochs": 3}), epochs=3)
-    train_here(make_model(), folder=RunFolder(tmp_path / "run", {"epochs": 1}), epochs=1)
-    (tmp_path / "run" / "complete").touch()
-    folder = RunFolder(tmp_path / "run", {"epochs": 3}, grows="epochs")
-    assert not (tmp_path / "run" / "complete").exists()
-    assert len(train_here(parts, folder=folder, epochs=3)) == 3
-    for name, tensor in whole.torch_model.state_dict().items():
-        assert torch.equal(parts.torch_model.state_dict()[name], tensor), name
-
-
-@pytest.mark.parametrize(
-    ("new", "fixed", "message"),
-    [
-        ({"epochs": 1, "seed": 1}, "", r"epochs: 2 -> 1\)"),
-        ({"epochs": 3, "seed": 2}, "", r"epochs: 2 -> 3; seed: 1 -> 2\)"),
-        ({"epochs": 3, "seed": 1}, "one cosine", r"remove this one \(one cosine\)"),
-    ],
-)
-def test_nothing_else_may_change(tmp_path, new, fixed, message):
-    RunFolder(tmp_path / "run", {"epochs": 2, "seed": 1})
-    with pytest.raises(ValueError, match=message):
-        RunFolder(tmp_path / "run", new, grows="epochs", fixed=fixed)
-
-
-def test_starting_anew_forgets_the_training_before(tmp_path):
-    folder = RunFolder(tmp_path / "run", {"seed": 1})
-    train_here(make_model(), folder=folder, epochs=2)
-    folder = RunFolder(tmp_path / "run", {"seed": 2}, fresh=True)
-    assert folder.newest_checkpoint() is None
     train_here(make_model(), folder=folder, epochs=1)
-    assert folder.newest_checkpoint() == tmp_path / "run" / "epoch_1"
+    load = PerceptronTask.load
+
+    def load_diverged(self, path):
+        state = load(self, path)
+        with torch.no_grad():
+            self.network.torch_decoder.decoder_out.bias.fill_(torch.nan)
+        return state
+
+    monkeypatch.setattr(PerceptronTask, "load", load_diverged)
+    with pytest.raises(TrainingError, match=r"NaN since epoch 2, batch 1; .*epoch_1"):
+        train_here(make_model(), folder=folder, epochs=2)
 
 
-def test_a_finished_training_knows_its_epochs(tmp_path):
+@pytest.mark.parametrize("last_batch", [15, 16])
+def test_a_last_step_that_diverges_is_not_saved(tmp_path, monkeypatch, last_batch):
+    """Its loss, that of the weights before the step, is a good one."""
+    taken, train_batch = [], Trainer.train_batch
+
+    def diverging(self, batch):
+        stepped = train_batch(self, batch)
+        taken.append(stepped)
+        if len(taken) == last_batch:
+            if last_batch == 15:  # interrupted right after the step
+                os.kill(os.getpid(), signal.SIGTERM)
+            with torch.no_grad():
+                self.network.torch_decoder.decoder_out.bias.fill_(torch.inf)
+        return stepped
+
+    monkeypatch.setattr(Trainer, "train_batch", diverging)
     folder = RunFolder(tmp_path / "run", {})
-    train_here(make_model(), folder=folder, epochs=2)
-    again = make_model()
-    assert len(train_here(again, folder=folder, epochs=2)) == 2
-    assert again.epoch == 2
+    message = r"diverged in epoch 2: torch_decoder\.decoder_out\.bias is not finite; .*epoch_1"
+    with pytest.raises(TrainingError, match=message):
+        train_here(make_model(), folder=folder, epochs=2)
+    assert not list(folder.path.glob("epoch_2")) + list(folder.path.glob("interrupted"))
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    model, folder = make_model(), RunFolder(tmp_path / "run", {})
-    train_here(model, folder=folder, epochs=1)
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="disk is full"):
-        train_here(model, folder=folder, epochs=2)
-    assert folder.newest_checkpoint() == tmp_path / "run" / "epoch_1"
+def test_ctrl_c_saves_as_a_termination_does(uninterrupted, tmp_path, monkeypatch):
+    kill = os.kill
+    monkeypatch.setattr(train_tiny.os, "kill", lambda pid, _: kill(pid, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "terminate_at=12")
+    state = torch.load(tmp_path / "interrupted" / "training_state.pt", weights_only=True)
+    assert (state["epoch"], state["batch"]) == (1, 4)
+    monkeypatch.undo()
+    assert run(tmp_path).returncode == 0
+    for name, tensor in weights(uninterrupted / "final").items():
+        assert torch.equal(weights(tmp_path / "final")[name], tensor), name
 
 
 # --- fit --------------------------------------------------------------------------------------
@@ -444,6 +418,21 @@ def test_fit_goes_on_with_more_epochs_and_on_the_same_stars_only(table, tmp_path
     table.loc[3, "TEFF"] += 1
     with pytest.raises(ValueError, match="labels_crc32"):
         make_model().fit(table, epochs=2, **options)
+
+
+def test_fit_refuses_a_used_folder_unless_it_may_go_on(table, tmp_path):
+    options = {
+        "outputs_name": LABELS,
+        "inputs_wavelength": np.append(WAVELENGTHS, [0, 0, 0]),
+        "checkpoint_folder": tmp_path / "run",
+        "batch_size": 16,
+    }
+    make_model().fit(table, epochs=1, **options)
+    configuration = (tmp_path / "run" / "configuration.json").read_text()
+    with pytest.raises(FileExistsError, match="resume=True"):
+        make_model().fit(table, epochs=2, **options)
+    assert (tmp_path / "run" / "configuration.json").read_text() == configuration
+    assert len(make_model().fit(table, epochs=2, resume=True, **options)) == 2
 
 
 def test_standardization_file_may_have_any_name(table, tmp_path):

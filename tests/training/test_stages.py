@@ -1,27 +1,34 @@
 """The numbered scripts, end to end at toy size, and what their profiles say."""
 
 import json
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from chain import STAGES, TRAINING, run_here, script, stage
+from chain import ROOT, STAGES, TRAINING, run_here, script, stage
 
 from stellarperceptron import ModelConfig, StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.checkpoint import weights_sha256
 from stellarperceptron.training.profiles import STAGES as SECTIONS
 from stellarperceptron.training.profiles import find_profile, read_profile
 from stellarperceptron.training.stages import (
     five_folds,
+    mark_complete,
     new_model,
     read_stars,
     require_labels,
     require_same_instrument,
     resolve_checkpoint,
     split_rows,
+    stage_folder,
 )
+from stellarperceptron.utils.distributed import Process
+from stellarperceptron.utils.locks import BusyError
 
 FOLDER = TRAINING / "profiles"
 PROFILES = ("smoke", "laptop", "laptop_pixel", "paper", "gpu")
@@ -73,7 +80,8 @@ def test_folds_choose_the_epoch_within_the_hundred(chain, survey, tmp_path):
     stage(3, survey, tmp_path / "3", "--checkpoint", chain / "2", *folds)
     names = {path.name for path in (tmp_path / "3").iterdir()}
     folds = {f"fold_{i}" for i in range(1, 6)}
-    assert names == {"all_hundred", "complete", "selected", "selection.json"} | folds
+    others = {"all_hundred", "complete", "configuration.json", "selected", "selection.json"}
+    assert names == others | folds
     content = json.loads((tmp_path / "3" / "selection.json").read_text())
     assert content["epoch"] == 1 + int(np.argmin(content["validation_loss"]))
 
@@ -165,6 +173,122 @@ def test_missing_checkpoint_names_the_command(tmp_path, survey):
     assert "run the stage before" in result.stderr
 
 
+# --- whose results they are -------------------------------------------------------------------
+
+
+@pytest.fixture
+def stages_1_and_2(chain, tmp_path):
+    """Copies of the first two stages; gives a function that runs stage 2 here."""
+    for name in ("1", "2"):
+        shutil.copytree(chain / name, tmp_path / name)
+
+    def run(data, *more, start="1"):
+        arguments = ("--data", data, "--output", tmp_path / "2", "--checkpoint", tmp_path / start)
+        return run_here(
+            f"training/{STAGES[2]}",
+            *("--profile", "smoke", *arguments, "--set", "training.epochs=1", *more),
+        )
+
+    return run
+
+
+def train_stage_1_again(folder):
+    """As with another seed: other weights under the same path."""
+    model = StellarPerceptron.load(folder / "epoch_1", device="cpu")
+    with torch.no_grad():
+        model.torch_model.torch_decoder.decoder_out.bias.add_(0.5)
+    model.save(folder / "new")
+    shutil.copy(folder / "new" / "weights.pt", folder / "epoch_1" / "weights.pt")
+    return weights_sha256(folder / "epoch_1")
+
+
+def test_other_weights_to_start_from_are_noticed(stages_1_and_2, survey, tmp_path):
+    sha256 = train_stage_1_again(tmp_path / "1")
+    message = stages_1_and_2(survey)
+    assert "belongs to another configuration (inputs.checkpoint_sha256" in message
+    assert "--no-resume trains this stage anew" in message
+    assert "Traceback" not in message and (tmp_path / "2" / "complete").exists()
+    before = weights_sha256(tmp_path / "2" / "epoch_1")
+    assert stages_1_and_2(survey, "--retrain-if-stale") is None
+    configuration = json.loads((tmp_path / "2" / "configuration.json").read_text())
+    assert configuration["inputs"]["checkpoint_sha256"] == sha256
+    assert weights_sha256(tmp_path / "2" / "epoch_1") != before
+    assert (tmp_path / "2" / "complete").exists()
+
+
+def test_equal_weights_elsewhere_are_not_trained_anew(stages_1_and_2, survey, tmp_path):
+    (tmp_path / "1").rename(tmp_path / "moved")
+    before = weights_sha256(tmp_path / "2" / "epoch_1")
+    assert stages_1_and_2(survey, "--retrain-if-stale", start="moved") is None
+    assert weights_sha256(tmp_path / "2" / "epoch_1") == before
+    assert "going on from" in (tmp_path / "2" / "training.log").read_text().splitlines()[-2]
+
+
+def test_make_retrains_what_follows():
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    stale = [line for line in lines if "--checkpoint $(STAGE_" in line and "retrain" in line]
+    assert len(stale) == 3  # stages 2 and 3, and stage 3 as published
+    assert "$(STAGE_2)/complete: $(STAGE_1)/complete" in lines  # newer than: anew
+
+
+ALONE = Process(0, 1, torch.device("cpu"))
+
+
+def test_a_stage_that_starts_anew_is_not_complete(tmp_path):
+    (tmp_path / "selected").mkdir()
+    (tmp_path / "complete").touch()
+    with stage_folder(tmp_path, ALONE, fresh=False, configuration={"seed": 0}):
+        assert not (tmp_path / "complete").exists()  # whose was it?
+        mark_complete(tmp_path, ALONE)
+    with stage_folder(tmp_path, ALONE, fresh=False, configuration={"seed": 0}):
+        assert (tmp_path / "complete").exists()
+    other = pytest.raises(ValueError, match="belongs to another configuration")
+    with other, stage_folder(tmp_path, ALONE, fresh=False, configuration={"seed": 5}):
+        pass
+    assert (tmp_path / "complete").exists() and (tmp_path / "selected").exists()
+    with stage_folder(tmp_path, ALONE, fresh=True, configuration={"seed": 5}):
+        assert not (tmp_path / "complete").exists() and not (tmp_path / "selected").exists()
+
+
+def test_a_stage_has_its_folder_for_itself(tmp_path):
+    with (
+        stage_folder(tmp_path, ALONE, fresh=False),
+        pytest.raises(BusyError, match=f"in use by process {os.getpid()} on"),
+        stage_folder(tmp_path, ALONE, fresh=True),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "nothing.h5"), "nothing.h5: there is no such file"),
+        (("--threads", "0"), "--threads: 0 is not at least 1"),
+        (("--seed", str(2**32)), "--seed: 4294967296 is not within 0 and 4294967295"),
+        (("--seed", "5"), "belongs to another configuration (profile.training.seed: 0 -> 5)"),
+        (("--device", "mps"), "device mps: PyTorch finds no Metal"),
+        (("--device", "xpu"), "device 'xpu' is none of auto, cpu"),
+        (("--output", "FILE"), "file is a file: give the name of a folder"),
+        ("damaged", "configuration.json is damaged"),
+    ],
+)
+def test_wrong_input_ends_with_one_line(chain, survey, tmp_path, capsys, arguments, message):
+    shutil.copytree(chain / "1", tmp_path / "1")
+    (tmp_path / "file").touch()
+    if arguments == "damaged":
+        file = tmp_path / "1" / "configuration.json"
+        file.write_text(file.read_text()[:100])
+        arguments = ()
+    given = {"--data": survey, "--output": tmp_path / "1", "--profile": "smoke"}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    given = {key: tmp_path / "file" if value == "FILE" else value for key, value in given.items()}
+    pairs = [text for pair in given.items() for text in pair]
+    ended = run_here(f"training/{STAGES[1]}", *pairs, "--set", "training.epochs=1")
+    said = ended if isinstance(ended, str) else capsys.readouterr().err.splitlines()[-1]
+    assert message in said and "\n" not in said
+
+
 # --- profiles ---------------------------------------------------------------------------------
 
 
@@ -231,6 +355,11 @@ def test_mistakes_name_the_stage(tmp_path):
     path.write_text("[stage1.training]\nepochs = 3\n[stage_1.data]")
     with pytest.raises(ValueError, match=r"unknown stage 'stage1' \(nearest known: stage_1"):
         read_profile(path, "stage_1")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_profile(tmp_path):
+    (tmp_path / "p.toml").write_bytes(b"\xef\xbb\xbf[training]\r\nepochs = 3\r\n")
+    assert read_profile(tmp_path / "p.toml").training.epochs == 3
 
 
 def test_overrides_win_and_are_checked(tmp_path):

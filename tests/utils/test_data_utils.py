@@ -1,12 +1,20 @@
 """Outputs appear whole or not at all, and never in the place of something else."""
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils import locks
+from stellarperceptron.utils.data_utils import (
+    atomic_output,
+    check_output_file,
+    check_output_folder,
+)
+from stellarperceptron.utils.locks import BusyError
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -49,18 +57,94 @@ def test_too_little_room_is_said_beforehand(tmp_path):
         path.write_text("never reached")
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
-    code = """
-import os, sys
+WRITER = """
+import sys, time
 from stellarperceptron.utils.data_utils import atomic_output
 with atomic_output(sys.argv[1]) as temporary:
     temporary.write_text("half")
-    os.kill(os.getpid(), 9)
+    print("writing", flush=True)
+    sys.stdin.read()
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")])
-    (leftover,) = tmp_path.iterdir()
-    living = tmp_path / leftover.name.replace(leftover.name.split(".")[-2], str(os.getppid()))
-    living.write_text("of a process that still writes")
+
+
+@contextmanager
+def writer(path):
+    """A process that has written half of `path` and waits for the end of its input."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "writing\n", process.stderr.read()
+        yield process
+        if process.poll() is None:
+            process.communicate("")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_what_ended_processes_left_is_removed(tmp_path, stop):
+    with writer(tmp_path / "a.txt") as process:
+        process.send_signal(stop)
+        process.wait()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert bool(left) == (stop == signal.SIGKILL)
+    foreign = tmp_path / "a.txt.another-machine.0123456789abcdef.partial"
+    foreign.mkdir()
     with atomic_output(tmp_path / "a.txt") as temporary:
         temporary.write_text("whole")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.txt", living.name])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", foreign.name]
+
+
+def test_of_two_writers_the_second_says_who_the_first_is(tmp_path):
+    with writer(tmp_path / "a.txt") as process:
+        with (
+            pytest.raises(BusyError, match=f"a.txt.*in use by process {process.pid} on .* since"),
+            atomic_output(tmp_path / "a.txt") as temporary,
+        ):
+            temporary.write_text("never")
+        process.communicate("")
+    assert (tmp_path / "a.txt").read_text() == "half"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_equal_process_numbers_do_not_share_a_name(tmp_path, monkeypatch):
+    """As in two containers: without locks, and both of the same number."""
+    monkeypatch.setattr(locks, "_try_lock", lambda file, shared: False)
+    with atomic_output(tmp_path / "a.txt") as one:
+        one.write_text("half")
+        with atomic_output(tmp_path / "a.txt") as other:
+            assert one != other
+            other.write_text("whole")
+        assert one.read_text() == "half"
+        assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_folder_set_aside_by_a_killed_process_comes_back(tmp_path):
+    aside = tmp_path / f"epoch_1.{locks.machine()}.0123456789abcdef.previous"
+    aside.mkdir()
+    (aside / "weights.pt").write_text("the only ones")
+    with pytest.raises(ValueError), atomic_output(tmp_path / "epoch_1"):
+        raise ValueError
+    assert (tmp_path / "epoch_1" / "weights.pt").read_text() == "the only ones"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_outputs_of_the_wrong_kind_are_refused_beforehand(tmp_path, kind):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    check, path = (
+        (check_output_folder, tmp_path / "file")
+        if kind == "file"
+        else (check_output_file, tmp_path / "folder")
+    )
+    with pytest.raises(OSError, match=f"is a {kind}: give the name of a"):
+        check(path)
+    with pytest.raises(NotADirectoryError, match="file is no folder"):
+        check(tmp_path / "file" / "a" / "b")
+    check_output_file(tmp_path / "new" / "file")
+    check_output_folder(tmp_path / "new" / "folder")
+
+
+def test_someone_elses_folder_is_refused_beforehand(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    for check in (check_output_file, check_output_folder):
+        with pytest.raises(PermissionError, match="someone else"):
+            check(tmp_path / "new")

@@ -14,8 +14,10 @@ from stellarperceptron.training.stages import (
     new_model,
     place_stars,
     read_stars,
+    run_script,
     split_rows,
     stage_arguments,
+    stage_folder,
     train_stage,
 )
 from stellarperceptron.utils.distributed import process_group
@@ -28,6 +30,7 @@ def main() -> None:
     with (
         process_group(arguments.device) as process,
         SpectraDataset.open(arguments.data) as dataset,
+        stage_folder(arguments.output, process, fresh=arguments.no_resume),
     ):
         model = new_model(dataset, profile, process.device)
         stars = read_stars(dataset, profile)
@@ -49,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

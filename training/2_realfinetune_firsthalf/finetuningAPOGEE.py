@@ -8,13 +8,17 @@ Several GPUs: the same behind `torchrun --nproc-per-node=4`.
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.network.checkpoint import weights_sha256
 from stellarperceptron.training.stages import (
     describe_data,
     mark_complete,
     place_stars,
     read_stars,
+    run_script,
     split_rows,
     stage_arguments,
+    stage_folder,
+    starts_anew,
     train_stage,
 )
 from stellarperceptron.utils.distributed import process_group
@@ -24,9 +28,12 @@ def main() -> None:
     """Arguments, data, model, run."""
     arguments = stage_arguments(__file__, __doc__, "stage_2", needs_checkpoint=True)
     profile = arguments.profile_settings
+    sha256 = weights_sha256(arguments.checkpoint)
+    fresh = starts_anew(arguments, sha256)
     with (
         process_group(arguments.device) as process,
         SpectraDataset.open(arguments.data) as dataset,
+        stage_folder(arguments.output, process, fresh=fresh),
     ):
         # Pixels keep the names, the embedding row and the standardization of the synthetic ones:
         # what the model knows about a flux at a wavelength is what fine-tuning starts from.
@@ -45,11 +52,12 @@ def main() -> None:
                 "stage": 2,
                 "data": describe_data(dataset),
                 "checkpoint": str(arguments.checkpoint),
+                "checkpoint_sha256": sha256,
             },
-            resume=not arguments.no_resume,
+            resume=not fresh,
         )
         mark_complete(arguments.output, process)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -9,18 +9,23 @@ the profile says otherwise; its checkpoint is OUTPUT/selected.
 
 import dataclasses
 import json
+from contextlib import ExitStack
 
 import numpy as np
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.network.checkpoint import weights_sha256
 from stellarperceptron.training.stages import (
     describe_data,
     five_folds,
     mark_complete,
     place_stars,
     read_stars,
+    run_script,
     stage_arguments,
+    stage_folder,
+    starts_anew,
     train_stage,
 )
 from stellarperceptron.utils.data_utils import atomic_output
@@ -34,10 +39,21 @@ def main() -> None:
     """Arguments, data, folds, model, run, selection."""
     arguments = stage_arguments(__file__, __doc__, "stage_3", needs_checkpoint=True)
     profile = arguments.profile_settings
-    with (
-        process_group(arguments.device) as process,
-        SpectraDataset.open(arguments.data) as dataset,
-    ):
+    sha256 = weights_sha256(arguments.checkpoint)
+    fresh = starts_anew(arguments, sha256)
+    with ExitStack() as stack:
+        process = stack.enter_context(process_group(arguments.device))
+        dataset = stack.enter_context(SpectraDataset.open(arguments.data))
+        inputs = {
+            "stage": 3,
+            "data": describe_data(dataset),
+            "checkpoint": str(arguments.checkpoint),
+            "checkpoint_sha256": sha256,
+        }
+        configuration = {"inputs": inputs, "profile": profile.to_dict()}
+        stack.enter_context(
+            stage_folder(arguments.output, process, fresh=fresh, configuration=configuration)
+        )
         published = profile.selection.name == "published"
         stars = iron_rich = dataset.train.iron_rich_stars()
         if published:
@@ -62,12 +78,8 @@ def main() -> None:
                 settings,
                 process,
                 output,
-                inputs={
-                    "stage": 3,
-                    "data": describe_data(dataset),
-                    "checkpoint": str(arguments.checkpoint),
-                },
-                resume=not arguments.no_resume,
+                inputs=inputs,
+                resume=not fresh,
                 extensible=False,  # the epoch is chosen among all of them
             )
             return model, [row["val_loss"] for row in history]
@@ -99,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

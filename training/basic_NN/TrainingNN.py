@@ -10,6 +10,7 @@ network is saved in OUTPUT/selected.
 import dataclasses
 import json
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from stellarperceptron.training.stages import (
     label_columns,
     label_names,
     mark_complete,
+    run_script,
     stage_arguments,
+    stage_folder,
 )
 from stellarperceptron.training.tasks import train_baseline
 from stellarperceptron.utils.data_utils import atomic_output
@@ -33,10 +36,9 @@ def main() -> None:
     """Arguments, data, folds, network, run, selection."""
     arguments = stage_arguments(__file__, __doc__, "baseline", needs_checkpoint=False)
     profile, output = arguments.profile_settings, arguments.output
-    with (
-        process_group(arguments.device) as process,
-        SpectraDataset.open(arguments.data) as dataset,
-    ):
+    with ExitStack() as stack:
+        process = stack.enter_context(process_group(arguments.device))
+        dataset = stack.enter_context(SpectraDataset.open(arguments.data))
         if process.world_size > 1:
             raise ValueError(
                 "the baseline trains on 100 stars in one process: start it without torchrun or srun"
@@ -49,6 +51,10 @@ def main() -> None:
 
         iron_rich = read(dataset.train, dataset.train.iron_rich_stars())
         inputs = {"stage": "baseline", "data": describe_data(dataset)}
+        configuration = {"inputs": inputs, "profile": profile.to_dict()}
+        stack.enter_context(
+            stage_folder(output, process, fresh=arguments.no_resume, configuration=configuration)
+        )
 
         def train(rows, validation, folder, epochs=profile.training.epochs):
             options = dataclasses.replace(profile.training, epochs=epochs)
@@ -95,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,7 +12,7 @@ __all__ = ["default_cache", "fetch_package"]
 def default_cache() -> Path:
     """Cache folder of the user for downloads and for files made from them."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "stellarperceptron" / "mock_survey"
+    return Path(base).expanduser() / "stellarperceptron" / "mock_survey"
 
 
 def fetch_package(

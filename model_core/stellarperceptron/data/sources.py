@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from stellarperceptron.data.own_data import own_dataset, own_group
 from stellarperceptron.data.survey_file import ERRORS, FORMAT_VERSION, KINDS, SPLITS
 from stellarperceptron.instruments import APOGEE, Instrument
 from stellarperceptron.labels import PUBLISHED_LABELS, label
@@ -111,6 +112,8 @@ def _open_hdf5(path: Path) -> Source:
     """Open a survey file; it stays open only when it is in order."""
     try:
         file = h5py.File(path, "r")
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"{path} may not be read: {error.strerror}") from error
     except OSError as error:
         raise DatasetError(f"{path} is no HDF5 file or is damaged ({error}): {REMEDY}") from error
     try:
@@ -146,11 +149,11 @@ def _read_layout(path: Path, file: h5py.File) -> Source:
     return Source(
         path,
         instrument=instrument,
-        wavelength=file["wavelength"][:].astype(np.float64),
+        wavelength=own_dataset(file, "wavelength", path)[:].astype(np.float64),
         label_names=label_names,
         label_units=label_units,
         provenance=json.loads(_text(file.attrs.get("provenance", "{}"))),
-        splits={name: _members(file[name]) for name in SPLITS},
+        splits={name: _members(own_group(file, name, path), path) for name in SPLITS},
         file=file,
     )
 
@@ -169,10 +172,14 @@ def _text(value: str | bytes) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def _members(group: h5py.Group) -> dict[str, h5py.Dataset]:
-    """Data sets of a group that hold their own data: a link into another file is not followed."""
-    own = [name for name in group if isinstance(group.get(name, getlink=True), h5py.HardLink)]
-    return {name: group[name] for name in own if isinstance(group[name], h5py.Dataset)}
+def _members(group: h5py.Group, path: Path) -> dict[str, h5py.Dataset]:
+    """Data sets of a group; links and data in other files are refused."""
+    links = {name: group.get(name, getlink=True) for name in group}
+    return {
+        name: own_dataset(group, name, path)
+        for name, link in links.items()
+        if not (isinstance(link, h5py.HardLink) and isinstance(group[name], h5py.Group))
+    }
 
 
 def _open_folder(path: Path) -> Source:
@@ -240,6 +247,8 @@ def _map_npy(path: Path) -> np.ndarray:
     """Map an array into memory; one with pickled objects is refused."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except PermissionError:
+        raise
     except (ValueError, EOFError, OSError) as error:
         raise DatasetError(
             f"{path} is damaged or no plain array ({error}): fetch it anew"

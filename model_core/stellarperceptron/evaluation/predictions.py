@@ -19,6 +19,7 @@ from astropy.io import fits
 from stellarperceptron.data.dataset import Split
 from stellarperceptron.evaluation.metrics import summarize
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.tables import escaped
 
 __all__ = [
     "about_predictions",
@@ -68,13 +69,13 @@ def write_predictions(table: pd.DataFrame, path: Path, about: Mapping[str, Any])
     with atomic_output(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
     with atomic_output(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
+        escaped(table).to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
 
 
 def about_predictions(path: Path) -> dict[str, Any]:
     """How predictions were made; empty where that was not written down."""
     file = path.with_suffix(".json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
 
 
 def predicted_labels(table: pd.DataFrame) -> list[str]:

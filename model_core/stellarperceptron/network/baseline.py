@@ -10,8 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from stellarperceptron.network.checkpoint import load_tensors, load_weights
+from stellarperceptron.network.checkpoint import (
+    load_weights,
+    require_finite,
+    require_replaceable,
+)
 from stellarperceptron.network.kernels.linear import Linear
+from stellarperceptron.network.tensor_files import load_tensors, save_tensors, tensor_bytes
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = ["BaselineNetwork"]
@@ -77,7 +82,7 @@ class BaselineNetwork(nn.Module):
         epoch: int | None = None,
         training_state: dict[str, Any] | None = None,
     ) -> None:
-        """Save a checkpoint, whole or not at all, replacing what stands there.
+        """Save a checkpoint, whole or not at all, in the place of an earlier one.
 
         Parameters
         ----------
@@ -88,7 +93,14 @@ class BaselineNetwork(nn.Module):
         epoch
             Epochs trained; None: those of the last `fit`.
         """
-        with atomic_output(folder) as temporary:
+        folder = Path(folder)
+        require_replaceable(folder)
+        weights = {
+            "model_state_dict": self.state_dict(),
+            "optimizer_state_dict": optimizer and optimizer.state_dict(),
+            "epoch": self.epoch if epoch is None else epoch,
+        }
+        with atomic_output(folder, expected_bytes=tensor_bytes(weights)) as temporary:
             temporary.mkdir()
             content = {
                 "network": "baseline",
@@ -96,14 +108,9 @@ class BaselineNetwork(nn.Module):
                 "label": self.label,
             }
             (temporary / "config.json").write_text(json.dumps(content), encoding="utf-8")
-            weights = {
-                "model_state_dict": self.state_dict(),
-                "optimizer_state_dict": optimizer and optimizer.state_dict(),
-                "epoch": self.epoch if epoch is None else epoch,
-            }
-            torch.save(weights, temporary / "weights.pt")
+            save_tensors(weights, temporary / "weights.pt")
             if training_state is not None:
-                torch.save(training_state, temporary / "training_state.pt")
+                save_tensors(training_state, temporary / "training_state.pt")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "BaselineNetwork":
@@ -115,13 +122,21 @@ class BaselineNetwork(nn.Module):
             The folder is no checkpoint of a baseline network.
         """
         folder = Path(folder)
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if content.get("network") != "baseline":
-            raise ValueError(f"{folder} is no checkpoint of a baseline network")
-        network = cls(content["pixels"], content["label"])
+        try:
+            content = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+            if content["network"] != "baseline":
+                raise ValueError("it is another network's")
+            pixels, label = int(content["pixels"]), str(content["label"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{folder} is no checkpoint of a baseline network: {error}") from error
         weights = load_tensors(folder / "weights.pt")
-        if not isinstance(weights, dict) or "model_state_dict" not in weights:
+        state = weights.get("model_state_dict") if isinstance(weights, dict) else None
+        if not isinstance(state, dict):
             raise ValueError(f"{folder / 'weights.pt'} holds no 'model_state_dict'")
+        if pixels > sum(tensor.numel() for tensor in state.values()):
+            raise ValueError(f"{folder / 'weights.pt'} has fewer weights than {pixels} pixels")
+        network = cls(pixels, label)
+        require_finite(weights["model_state_dict"], folder / "weights.pt")
         load_weights(network, weights["model_state_dict"], f"weights of {folder}")
         network.epoch = weights["epoch"]
         return network.eval()

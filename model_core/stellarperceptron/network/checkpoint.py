@@ -4,9 +4,10 @@
 does (Koblischke & Bovy 2024), so that folders can be exchanged both ways.
 """
 
+import glob
+import hashlib
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +17,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stellarperceptron.network.tensor_files import load_tensors, save_tensors, tensor_bytes
+from stellarperceptron.network.untrusted import (
+    check_array_archive,
+    check_network_size,
+    not_finite,
+)
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = [
     "Checkpoint",
-    "load_tensors",
     "load_weights",
     "read_checkpoint",
     "read_config",
     "read_embed_map",
+    "require_finite",
+    "require_replaceable",
+    "weights_sha256",
     "write_checkpoint",
 ]
 
 # What DistributedDataParallel and torch.compile put before parameter names.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+_FILES = {"config.json", "weights.pt", "embed_map.npz", "training_state.pt"}
+# What file browsers leave in folders.
+_DEBRIS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -69,13 +81,14 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     FileNotFoundError
         The folder is missing or is no checkpoint.
     ValueError
-        A file in it is damaged or holds more than tensors and plain values.
+        A file in it is damaged, holds more than tensors and plain values, or declares more than it
+        has; or weights are NaN or infinite.
     """
     folder = Path(folder)
     missing = [name for name in ("config.json", "weights.pt") if not (folder / name).is_file()]
     if missing:
         what = f"has no {' and no '.join(missing)}" if folder.is_dir() else "is not a folder"
-        set_aside = sorted(folder.parent.glob(f"{folder.name}.*.previous"))
+        set_aside = sorted(folder.parent.glob(f"{glob.escape(folder.name)}.*.previous"))
         hint = f"; a save was cut short, rename {set_aside[0]} to it" if set_aside else ""
         raise FileNotFoundError(f"{folder} is no checkpoint: it {what}{hint}")
     config = read_config(folder)
@@ -85,13 +98,16 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds no 'model_state_dict'")
     for name, tensor in state.items():
-        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        if not (isinstance(name, str) and dense and tensor.is_floating_point()):
+        plain = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if not (isinstance(name, str) and plain):
             raise ValueError(f"{path}: {name!r} is not the name of a plain tensor of numbers")
     epoch = weights.get("epoch") or 0
     if not isinstance(epoch, int):
         raise ValueError(f"{path}: epoch = {epoch!r} is no number")
     state = {_without_prefixes(name): tensor for name, tensor in state.items()}
+    require_finite(state, path)
+    tokens = len(config["tokenizer_config"]["vocabs"])
+    check_network_size(config["nn_config"], tokens, state, folder / "config.json")
     path = folder / "embed_map.npz"
     return Checkpoint(
         folder=folder,
@@ -120,7 +136,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     for name in ("nn_config", "tokenizer_config", "norm_config"):
@@ -134,22 +150,64 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def load_tensors(path: Path) -> Any:
-    """Read a file of tensors and plain values; anything else in it is refused, not executed.
+def weights_sha256(folder: str | os.PathLike) -> str:
+    """SHA-256 of a checkpoint's weights: of names, types, shapes and values, not of the file.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        See `load_tensors`.
+    """
+    path = Path(folder) / "weights.pt"
+    content = load_tensors(path)
+    state = content.get("model_state_dict") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds no 'model_state_dict'")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{_without_prefixes(name)} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def require_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Check that no weight is NaN or infinite.
 
     Raises
     ------
     ValueError
-        The file is damaged or holds more.
+        Names the first tensor with one.
     """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    if name := not_finite(weights):
         raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values, or is damaged"
-        ) from error
-    except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+            f"{path}: {name} has values that are NaN or infinite, as after a training that "
+            "diverged: use an earlier checkpoint"
+        )
+
+
+def require_replaceable(folder: Path, overwrite: bool = True) -> None:
+    """Check that a checkpoint may be written to a folder.
+
+    Raises
+    ------
+    FileExistsError
+        There is something else than a checkpoint, or files beside it; or a checkpoint, and
+        `overwrite` is False.
+    """
+    if not (folder.is_symlink() or folder.exists()):
+        return
+    if not (folder / "config.json").is_file():
+        raise FileExistsError(f"{folder} exists and is no checkpoint: it is left as it is")
+    if not overwrite:
+        raise FileExistsError(f"{folder} exists: choose another folder or give overwrite=True")
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in names if name not in _FILES | _DEBRIS and name[:2] != "._"]
+    if foreign:
+        raise FileExistsError(
+            f"{folder} holds more than a checkpoint, which would be lost "
+            f"({', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}): move it away, or "
+            "choose another folder"
+        )
 
 
 def _without_prefixes(name: str) -> str:
@@ -167,10 +225,13 @@ def read_embed_map(path: Path) -> np.ndarray:
         The file is damaged or holds something else.
     """
     try:
+        check_array_archive(path)
         with np.load(path, allow_pickle=False) as file:
             keys, values = np.asarray(file["keys"]), np.asarray(file["values"])
+    except (FileNotFoundError, PermissionError):
+        raise
     except Exception as error:  # a damaged archive may raise anything
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+        raise ValueError(f"{path} is damaged: {error}") from error
     whole = keys.ndim == 1 and keys.dtype.kind in "iu" and values.dtype.kind in "iu"
     if (
         not whole
@@ -244,7 +305,7 @@ def write_checkpoint(
     epoch
         Epochs trained.
     overwrite
-        Replace what stands at `folder`.
+        Replace a checkpoint at `folder`; nothing else is ever replaced.
     training_state
         Tensors and plain values with which an interrupted training goes on, kept in
         `training_state.pt`; the published code does not look at it.
@@ -254,20 +315,28 @@ def write_checkpoint(
     Raises
     ------
     FileExistsError
-        `folder` exists and `overwrite` is False, or it is no checkpoint.
+        `folder` exists and `overwrite` is False, or it holds something else than a checkpoint.
+    ValueError
+        A weight is NaN or infinite in the precision of the file.
+    OSError
+        The disk is full; the message says how much is needed.
     """
     folder = Path(folder)
-    if folder.is_symlink() or folder.exists():
-        if not (folder / "config.json").is_file():
-            raise FileExistsError(f"{folder} exists and is no checkpoint: it is left as it is")
-        if not overwrite:
-            raise FileExistsError(f"{folder} exists: choose another folder or give overwrite=True")
+    require_replaceable(folder, overwrite)
     if optimizer is None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     state = {_without_prefixes(name): value.to(dtype) for name, value in model.state_dict().items()}
+    if name := not_finite(state):
+        raise ValueError(f"{folder} is not written: {name} is not finite as {dtype}")
+    content = {
+        "model_state_dict": state,
+        "optimizer_state_dict": optimizer.state_dict(),
+        "optimizer": type(optimizer).__name__,
+        "epoch": int(epoch),
+    }
     # The order of the published files: padding, row 0, comes last.
     keys = np.append(np.arange(1, len(embed_map)), 0)
-    with atomic_output(folder) as temporary:
+    with atomic_output(folder, expected_bytes=tensor_bytes(content)) as temporary:
         temporary.mkdir()
         # A line a section: thousands of names on lines of their own would double the file.
         sections = (
@@ -277,15 +346,7 @@ def write_checkpoint(
         text = "{\n" + ",\n".join(sections) + "\n}\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")
         np.savez_compressed(temporary / "embed_map.npz", keys=keys, values=embed_map[keys])
-        torch.save(
-            {
-                "model_state_dict": state,
-                "optimizer_state_dict": optimizer.state_dict(),
-                "optimizer": type(optimizer).__name__,
-                "epoch": int(epoch),
-            },
-            temporary / "weights.pt",
-        )
+        save_tensors(content, temporary / "weights.pt")
         if training_state is not None:
-            torch.save(training_state, temporary / "training_state.pt")
+            save_tensors(training_state, temporary / "training_state.pt")
     return folder

@@ -10,8 +10,9 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from stellarperceptron.network.checkpoint import load_tensors
 from stellarperceptron.network.kernels.memory import freed_memory_kept
+from stellarperceptron.network.tensor_files import load_tensors
+from stellarperceptron.network.untrusted import not_finite
 from stellarperceptron.training.prefetch import made_ahead, spare_cores
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run_folder import RunFolder
@@ -22,6 +23,9 @@ __all__ = ["PEAK_FLOPS", "TrainingError", "run_training"]
 
 # Dense bfloat16 peaks of the data sheets [FLOP/s].
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+_REMEDY = "A lower learning rate or max_gradient_norm = 1 helps against divergence"
 
 
 class TrainingError(RuntimeError):
@@ -45,7 +49,8 @@ class _Checkpoints:
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
         trainer, folder = self.trainer, self.folder
-        checkpoint = trainer.process.first(folder.newest_checkpoint() if folder else None)
+        first = folder is not None and trainer.process.rank == 0
+        checkpoint = trainer.process.first(folder.newest_checkpoint() if first else None)
         if checkpoint is None:
             return
         optimizer_state = trainer.task.load(checkpoint)
@@ -84,6 +89,21 @@ class _Checkpoints:
         epoch = self.trainer.epoch + 1
         self.folder.log(f"asked to stop in epoch {epoch}: saved, goes on with resume")
 
+    def require_finite(self) -> None:
+        """Check the weights after the last step; its loss was that of the weights before.
+
+        Raises
+        ------
+        TrainingError
+            Some are NaN or infinite: they are not saved.
+        """
+        state = self.trainer.network.state_dict()
+        if name := not_finite(state):
+            epoch, last = self.trainer.epoch + 1, _last_checkpoint(self.folder)
+            raise TrainingError(
+                f"the network diverged in epoch {epoch}: {name} is not finite; {last}. {_REMEDY}"
+            )
+
     def _save(self, name: str) -> None:
         trainer, folder = self.trainer, self.folder
         state = trainer.state()
@@ -113,15 +133,42 @@ def run_training(
     Raises
     ------
     TrainingError
-        A loss is NaN.
+        A loss is NaN, or the weights are after a last step that diverged.
+    FileExistsError
+        `resume` is False, and the folder has checkpoints of an earlier training.
     SystemExit
         With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
+    KeyboardInterrupt
+        After Ctrl-C and a checkpoint.
     """
+    if folder:
+        folder.open()
+    try:
+        history = _train(task, options, process, scheduler, folder, resume, progress)
+    finally:
+        if folder:
+            folder.close()
+    task.network.eval()
+    return history
+
+
+def _train(
+    task: Task,
+    options: TrainingOptions,
+    process: Process,
+    scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None,
+    folder: RunFolder | None,
+    resume: bool,
+    progress: bool,
+) -> list[dict[str, float]]:
+    """Train, see `run_training`; the folder is ours."""
     task.network.train()
     trainer = Trainer(task, options, process, scheduler)
     checkpoints = _Checkpoints(trainer, folder)
     if resume:
         checkpoints.restore()
+    elif folder:
+        folder.require_unused()
     if folder:
         folder.log(_description(trainer))
     batches = len(trainer.training)
@@ -135,37 +182,35 @@ def run_training(
         devices=[process.device] if process.device.type == "cuda" else []
     )
     memory = freed_memory_kept() if process.device.type == "cpu" else contextlib.nullcontext()
-    try:
-        with bar, Termination() as termination, random, memory:
-            while trainer.epoch < options.epochs:
-                start, first_batch = time.perf_counter(), trainer.batch
-                lr = trainer.optimizer.param_groups[0]["lr"]
-                _train_epoch(trainer, checkpoints, termination, bar)
-                stars = process.sum(trainer.sums["stars"])[0].item()
-                means = trainer.means(trainer.sums)
-                if options.terminate_on_nan and not math.isfinite(means["loss"]):
-                    raise TrainingError(_nan_message(trainer, folder))
-                elapsed = time.perf_counter() - start
-                validates = len(trainer.validation.rows) > 0
-                validation = trainer.validate() if validates else dict.fromkeys(means, math.nan)
-                rate = (1 - first_batch / batches) * stars / elapsed
-                row = {
-                    "time": time.perf_counter() - start,
-                    **means,
-                    **{f"val_{name}": value for name, value in validation.items()},
-                    "lr": lr,
-                    "epoch": trainer.epoch + 1,
-                    "stars_per_s": rate,
-                    "tflops": rate * task.flops_per_star / 1e12,
-                    "mfu": rate * task.flops_per_star / _peak(process),
-                }
-                trainer.end_epoch()
-                checkpoints.epoch_is_over(row)
-                process.barrier()
-    finally:
-        if folder:
-            folder.close()
-    task.network.eval()
+    with bar, Termination(interrupts=True) as termination, random, memory:
+        while trainer.epoch < options.epochs:
+            start, first_batch = time.perf_counter(), trainer.batch
+            lr = trainer.optimizer.param_groups[0]["lr"]
+            _train_epoch(trainer, checkpoints, termination, bar)
+            stars = process.sum(trainer.sums["stars"])[0].item()
+            means = trainer.means(trainer.sums)
+            if options.terminate_on_nan and not math.isfinite(means["loss"]):
+                raise TrainingError(_nan_message(trainer, folder))
+            checkpoints.require_finite()
+            elapsed = time.perf_counter() - start
+            validates = len(trainer.validation.rows) > 0
+            validation = trainer.validate() if validates else dict.fromkeys(means, math.nan)
+            rate = (1 - first_batch / batches) * stars / elapsed
+            row = {
+                "time": time.perf_counter() - start,
+                **means,
+                **{f"val_{name}": value for name, value in validation.items()},
+                "lr": lr,
+                "epoch": trainer.epoch + 1,
+                "stars_per_s": rate,
+                "tflops": rate * task.flops_per_star / 1e12,
+                "mfu": rate * task.flops_per_star / _peak(process),
+            }
+            trainer.end_epoch()
+            checkpoints.epoch_is_over(row)
+            process.barrier()
+    if termination.received and process.world_size == 1:  # during the last validation
+        termination.end()
     return checkpoints.history
 
 
@@ -199,20 +244,27 @@ def _train_epoch(
         if asked:
             if trainer.options.terminate_on_nan and trainer.sums["first_nan"] >= 0:
                 raise TrainingError(_nan_message(trainer, checkpoints.folder))
+            checkpoints.require_finite()
             checkpoints.interrupt()
             process.barrier()
-            raise SystemExit(0)
+            termination.end()
 
 
 def _nan_message(trainer: Trainer, folder: RunFolder | None) -> str:
     first = int(trainer.sums["first_nan"].item())
     where = f"batch {first + 1}" if first >= 0 else "another process"
-    last = folder.newest_checkpoint() if folder else None
-    good = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
     return (
-        f"the loss is NaN since epoch {trainer.epoch + 1}, {where}; {good}. A lower learning rate "
-        "or max_gradient_norm = 1 helps against divergence"
+        f"the loss is NaN since epoch {trainer.epoch + 1}, {where}; {_last_checkpoint(folder)}. "
+        f"{_REMEDY}"
     )
+
+
+def _last_checkpoint(folder: RunFolder | None) -> str:
+    try:
+        last = folder.newest_checkpoint() if folder else None
+    except ValueError:
+        last = None
+    return f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
 
 
 def _peak(process: Process) -> float:

@@ -343,7 +343,7 @@ def read_profile(path: str | os.PathLike, stage: str, overrides: Sequence[str] =
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
     problems = [

@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from stellarperceptron.network.checkpoint import load_tensors
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.network.tensor_files import load_tensors
+from stellarperceptron.training.configuration import settle_configuration
+from stellarperceptron.utils.data_utils import atomic_output, check_output_folder
+from stellarperceptron.utils.locks import FileLock
 
 __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """The folder of one training.
+    """The folder of one training, which has it for itself until `close`.
 
     Parameters
     ----------
@@ -38,6 +40,8 @@ class RunFolder:
         Of this process; all but the first only read.
     fresh
         Start anew: what an earlier training left in the folder is removed first.
+    resume
+        Checkpoints that are there may be gone on from; False refuses a folder with any.
     echo
         Print what goes to the log, too.
     grows
@@ -49,6 +53,10 @@ class RunFolder:
     ------
     ValueError
         The folder belongs to another configuration; names the entries that differ.
+    BusyError
+        Another process trains into the folder; an `OSError` that says which one.
+    FileExistsError
+        The folder has checkpoints, and neither `resume` nor `fresh` is True.
     """
 
     def __init__(
@@ -58,50 +66,73 @@ class RunFolder:
         rank: int = 0,
         *,
         fresh: bool = False,
+        resume: bool = True,
         echo: bool = False,
         grows: str | None = None,
         fixed: str = "",
     ):
         self.path = Path(path)
         self.rank, self.echo = rank, echo
-        if fresh and rank == 0:
-            self._clear()
-        configuration = json.loads(json.dumps(configuration))  # tuples become lists
-        file = self.path / "configuration.json"
-        old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        if old is not None:
-            self._require_same(_flat(old), _flat(configuration), grows, fixed)
-        if rank == 0 and old != configuration:
-            (self.path / "complete").unlink(missing_ok=True)
-            with atomic_output(file) as temporary:
-                temporary.write_text(json.dumps(configuration, indent=1), encoding="utf-8")
-        if rank == 0:
-            (self.path / "training_system_info.log").write_text(_system(), encoding="utf-8")
+        self._lock = FileLock(self.path / ".training.lock", f"the training folder {self.path}")
         self._events = None
         self._written = self._drawn = self._echoed = -math.inf
+        if rank != 0:
+            if not fresh:  # the first process is about to remove what there is
+                settle_configuration(
+                    self.path, configuration, grows=grows, fixed=fixed, write=False
+                )
+            return
+        self.open()
+        try:
+            if fresh:
+                self._clear()
+            elif not resume:
+                self.require_unused()
+            raised = settle_configuration(self.path, configuration, grows=grows, fixed=fixed)
+            (self.path / "training_system_info.log").write_text(_system(), encoding="utf-8")
+            if raised:
+                self.log(raised)
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self) -> None:
+        """Take the folder for this training, unless it has it already.
+
+        Raises
+        ------
+        BusyError
+            Another process trains into the folder.
+        """
+        if self.rank == 0:
+            check_output_folder(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+
+    def require_unused(self) -> None:
+        """Check that there is no checkpoint of an earlier training.
+
+        Raises
+        ------
+        FileExistsError
+            There is one: it would be mixed up with those of the training to come.
+        """
+        if used := [*self._others(), *self._epochs()]:
+            raise FileExistsError(
+                f"{self.path} holds the checkpoint {used[-1].name} of an earlier training: give "
+                "resume=True to go on from it, or choose another folder"
+            )
+
+    def _others(self) -> list[Path]:
+        return [p for p in (self.path / "best", self.path / "interrupted") if p.is_dir()]
 
     def _clear(self) -> None:
         """Remove checkpoints, metrics and configuration of an earlier training."""
-        for folder in [*self._epochs(), self.path / "best", self.path / "interrupted"]:
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        for name in ("configuration.json", "training_metrics.csv", "complete"):
+        # First what says that there is a result.
+        for name in ("complete", "configuration.json", "training_metrics.csv"):
             (self.path / name).unlink(missing_ok=True)
-
-    def _require_same(
-        self, old: dict[str, Any], new: dict[str, Any], grows: str | None, fixed: str
-    ) -> None:
-        keys = sorted(set(old) | set(new))
-        differ = [key for key in keys if old.get(key) != new.get(key)]
-        larger = differ == [grows] and old.get(grows, math.inf) < new.get(grows, -math.inf)
-        if larger and not fixed:
-            self.log(f"{grows} raised from {old[grows]} to {new[grows]}")
-        elif differ:
-            changes = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differ)
-            raise ValueError(
-                f"{self.path} belongs to another configuration ({changes}): choose another folder, "
-                "or remove this one" + (f" ({fixed})" if fixed and larger else "")
-            )
+        for folder in [*self._epochs(), *self._others(), self.path / "tensorboard"]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, line: str, echo: bool = True) -> None:
         """Append a line to `training.log`, and print it where lines are echoed."""
@@ -159,10 +190,11 @@ class RunFolder:
                 self._events.add_scalar(key, value, epoch)
 
     def close(self) -> None:
-        """Write what TensorBoard's writer still holds."""
+        """Write what TensorBoard's writer still holds, and leave the folder to others."""
         if self._events:
             self._events.close()
         self._events = None
+        self._lock.release()
 
     def read_metrics(self, before_epoch: int) -> list[dict[str, float]]:
         """Metrics of the epochs that a resumed training does not repeat."""
@@ -187,13 +219,40 @@ class RunFolder:
         return sorted(folders, key=lambda p: int(p.name[6:]))
 
     def newest_checkpoint(self) -> Path | None:
-        """Checkpoint that has come furthest; None without any."""
-        candidates = [*self._epochs()[-1:], self.path / "interrupted"]
-        candidates = [p for p in candidates if (p / "training_state.pt").is_file()]
-        states = [(load_tensors(p / "training_state.pt"), p) for p in candidates]
-        if not states:
-            return None
-        return max(states, key=lambda pair: (pair[0]["epoch"], pair[0]["batch"]))[1]
+        """Sound checkpoint that has come furthest; None without any.
+
+        Damaged ones that are newer are set aside as ``NAME.damaged``, and named in the log.
+
+        Raises
+        ------
+        ValueError
+            All checkpoints are damaged; nothing is set aside.
+        """
+        names = [*self._epochs(), self.path / "interrupted"]
+        damaged: list[tuple[Path, ValueError]] = []
+        sound: list[tuple[tuple[int, int], Path]] = []
+        for folder in reversed([p for p in names if (p / "training_state.pt").is_file()]):
+            try:
+                state = load_tensors(folder / "training_state.pt")
+                load_tensors(folder / "weights.pt")
+                json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                sound.append(((int(state["epoch"]), int(state["batch"])), folder))
+            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+                damaged.append((folder, error))
+                continue
+            if folder.name != "interrupted":  # older ones have not come as far
+                break
+        if damaged and not sound:
+            raise ValueError(
+                f"no checkpoint in {self.path} can be read ({damaged[0][1]}): start anew with "
+                "--no-resume (fresh=True), or choose another folder"
+            )
+        for folder, error in damaged if self.rank == 0 else ():
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            self.log(f"{folder} is damaged and set aside as {aside.name}: {error}")
+        return max(sound)[1] if sound else None
 
 
 def _open_tensorboard(path: Path, epoch: int) -> Any:
@@ -203,16 +262,6 @@ def _open_tensorboard(path: Path, epoch: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(path), purge_step=epoch)
-
-
-def _flat(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in entries.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def _system() -> str:

@@ -4,8 +4,11 @@ import argparse
 import dataclasses
 import functools
 import math
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,12 @@ from stellarperceptron.instruments import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.config import ModelConfig
+from stellarperceptron.training.configuration import (
+    CHECKPOINT_SHA256,
+    read_configuration,
+    settle_configuration,
+)
+from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.prepare import (
     Stars,
     TrainingData,
@@ -32,8 +41,10 @@ from stellarperceptron.training.profiles import (
 )
 from stellarperceptron.training.run_folder import RunFolder
 from stellarperceptron.training.tasks import train
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.data_utils import check_output_folder
 from stellarperceptron.utils.distributed import Process, usable_device
+from stellarperceptron.utils.locks import FileLock
 
 __all__ = [
     "describe_data",
@@ -48,10 +59,36 @@ __all__ = [
     "require_labels",
     "require_same_instrument",
     "resolve_checkpoint",
+    "run_script",
     "split_rows",
     "stage_arguments",
+    "stage_folder",
+    "starts_anew",
     "train_stage",
 ]
+
+
+def _seed(text: str) -> int:
+    """A seed, as NumPy and PyTorch take it."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not within 0 and {2**32 - 1}")
+    return value
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; wrong input ends it with one line, not a traceback.
+
+    Ctrl-C ends it with status 130.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (OSError, ValueError, TrainingError) as error:
+        sys.exit(f"{name}: {error}")
 
 
 def stage_arguments(
@@ -101,17 +138,26 @@ def stage_arguments(
         help="override an entry of the profile (listed below); may be given more than once",
     )
     parser.add_argument(
-        "--seed", type=int, help="of weights, choices and dropout; default: the profile's, 0"
+        "--seed", type=_seed, help="of weights, choices and dropout; default: the profile's, 0"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads of each process (not used on a GPU)"
+        "--threads",
+        type=positive,
+        default=1,
+        help="CPU threads of each process (not used on a GPU)",
     )
     parser.add_argument(
         "--no-resume",
         action="store_true",
         help="start from scratch instead of continuing from checkpoints",
     )
+    if needs_checkpoint:
+        parser.add_argument(
+            "--retrain-if-stale",
+            action="store_true",
+            help="start anew if the weights that the stage started from have changed",
+        )
     arguments = parser.parse_args()
     try:
         seed = [] if arguments.seed is None else [f"training.seed={arguments.seed}"]
@@ -121,7 +167,8 @@ def stage_arguments(
         if needs_checkpoint:
             arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
         usable_device(arguments.device)
-    except (FileNotFoundError, ValueError) as error:
+        check_output_folder(arguments.output)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     torch.set_num_threads(arguments.threads)
     return arguments
@@ -279,6 +326,57 @@ def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def stage_folder(
+    output: Path,
+    process: Process,
+    *,
+    fresh: bool,
+    configuration: dict[str, Any] | None = None,
+) -> Iterator[None]:
+    """Have a stage's folder for this run alone, from its first training until it is `complete`.
+
+    Parameters
+    ----------
+    output
+        Made when it is missing.
+    process
+        The first one holds the lock.
+    fresh
+        The stage starts anew: it is not complete any more, and nothing is selected.
+    configuration
+        Of a stage of several trainings, which have folders of their own; see `RunFolder`.
+
+    Raises
+    ------
+    BusyError
+        Another run has the folder; an `OSError` that says which one.
+    ValueError
+        The folder belongs to another configuration.
+    """
+    with ExitStack() as stack:
+        if process.rank == 0:
+            check_output_folder(output)
+            output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(output / ".stage.lock", f"the folder {output}"))
+            if fresh:
+                for name in ("complete", "selection.json", "configuration.json"):
+                    (output / name).unlink(missing_ok=True)
+                shutil.rmtree(output / "selected", ignore_errors=True)
+            if configuration is not None:
+                settle_configuration(output, configuration)
+        process.barrier()
+        yield
+
+
+def starts_anew(arguments: argparse.Namespace, checkpoint_sha256: str = "") -> bool:
+    """Whether a stage starts anew: asked to, or from other weights than its folder's."""
+    if arguments.no_resume or not getattr(arguments, "retrain_if_stale", False):
+        return arguments.no_resume
+    old = read_configuration(arguments.output)
+    return old is not None and old.get(CHECKPOINT_SHA256) != checkpoint_sha256
+
+
 def mark_complete(output: Path, process: Process) -> None:
     """Write the file `complete`, which marks a stage that need not run again."""
     process.barrier()
@@ -368,8 +466,6 @@ def train_stage(
         A run that is complete may go on with more epochs, if its schedule allows that.
     """
     usable = usable_stars(data)
-    if process.rank == 0 or process.world_size == 1:
-        output.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(
         output,
         {"inputs": inputs, "profile": profile.to_dict()},

@@ -4,13 +4,24 @@ import ctypes
 import errno
 import glob
 import os
-import platform
+import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_output"]
+from stellarperceptron.utils.locks import FileLock, machine
+
+__all__ = ["atomic_output", "check_output_file", "check_output_folder"]
+
+# The disk, the user's share of it, or the size of a file.
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def _remove(path: Path) -> None:
@@ -22,23 +33,106 @@ def _remove(path: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what processes of this machine left beside `path` when they were killed."""
-    for leftover in path.parent.glob(f"{glob.escape(path.name)}.{platform.node()}.*.partial"):
-        number = leftover.name.split(".")[-2]
-        try:
-            os.kill(int(number), 0)
-        except ProcessLookupError:
-            _remove(leftover)
-        except (ValueError, PermissionError):
-            continue
+    """Remove what processes left beside `path` when they were killed; we hold its lock.
+
+    Only processes of this very system: it is certain that none of them writes to `path`.
+    """
+    name = f"{glob.escape(path.name)}.{machine()}.*"
+    for previous in path.parent.glob(f"{name}.previous"):
+        if path.exists():
+            _remove(previous)
+        else:  # killed between the two renamings: nothing else is there
+            os.replace(previous, path)
+    for leftover in path.parent.glob(f"{name}.partial"):
+        _remove(leftover)
+
+
+@contextmanager
+def _ended_by_exception() -> Iterator[None]:
+    """Let SIGTERM raise `SystemExit` where it would kill, so that nothing half-written is left."""
+    mine = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+
+    def end(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # not while we clean up
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if mine:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _check_place(path: Path) -> None:
+    """Check that a file or folder can lie at `path`.
+
+    Raises
+    ------
+    NotADirectoryError
+        Something above it is a file.
+    """
+    above = next(folder for folder in path.parents if folder.exists() or folder.is_symlink())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
+
+
+def check_output_file(path: str | os.PathLike) -> None:
+    """Check that a file can be written, before any work is done.
+
+    Raises
+    ------
+    IsADirectoryError
+        There is a folder at `path`.
+    NotADirectoryError
+        Something above it is a file.
+    PermissionError
+        Its folder cannot be written to.
+    """
+    path = Path(path).resolve()
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path} is a folder: give the name of a file")
+    _check_place(path)
+    _check_writable(path.parent)
+
+
+def check_output_folder(path: str | os.PathLike) -> None:
+    """Check that files can be written into a folder, before any work is done.
+
+    Raises
+    ------
+    NotADirectoryError
+        There is a file at `path`, or above it.
+    PermissionError
+        It cannot be written to.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file: give the name of a folder")
+    _check_place(path)
+    _check_writable(path)
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            errno.EACCES, f"{there} belongs to someone else: choose a folder that you may write to"
+        )
 
 
 @contextmanager
 def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well.
 
-    A block that raises, or a process that dies, leaves what stood at `path` untouched. The block
-    may write a file or make a folder.
+    A block that raises, or a process that dies, leaves what was at `path` before. The block may
+    write a file or make a folder. It works in a folder of its own with a random name, which no
+    other process can have, and holds a lock: of two that write the same output at once, the second
+    one fails. What killed processes of this machine left behind is removed.
 
     Parameters
     ----------
@@ -54,6 +148,8 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
 
     Raises
     ------
+    BusyError
+        Another process is writing the same output; an `OSError` that says which one.
     OSError
         When the disk is too full; the message says how much is needed. The temporary file is
         removed.
@@ -63,32 +159,40 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
         When the parent of `path` is a file.
     """
     path = Path(path).resolve()  # what a link points to is replaced, not the link
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is no folder") from error
+    _check_place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if expected_bytes is not None:
         free = shutil.disk_usage(path.parent).free
         if free < expected_bytes:
             raise OSError(
                 errno.ENOSPC,
-                f"{path} needs {expected_bytes / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB "
-                "free: make room or choose another folder",
+                f"{path} needs {_size(expected_bytes)}, but its disk has {_size(free)} free: make "
+                "room or choose another folder",
             )
-    _remove_abandoned(path)
-    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.partial")
-    _remove(temporary)
-    try:
-        yield temporary
-        _replace(temporary, path)
-    except BaseException as error:
-        _remove(temporary)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            need = f"{expected_bytes / 1e9:.2f} GB" if expected_bytes else "more space"
+    with (
+        FileLock(path.with_name(f".{path.name}.lock"), f"{path}, which is being written,") as lock,
+        _ended_by_exception(),
+    ):
+        if lock.held:
+            _remove_abandoned(path)
+        unique = f"{path.name}.{machine()}.{secrets.token_hex(8)}"
+        own = path.with_name(f"{unique}.partial")
+        try:
+            own.mkdir()  # fails where the name is taken
+            temporary = own / path.name
+            yield temporary
+            _replace(temporary, path, path.with_name(f"{unique}.previous"))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            need = _size(expected_bytes) if expected_bytes else "more space"
             raise OSError(
-                errno.ENOSPC, f"the disk is full: {path} needs {need}; nothing was written"
+                errno.ENOSPC,
+                f"the disk is full, or a limit is reached ({error.strerror}): {path} needs {need}; "
+                "nothing was written",
             ) from error
-        raise
+        finally:
+            _remove(own)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -101,8 +205,11 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _replace(temporary: Path, path: Path) -> None:
-    """Put `temporary` in the place of `path`, which may be a folder that holds something."""
+def _replace(temporary: Path, path: Path, previous: Path) -> None:
+    """Put `temporary` in the place of `path`, which may be a folder that holds something.
+
+    `previous` is where such a folder lies meanwhile, on systems that cannot exchange two.
+    """
     if not path.is_dir():
         os.replace(temporary, path)
         return
@@ -110,10 +217,7 @@ def _replace(temporary: Path, path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, f"{path} is a folder: give the name of a file")
     # A folder that is not empty cannot be renamed over.
     if _exchange(temporary, path):
-        _remove(temporary)
         return
-    previous = path.with_name(f"{path.name}.{os.getpid()}.previous")
-    _remove(previous)
     os.replace(path, previous)
     try:
         os.replace(temporary, path)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 __all__ = ["Process", "Termination", "process_group", "usable_device"]
 
+_DEVICES = "auto, cpu, cuda, cuda:1, mps, ..."
+
 
 @dataclass(frozen=True)
 class Process:
@@ -49,29 +51,49 @@ class Process:
 
 
 class Termination:
-    """Whether SIGTERM or SIGUSR1 (SLURM's notice of pre-emption) has come.
+    """Whether SIGTERM, SIGUSR1 (SLURM's notice of pre-emption) or Ctrl-C has come.
 
     Parameters
     ----------
     at_once
         End the process on the first one, with code 0, by `SystemExit`, which leaves files whole.
+    interrupts
+        Whether Ctrl-C (SIGINT) counts; a second one ends the process as usual.
+
+    Attributes
+    ----------
+    received : bool
+    interrupted : bool
+        Whether it was Ctrl-C.
     """
 
-    def __init__(self, at_once: bool = False):
-        self.at_once, self.received = at_once, False
+    def __init__(self, at_once: bool = False, interrupts: bool = False):
+        self.at_once, self.received, self.interrupted = at_once, False, False
+        self._numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGUSR1")]
+        self._numbers += [signal.SIGINT] if interrupts else []
 
     def __enter__(self):
         self._previous = {}
         # Only the main thread may set handlers; elsewhere (some notebooks) there is no notice.
         with contextlib.suppress(ValueError):
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in filter(None, self._numbers):
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def _receive(self, *_):
+    def _receive(self, number: int, _):
         first, self.received = not self.received, True
+        if number == signal.SIGINT:
+            if not first:
+                raise KeyboardInterrupt
+            self.interrupted = True
         if self.at_once and first:  # another one must not cut the cleaning up short
             raise SystemExit(0)
+
+    def end(self) -> None:
+        """End what was asked to end: `KeyboardInterrupt` after Ctrl-C, otherwise code 0."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        raise SystemExit(0)
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():
@@ -110,21 +132,29 @@ def _launched(environment: Mapping[str, str]) -> tuple[int, int, int, str]:
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """A device by name: "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1", ...
+    """A device by name: "auto" (the GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
 
     Raises
     ------
     ValueError
-        PyTorch knows no such device, or finds no GPU.
+        PyTorch knows no such device, or finds none here.
     """
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r} is none of auto, cpu, cuda, cuda:1, ...") from error
+        raise ValueError(f"device {device!r} is none of {_DEVICES}") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: PyTorch finds no GPU here; 'cpu' always works")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device}: PyTorch finds {torch.cuda.device_count()} GPUs here")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            "device mps: PyTorch finds no Metal (Apple's graphics) here; 'cpu' always works"
+        )
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device {device!r} is none of {_DEVICES}")
     return found
 
 

@@ -7,6 +7,7 @@ it (Retry-After).
 import email.utils
 import errno
 import http.client
+import math
 import random
 import threading
 import time
@@ -24,6 +25,9 @@ _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 _LONGEST_WAIT = 600.0  # for a server that says when to come back [s]
+_CHUNK = 1 << 18
+_SHORT = 1 << 16  # of an answer that is not wanted, so much is read to keep the connection [bytes]
+_LONGEST_TEXT = 32_000_000  # bytes
 
 
 class AbsentError(Exception):
@@ -39,11 +43,19 @@ class StoppedError(Exception):
 
 
 class TryAgainError(Exception):
-    """What went wrong may go right the next time."""
+    """What went wrong may go right the next time.
 
-    def __init__(self, reason: str, wait: float | None = None):
+    Attributes
+    ----------
+    wait : float or None
+        Seconds that the server asks to wait.
+    slow : bool
+        Whether the answer came too slowly: then the few bytes that came are no progress.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, slow: bool = False):
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.slow = wait, slow
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class Manners:
         it at random, so that threads do not come back all at once.
     longest_wait
         Between two tries [s], unless the server asks for more.
+    slowest
+        A connection that brings fewer bytes a second during `timeout` is given up.
     """
 
     rate: float = 20.0
@@ -70,6 +84,7 @@ class Manners:
     attempts: int = 6
     wait: float = 1.0
     longest_wait: float = 60.0
+    slowest: float = 100.0
 
 
 class Server:
@@ -162,11 +177,9 @@ class Server:
                 response = connection.getresponse()
             if response.status not in _REDIRECTS or not response.headers.get("Location"):
                 return response
-            response.read()
-            moved = urljoin(url, response.headers["Location"])
-            if urlsplit(moved).scheme not in ("https", parts.scheme):
-                raise DownloadError(f"the server redirects to {moved}, which is not secure")
-            url = moved
+            if not _drained(response):
+                connection.close()
+            url = _moved(url, response.headers["Location"])
         raise DownloadError("the server redirects in circles")
 
     @contextmanager
@@ -189,10 +202,12 @@ class Server:
         url = urljoin(self.base_url, quote(path, safe="/+"))
         clean = False
         try:
-            response = self._send(method, url, headers)
+            try:
+                response = self._send(method, url, headers)
+            except ValueError as error:  # such as a host that cannot be one
+                raise DownloadError(f"the server leads nowhere ({error})") from error
             if response.status in (404, 410):
-                response.read()
-                clean = True
+                clean = _drained(response)
                 raise AbsentError(f"the archive does not have it ({response.status})")
             if response.status in _TEMPORARY:
                 raise TryAgainError(
@@ -217,6 +232,41 @@ class Server:
                 for connection in self._local.__dict__.get("connections", {}).values():
                     connection.close()
 
+    def body(self, response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
+        """Pieces of an answer, which must neither be too long nor come too slowly.
+
+        Parameters
+        ----------
+        response
+            From `open`.
+        most
+            Length that it may have [bytes].
+
+        Raises
+        ------
+        DownloadError
+            It is longer.
+        TryAgainError
+            It is too slow.
+        StoppedError
+            After `stop`.
+        """
+        if response.length is not None and response.length > most:
+            raise DownloadError(_too_long(most))
+        received, since, before = 0, time.monotonic(), 0
+        while chunk := response.read1(_CHUNK):
+            received += len(chunk)
+            if received > most:
+                raise DownloadError(_too_long(most))
+            yield chunk
+            self.go_on()
+            seconds = time.monotonic() - since
+            if seconds > self.manners.timeout:
+                if received - before < self.manners.slowest * seconds:
+                    rate = (received - before) / seconds
+                    raise TryAgainError(f"the server sends {rate:.3g} bytes a second", slow=True)
+                since, before = time.monotonic(), received
+
     def persist(self, attempt: Callable[[], int | bytes], progress: Callable[[], int]) -> Any:
         """Repeat an attempt, with growing pauses, until it succeeds or nothing moves any more.
 
@@ -225,22 +275,22 @@ class Server:
         attempt
             Raises `TryAgainError` when it should be repeated.
         progress
-            What has been reached; where it grows, failures are counted anew.
+            What has been reached; beyond the furthest point so far, failures are counted anew.
 
         Raises
         ------
         DownloadError
             After so many failures in a row as the manners allow.
         """
-        failures, before = 0, progress()
+        failures, furthest = 0, progress()
         while True:
             self.go_on()
             try:
                 return attempt()
             except TryAgainError as error:
                 now = progress()
-                failures = 0 if now > before else failures + 1
-                before = now
+                failures = 0 if now > furthest and not error.slow else failures + 1
+                furthest = max(furthest, now)
                 if failures >= self.manners.attempts:
                     tries = f"{failures} tries" if failures > 1 else "one try"
                     raise DownloadError(f"{error}; given up after {tries}") from error
@@ -262,8 +312,8 @@ class Server:
         def attempt() -> int:
             with self.open(path, method="HEAD") as response:
                 length = response.headers.get("Content-Length", "")
-                response.read()
-                return int(length) if length.isdecimal() else 0
+                response.read()  # nothing follows a HEAD
+                return int(length) if length.isdecimal() and len(length) < 19 else 0
 
         return self.persist(attempt, lambda: 0)
 
@@ -277,9 +327,40 @@ class Server:
 
         def attempt() -> bytes:
             with self.open(path) as response:
-                return response.read()
+                return b"".join(self.body(response, _LONGEST_TEXT))
 
         return self.persist(attempt, lambda: 0).decode("utf-8", "replace")
+
+
+def _too_long(most: int) -> str:
+    return f"the answer is longer than {most / 1e6:g} MB, which no such file is"
+
+
+def _drained(response: http.client.HTTPResponse) -> bool:
+    """Read an answer that is not wanted; False where it is too long to be read to its end."""
+    response.read(_SHORT)
+    return response.isclosed()
+
+
+def _moved(url: str, location: str) -> str:
+    """Address that a server redirects to.
+
+    Raises
+    ------
+    DownloadError
+        It is no address, or a step from https to http.
+    """
+    try:
+        moved = urljoin(url, location)
+        parts = urlsplit(moved)
+        known = bool(parts.hostname) and parts.port != 0 and moved.isascii()
+    except ValueError:
+        known = False
+    if not known:
+        raise DownloadError(f"the server redirects to {location[:200]!a}, which is no address")
+    if parts.scheme not in ("https", urlsplit(url).scheme):
+        raise DownloadError(f"the server redirects to {moved}, which is not secure")
+    return moved
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -287,10 +368,11 @@ def _retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return max(float(value), 0.0)
+        seconds = float(value)
+        return max(seconds, 0.0) if not math.isnan(seconds) else None
     except ValueError:
         pass
     try:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

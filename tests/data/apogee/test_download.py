@@ -1,8 +1,10 @@
 """Fetching from a server on localhost that cuts, stalls, refuses, lies and comes back."""
 
+import dataclasses
 import fcntl
 import hashlib
 import importlib.util
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from dr17_server import serve
 
 from stellarperceptron.data.apogee.download import Archive, fetch_all
 from stellarperceptron.data.apogee.dr17 import CATALOGUE
-from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, _retry_after
+from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, _moved, _retry_after
 
 SCRIPT = ROOT / "dataset" / "download_dr17.py"
 QUICK = Manners(rate=1e6, timeout=0.3, attempts=3, wait=0.001)
@@ -129,8 +131,8 @@ def test_killed_when_a_changed_file_begins_anew(server, target, monkeypatch):
     changed = aspcap_bytes(make_spectra(np.random.default_rng(1)))
     (server.root / PATH).write_bytes(changed)
 
-    def write_and_die(path, text, really=Path.write_text):
-        really(path, text)
+    def write_and_die(path, text, really=Path.write_text, **options):
+        really(path, text, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -190,6 +192,68 @@ def test_what_does_not_end_is_given_up_with_its_reason(server, target, fault, me
     with pytest.raises(DownloadError, match=message):
         archive_of(server).fetch(PATH, target)
     assert not target.exists()
+
+
+def test_wrong_checksum_on_a_link_that_cuts_is_given_up(server, target):
+    """Each transfer brings something, but nothing that was not there before."""
+    list_sums(server, "1" * 40)
+    server.faults[PATH] = ["cut"] * 10_000
+    with pytest.raises(DownloadError, match="given up after 3 tries"):
+        archive_of(server, checksums=True).fetch(PATH, target)
+    assert len([path for _, path, _ in server.requests if path == PATH]) < 60
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("416", "answers 416 to a request for all"),
+        ("part", "another range than asked for"),
+        ("moved http://[::1", "is no address"),
+        ("moved http://f\xfcr.example/", "is no address"),
+        ("moved http://a..b/", "leads nowhere"),
+        ("endless", "longer than 2 MB"),
+        ("drip", "bytes a second; given up after 3 tries"),
+    ],
+)
+def test_a_strange_answer_ends_that_file_alone(server, target, fault, message):
+    """Neither the others, nor memory, disk and patience."""
+    other = server.root / "dr17/other.fits"
+    other.write_bytes(server.content)
+    server.faults[PATH] = [fault] * 20
+    archive = archive_of(server)
+    archive.manners = dataclasses.replace(QUICK, slowest=1000.0)
+    fetch = archive.fetch
+    archive.fetch = lambda path, target, progress: fetch(path, target, progress, most=2_000_000)
+    files = [(PATH, target), ("dr17/other.fits", target.with_name("other.fits"))]
+    ended = dict(fetch_all(archive, files, workers=1))
+    assert isinstance(ended[PATH], DownloadError) and re.search(message, str(ended[PATH]))
+    assert ended["dr17/other.fits"] is None
+    assert target.with_name("other.fits").read_bytes() == server.content
+
+
+def test_an_endless_refusal_or_index_is_not_read_to_its_end(server, target):
+    server.faults[PATH] = ["endless 404"]
+    with pytest.raises(AbsentError):
+        archive_of(server).fetch(PATH, target)
+    server.faults[PATH] = ["moved /dr17/a+b/star.fits long"]
+    archive_of(server).fetch(PATH, target)
+    server.faults["dr17/a+b/"] = ["endless"]
+    with pytest.raises(DownloadError, match="longer than 32 MB"):
+        archive_of(server).text("dr17/a+b/")
+    assert server.sent["/dr17/a+b/"] < 100_000_000
+
+
+def test_https_never_becomes_http():
+    for url in ("https://archive.example/a", "https://archive.example/b/c"):
+        with pytest.raises(DownloadError, match="not secure"):
+            _moved(url, "http://archive.example/a")
+        assert _moved(url, "/d") == "https://archive.example/d"
+    assert _moved("http://archive.example/a", "https://b.example/") == "https://b.example/"
+
+
+@pytest.mark.parametrize("value", ["nan", "Fri, 99 Foo 0000", ""])
+def test_waiting_times_that_are_none(value):
+    assert _retry_after(value) is None
 
 
 def test_absent_file_is_asked_for_once(server, target):

@@ -25,6 +25,7 @@ from stellarperceptron.data.apogee.selection import ALL_ZERO, MISSING, Selection
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, VALID_FLUX
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SurveyWriter
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.tables import plain_text
 
 __all__ = [
     "PART_STARS",
@@ -208,6 +209,8 @@ def _open_part(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"{path} may not be read: {error.strerror}") from error
     except (OSError, KeyError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): remove it and run the command again"
@@ -385,4 +388,5 @@ def write_rejected(path: str | os.PathLike, plan: Plan, selection: Selection) ->
             except ValueError:
                 location = ""
             telescope, field, name = (part.decode("ascii", "replace") for part in names)
-            table.writerow([stars.row[i], name, telescope, field, location, reason])
+            texts = map(plain_text, (name, telescope, field, location, reason))
+            table.writerow([stars.row[i], *texts])

@@ -25,8 +25,9 @@ from stellarperceptron.utils.server import (
 
 __all__ = ["Archive", "fetch_all"]
 
-_CHUNK = 1 << 18
 _FOLDERS_TRIED = 5  # without a list of checksums, before an archive is taken to have none
+_LISTS = 10  # of checksums that are read of a folder; the archive has one or two
+_LONGEST_FILE = 100_000_000  # bytes; an aspcapStar file has 140,000
 
 
 class Archive(Server):
@@ -78,7 +79,8 @@ class Archive(Server):
         sums: dict[str, str] = {}
         try:
             index = self.text(folder + "/")
-            for link in set(re.findall(r'href="([^"/?]+\.sha1sum)"', index)):
+            links = sorted(set(re.findall(r'href="([^"/?]+\.sha1sum)"', index)))
+            for link in links[:_LISTS]:
                 for line in self.text(f"{folder}/{unquote(link)}").splitlines():
                     entry = re.fullmatch(r"([0-9a-fA-F]{40}) [ *](?:.*/)?([^/]+)", line.strip())
                     if entry:
@@ -106,7 +108,11 @@ class Archive(Server):
                 self.checked += 1
 
     def fetch(
-        self, path: str, target: Path, progress: Callable[[int], object] = lambda n: None
+        self,
+        path: str,
+        target: Path,
+        progress: Callable[[int], object] = lambda n: None,
+        most: int = _LONGEST_FILE,
     ) -> None:
         """Fetch a file, or the rest of it.
 
@@ -118,6 +124,8 @@ class Archive(Server):
             Where the file belongs; until it is whole and checked, it is ``target.part``.
         progress
             Called with the number of bytes that came; negative when what was there is of no use.
+        most
+            Length that the file may have [bytes].
 
         Raises
         ------
@@ -133,14 +141,21 @@ class Archive(Server):
         part = target.with_name(target.name + ".part")
         tag = target.with_name(target.name + ".part.tag")
         target.parent.mkdir(parents=True, exist_ok=True)
+        wrong = 0
 
         def attempt() -> int:
-            self._transfer(path, part, tag, progress)
+            nonlocal wrong
+            self._transfer(path, part, tag, progress, most)
             try:
                 self.check(path, part)
             except ValueError as error:
                 progress(-part.stat().st_size)
                 part.unlink()
+                wrong += 1
+                if wrong >= self.manners.attempts:
+                    raise DownloadError(
+                        f"what came {error}; given up after {wrong} tries"
+                    ) from error
                 raise TryAgainError(f"what came {error}") from error
             os.replace(part, target)
             tag.unlink(missing_ok=True)
@@ -152,20 +167,22 @@ class Archive(Server):
         self.persist(attempt, there)
 
     def _transfer(
-        self, path: str, part: Path, tag: Path, progress: Callable[[int], object]
+        self, path: str, part: Path, tag: Path, progress: Callable[[int], object], most: int
     ) -> None:
         """Fetch what is missing in a part; the tag tells whether the file is still the same."""
         have = part.stat().st_size if part.exists() else 0
         headers = {"Range": f"bytes={have}-"} if have else {}
-        if have and tag.exists() and (known := tag.read_text()):
+        if have and tag.exists() and (known := tag.read_text(encoding="utf-8")):
             headers["If-Range"] = known
         with self.open(path, **headers) as response:
             total = response.length
             found = re.match(
-                r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", "")
+                r"bytes (?:(\d{1,18})-\d+|\*)/(\d{1,18}|\*)",
+                response.headers.get("Content-Range", ""),
             )
             if response.status == 416:
-                response.read()
+                if not have:
+                    raise TryAgainError("the server answers 416 to a request for all of the file")
                 if found and found[2] == str(have):
                     return  # all of it was there
                 progress(-have)
@@ -174,7 +191,7 @@ class Archive(Server):
             if response.status == 206:
                 if not found or found[1] != str(have):
                     progress(-have)
-                    part.unlink()
+                    part.unlink(missing_ok=True)
                     raise TryAgainError("the server sends another range than asked for")
                 total = int(found[2]) if found[2] != "*" else None
             else:
@@ -183,16 +200,17 @@ class Archive(Server):
             etag = response.headers.get("ETag", "")
             if etag.startswith("W/") or not etag:  # a weak tag does not promise equal bytes
                 etag = response.headers.get("Last-Modified", "")
+            if total is not None and total > most:
+                raise DownloadError(f"the file has {total / 1e6:g} MB, more than {most / 1e6:g} MB")
             # What has come is written at once, so that a silence or a kill loses nothing; the tag
             # only after what belongs to another is gone.
             with open(part, "ab" if have else "wb", buffering=0) as file:
-                tag.write_text(etag)
-                while chunk := response.read1(_CHUNK):
+                tag.write_text(etag, encoding="utf-8")
+                for chunk in self.body(response, most - have):
                     file.write(chunk)
                     have += len(chunk)
                     progress(len(chunk))
-                    self.go_on()
-            response.read()  # nothing is left; the connection is free for the next request
+            response.read(1)  # nothing is left; the connection is free for the next request
         if total is not None and have != total:
             raise TryAgainError(f"the answer is cut off at {have} of {total} bytes")
 
@@ -241,6 +259,8 @@ def fetch_all(
                 done.put((item[0], None))
             except (AbsentError, DownloadError) as error:
                 done.put((item[0], error))
+            except ValueError as error:  # what the server sends about one file is no end of all
+                done.put((item[0], DownloadError(str(error))))
             except BaseException as error:  # the disk, or a stop: nothing further makes sense
                 archive.stop()
                 done.put(error)
