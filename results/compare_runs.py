@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stellarperceptron.evaluation.paper_tables import format_value, label_heading
 from stellarperceptron.evaluation.predictions import metrics_of_predictions, read_predictions
+from stellarperceptron.evaluation.tables import format_value, label_heading
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table

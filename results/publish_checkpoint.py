@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter
 
 

@@ -15,14 +15,6 @@ from pathlib import Path
 import pandas as pd
 
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.evaluation.paper_tables import (
-    MODELS,
-    giants_table,
-    giants_text,
-    iron_table,
-    iron_text,
-    labels_text,
-)
 from stellarperceptron.evaluation.predictions import (
     about_predictions,
     read_predictions,
@@ -38,6 +30,14 @@ from stellarperceptron.evaluation.summary import (
     stage_folders,
     stages_table,
     timings_table,
+)
+from stellarperceptron.evaluation.tables import (
+    MODELS,
+    giants_table,
+    giants_text,
+    iron_table,
+    iron_text,
+    labels_text,
 )
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.data_utils import atomic_output

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stellarperceptron import ModelConfig
+from stellarperceptron.data.standardizer import _by_sorting, _median_and_scale
 from stellarperceptron.model_core import StellarPerceptronCore
-from stellarperceptron.network.standardizer import _by_sorting, _median_and_scale
 
 VOCABS = [*(f"syn_apogee{i}" for i in range(20)), *LABELS]
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.network.config import PUBLISHED_KEYS, ModelConfig
-from stellarperceptron.network.standardizer import Standardizer
 from stellarperceptron.utils.arguments import with_nearest
+from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
 __all__ = ["PADDING", "StellarPerceptronCore"]
 
@@ -67,6 +68,11 @@ class StellarPerceptronCore:
     def vocab_size(self) -> int:
         """Number of tokens without padding."""
         return len(self.vocabs)
+
+    # The published code calls center and scale so.
+    _input_mean = property(lambda self: self.standardizer.center)
+    _input_std = property(lambda self: self.standardizer.scale)
+    _input_standardized = property(lambda self: self.standardizer.fitted)
 
     @property
     def positions(self) -> np.ndarray:
@@ -202,7 +208,7 @@ class StellarPerceptronCore:
             Shapes that do not match, or unknown names.
         """
         tokens = self.tokenize(names)
-        values = np.asarray(values) if isinstance(values, Sequence) else values
+        values = sentinels_to_nan(as_array(values, unit=None, name="values"), "values")
         if np.ndim(values) != 2 or tokens.shape != (np.shape(values)[1],):
             raise ValueError(f"values {np.shape(values)} are not (N, n) for {tokens.shape} names")
         self.standardizer.fit(values, tokens, device)

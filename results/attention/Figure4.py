@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.plotting import (
     COLORS,

@@ -54,7 +54,8 @@ from stellarperceptron.evaluation.response import (
 )
 from stellarperceptron.instruments import Instrument
 from stellarperceptron.network.patches import mean_wavelengths
-from stellarperceptron.training.stages import require_same_instrument, resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
+from stellarperceptron.training.stages import require_same_instrument
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 

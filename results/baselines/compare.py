@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from stellarperceptron.evaluation.comparison import compare_predictions, comparison_text
+from stellarperceptron.evaluation.tables import compare_predictions, comparison_text
 from stellarperceptron.utils.arguments import HelpFormatter, with_nearest
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table

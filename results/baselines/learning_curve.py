@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from stellarperceptron.evaluation.baselines import BASELINES
-from stellarperceptron.evaluation.comparison import compare_predictions
 from stellarperceptron.evaluation.predictions import about_predictions
+from stellarperceptron.evaluation.tables import compare_predictions
 from stellarperceptron.training.profiles import find_profile, read_profile
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output

@@ -20,7 +20,7 @@ from stellarperceptron.evaluation.evaluate import (
     load_network,
     print_metrics,
 )
-from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
 
 
 def table_name(folder: Path) -> str:

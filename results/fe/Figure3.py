@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 
 from stellarperceptron.data.dataset import SpectraDataset, draw_iron_rich
 from stellarperceptron.evaluation.metrics import label_metrics
-from stellarperceptron.evaluation.paper_tables import format_value
 from stellarperceptron.evaluation.predictions import read_predictions, require_same_stars
+from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.plotting import (

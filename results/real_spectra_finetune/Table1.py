@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from stellarperceptron.evaluation.paper_tables import giants_table, giants_text
 from stellarperceptron.evaluation.predictions import read_predictions
+from stellarperceptron.evaluation.tables import giants_table, giants_text
 from stellarperceptron.utils.arguments import HelpFormatter
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table

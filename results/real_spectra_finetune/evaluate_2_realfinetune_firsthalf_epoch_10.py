@@ -20,7 +20,7 @@ from stellarperceptron.evaluation.evaluate import (
     evaluation_parser,
     print_metrics,
 )
-from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
 
 
 def main() -> None:

@@ -34,10 +34,10 @@ from tqdm.auto import tqdm
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.evaluation.baselines import PixelNetwork
 from stellarperceptron.evaluation.metrics import label_metrics
-from stellarperceptron.evaluation.paper_tables import format_value
+from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.network.patches import apogee_pixel_names
 from stellarperceptron.nn_utils import linear_warmup_cosine
-from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table

@@ -47,11 +47,10 @@ from stellarperceptron.evaluation.real_stars import (
 )
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label, resolve_label_names
-from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
-from stellarperceptron.utils.data_utils import atomic_output, check_output_folder
+from stellarperceptron.utils.data_utils import atomic_output, check_output_folder, escaped
 from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
-from stellarperceptron.utils.tables import escaped
 
 LABELS_PER_LINE = 6  # in the titles of the figures
 RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the figures

@@ -13,7 +13,7 @@ from stellarperceptron.evaluation.baselines import (
     PixelNetwork,
     QuadraticRegression,
 )
-from stellarperceptron.evaluation.comparison import compare_predictions, comparison_text
+from stellarperceptron.evaluation.tables import compare_predictions, comparison_text
 
 NAMES = ["TEFF", "FE_H"]
 QUICK = {"least_steps": 200, "epochs": 1, "learning_rate": 5e-3, "progress": False}

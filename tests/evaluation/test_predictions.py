@@ -5,14 +5,6 @@ import pandas as pd
 import pytest
 from astropy.table import Table
 
-from stellarperceptron.evaluation.paper_tables import (
-    PAPER_FE_H,
-    PAPER_TABLE_1,
-    giants_table,
-    giants_text,
-    iron_table,
-    iron_text,
-)
 from stellarperceptron.evaluation.predictions import (
     about_predictions,
     metrics_of_predictions,
@@ -20,6 +12,14 @@ from stellarperceptron.evaluation.predictions import (
     read_predictions,
     require_same_stars,
     write_predictions,
+)
+from stellarperceptron.evaluation.tables import (
+    PAPER_FE_H,
+    PAPER_TABLE_1,
+    giants_table,
+    giants_text,
+    iron_table,
+    iron_text,
 )
 
 LABELS = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stellarperceptron.network.baseline import BaselineNetwork
-from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.run.folder import RunFolder
 
 
 def test_published_baseline_has_its_parameters():

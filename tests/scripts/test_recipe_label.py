@@ -11,7 +11,8 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock import observation, survey
 from stellarperceptron.evaluation.evaluate import evaluation_labels
 from stellarperceptron.training.profiles import DataProfile, Profile
-from stellarperceptron.training.stages import label_names, resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
+from stellarperceptron.training.stages import label_names
 
 SIX = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H", "C_FE")
 

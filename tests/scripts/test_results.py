@@ -19,7 +19,7 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.predictions import metrics_of_predictions
 from stellarperceptron.evaluation.summary import attention_text, claims_table
 from stellarperceptron.network.baseline import BaselineNetwork
-from stellarperceptron.training.stages import resolve_checkpoint
+from stellarperceptron.training.run.script import resolve_checkpoint
 
 FINETUNE = "results/real_spectra_finetune"
 OBSERVED = {

@@ -21,7 +21,7 @@ from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.training import loop
 from stellarperceptron.training.profiles import TrainingOptions
-from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import PerceptronTask, TrainingError, train
 from stellarperceptron.utils.distributed import Process

@@ -16,16 +16,14 @@ from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.network.checkpoint import weights_sha256
 from stellarperceptron.training.profiles import STAGES as SECTIONS
 from stellarperceptron.training.profiles import find_profile, read_profile
+from stellarperceptron.training.run.script import mark_complete, resolve_checkpoint, stage_folder
 from stellarperceptron.training.stages import (
     five_folds,
-    mark_complete,
     new_model,
     read_stars,
     require_labels,
     require_same_instrument,
-    resolve_checkpoint,
     split_rows,
-    stage_folder,
 )
 from stellarperceptron.utils.distributed import Process
 from stellarperceptron.utils.locks import BusyError

@@ -8,16 +8,18 @@ Several GPUs:
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.training.prepare import fit_standardization
+from stellarperceptron.training.run.script import (
+    mark_complete,
+    run_script,
+    stage_arguments,
+    stage_folder,
+)
 from stellarperceptron.training.stages import (
     describe_data,
-    mark_complete,
     new_model,
     place_stars,
     read_stars,
-    run_script,
     split_rows,
-    stage_arguments,
-    stage_folder,
     train_stage,
 )
 from stellarperceptron.utils.distributed import process_group

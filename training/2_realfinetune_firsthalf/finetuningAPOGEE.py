@@ -9,16 +9,18 @@ Several GPUs: the same behind `torchrun --nproc-per-node=4`.
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.checkpoint import weights_sha256
-from stellarperceptron.training.stages import (
-    describe_data,
+from stellarperceptron.training.run.script import (
     mark_complete,
-    place_stars,
-    read_stars,
     run_script,
-    split_rows,
     stage_arguments,
     stage_folder,
     starts_anew,
+)
+from stellarperceptron.training.stages import (
+    describe_data,
+    place_stars,
+    read_stars,
+    split_rows,
     train_stage,
 )
 from stellarperceptron.utils.distributed import process_group

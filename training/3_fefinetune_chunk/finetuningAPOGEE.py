@@ -16,16 +16,18 @@ import numpy as np
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.checkpoint import weights_sha256
-from stellarperceptron.training.stages import (
-    describe_data,
-    five_folds,
+from stellarperceptron.training.run.script import (
     mark_complete,
-    place_stars,
-    read_stars,
     run_script,
     stage_arguments,
     stage_folder,
     starts_anew,
+)
+from stellarperceptron.training.stages import (
+    describe_data,
+    five_folds,
+    place_stars,
+    read_stars,
     train_stage,
 )
 from stellarperceptron.utils.data_utils import atomic_output

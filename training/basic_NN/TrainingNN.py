@@ -16,17 +16,14 @@ import numpy as np
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.baseline import BaselineNetwork
-from stellarperceptron.training.run_folder import RunFolder
-from stellarperceptron.training.stages import (
-    describe_data,
-    five_folds,
-    label_columns,
-    label_names,
+from stellarperceptron.training.run.folder import RunFolder
+from stellarperceptron.training.run.script import (
     mark_complete,
     run_script,
     stage_arguments,
     stage_folder,
 )
+from stellarperceptron.training.stages import describe_data, five_folds, label_columns, label_names
 from stellarperceptron.training.tasks import train_baseline
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import process_group

@@ -19,11 +19,7 @@ from stellarperceptron.evaluation.predictions import (
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.baseline import BaselineNetwork
-from stellarperceptron.training.stages import (
-    describe_data,
-    require_labels,
-    require_same_instrument,
-)
+from stellarperceptron.training.stages import describe_data, require_labels, require_same_instrument
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 
 __all__ = ["evaluate", "evaluation_labels", "evaluation_parser", "load_network", "print_metrics"]

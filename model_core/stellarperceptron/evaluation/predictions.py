@@ -18,8 +18,7 @@ from astropy.io import fits
 
 from stellarperceptron.data.dataset import Split
 from stellarperceptron.evaluation.metrics import summarize
-from stellarperceptron.utils.data_utils import atomic_output
-from stellarperceptron.utils.tables import escaped
+from stellarperceptron.utils.data_utils import atomic_output, escaped
 
 __all__ = [
     "about_predictions",

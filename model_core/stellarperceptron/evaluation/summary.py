@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.evaluation.paper_tables import (
+from stellarperceptron.evaluation.predictions import metrics_of_predictions
+from stellarperceptron.evaluation.tables import (
     METAL_POOR,
     PAPER_FE_H,
     PAPER_TABLE_1,
     format_value,
 )
-from stellarperceptron.evaluation.predictions import metrics_of_predictions
 from stellarperceptron.labels import label as label_named
 
 __all__ = [
@@ -65,7 +65,7 @@ def claims_table(
     Parameters
     ----------
     observed, chunk
-        Tables of predictions by model, of `stellarperceptron.evaluation.paper_tables.MODELS`.
+        Tables of predictions by model, of `stellarperceptron.evaluation.tables.MODELS`.
     stars
         Table of `predict_real_stars.py`, if there is one.
 

@@ -2,14 +2,18 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 
+from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.instruments import INSTRUMENTS, Instrument
+from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.layers import (
     NonLinearEmbedding,
     StellarPerceptronDecoder,
@@ -18,11 +22,14 @@ from stellarperceptron.layers import (
 )
 from stellarperceptron.model_core import StellarPerceptronCore
 from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
-from stellarperceptron.network.config import ModelConfig
-from stellarperceptron.network.standardizer import Standardizer
+from stellarperceptron.network.config import PRECISIONS, ModelConfig
+from stellarperceptron.utils.arrays import as_array, as_names
 from stellarperceptron.utils.distributed import usable_device
 
 __all__ = ["StellarPerceptronBase", "one_of"]
+
+# Attention scores that are held at once; 2^26 of them take 256 MB.
+_MOST_SCORES = 2**26
 
 _NAN_POLICIES = ("mask", "attend")
 
@@ -86,6 +93,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.nan_policy = one_of("nan_policy", nan_policy, _NAN_POLICIES)
         self.device = usable_device(device)
         self.epoch = 0
+        self._warned_of_range = False
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -123,6 +131,79 @@ class StellarPerceptronBase(StellarPerceptronCore):
         if self.instrument is not None:
             config["stellarperceptron"]["instrument"] = self.instrument.to_dict()
         return config
+
+    def _check_wavelengths(self, wavelengths, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+        wavelengths = as_array(wavelengths, unit="Angstrom", name="wavelengths")
+        if wavelengths.shape not in shapes:
+            expected = " or ".join(map(str, shapes))
+            raise ValueError(f"wavelengths have shape {wavelengths.shape}, expected {expected}")
+        if not np.isfinite(wavelengths).all():
+            raise ValueError("wavelengths are not finite; 0 marks values that have none")
+        low, high = self.config.wavelength_range
+        given = wavelengths[wavelengths != 0]
+        if given.size and (given.min() < low or given.max() > high) and not self._warned_of_range:
+            self._warned_of_range = True
+            warnings.warn(
+                f"wavelengths from {given.min():.1f} to {given.max():.1f} Angstrom reach beyond "
+                f"the range {low:.0f} to {high:.0f} of this model's wavelength encoding",
+                stacklevel=3,
+            )
+        return wavelengths
+
+    def _warn_of_empty_stars(self, empty: np.ndarray) -> None:
+        if empty.any():
+            index = np.flatnonzero(empty)
+            more = f" and {len(index) - 10} more" if len(index) > 10 else ""
+            warnings.warn(
+                f"stars without any valid value, whose labels are NaN: index "
+                f"{', '.join(map(str, index[:10]))}{more}",
+                stacklevel=3,
+            )
+
+    def _autocast(self, precision: str):
+        dtype = PRECISIONS[one_of("precision", precision, list(PRECISIONS))]
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+    def _batch_size(self, given: int | None, scores_per_star: int = 1) -> int:
+        """Stars at a time: those asked for, or what suits the device and its memory."""
+        if given is not None:
+            if given < 1:
+                raise ValueError(f"batch_size = {given} is below 1")
+            return given
+        # A CPU's caches hold the activations of a few contexts; a GPU wants many.
+        tokens = 4096 if self.device.type == "cpu" else 2**19
+        return max(1, min(tokens // self.config.context_length, _MOST_SCORES // scores_per_star))
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Without gradients and dropout, whatever the network is in the middle of."""
+        training = self.torch_model.training
+        self.torch_model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.torch_model.train(training)
+
+    def _label_tokens(self, labels) -> tuple[list[str], np.ndarray]:
+        labels = as_names(labels, "labels")
+        if not labels:
+            raise ValueError("no labels are requested")
+        known = set(self.vocabs)
+        if not known.issuperset(labels):  # names as people write them
+            labels = list(resolve_label_names(labels, self.label_names))
+        tokens = self.tokenize(labels)
+        if not tokens.all():
+            raise ValueError("padding is no label")
+        self.require_standardization(tokens)
+        return labels, tokens
+
+    def _frame(self, value, error, labels, tokens) -> pd.DataFrame:
+        """Standardized (N, Q) values and errors -> data frame in the labels' units."""
+        value = self.standardizer.inverse_standardize(value, tokens)
+        error = self.standardizer.inverse_standardize_error(error, tokens)
+        columns = [*labels, *(f"{label}_error" for label in labels)]
+        return pd.DataFrame(np.hstack([value, error]), columns=columns)
 
     def set_trainable(
         self,

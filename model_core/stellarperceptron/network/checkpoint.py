@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stellarperceptron.network.tensor_files import load_tensors, save_tensors, tensor_bytes
-from stellarperceptron.network.untrusted import (
+from stellarperceptron.network.tensor_files import (
     check_array_archive,
     check_network_size,
+    load_tensors,
     not_finite,
+    save_tensors,
+    tensor_bytes,
 )
 from stellarperceptron.utils.data_utils import atomic_output
 

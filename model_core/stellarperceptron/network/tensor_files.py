@@ -1,16 +1,188 @@
-"""Files of tensors and plain values, of which nothing is ever executed."""
+"""Files of tensors and of arrays from strangers: checked by their headers, never executed."""
 
 import pickle
-from collections.abc import Mapping, ValuesView
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, ValuesView
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from stellarperceptron.network.untrusted import check_tensor_file, check_tensors
+__all__ = [
+    "MOST_TOKENS",
+    "check_array_archive",
+    "check_network_size",
+    "check_tensor_file",
+    "check_tensors",
+    "load_tensors",
+    "not_finite",
+    "save_tensors",
+    "tensor_bytes",
+]
 
-__all__ = ["load_tensors", "save_tensors", "tensor_bytes"]
+MOST_TOKENS = 1_000_000
+"""Most tokens that an embedding map may have; APOGEE's pixels and labels are 7,519."""
+
+# What files of plain tensors and values name in their pickle: nothing here takes memory or acts.
+_PLAIN = re.compile(
+    r"collections (OrderedDict|Counter)|builtins (set|complex)|torch (Size|device)|"
+    r"torch._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|torch.storage UntypedStorage|"
+    r"torch (b?float|u?int|complex)\d+|torch bool"
+)
+
+
+def check_tensor_file(path: Path) -> None:
+    """Check a file of `torch.save` before it is read.
+
+    Raises
+    ------
+    ValueError
+        It is damaged, holds more than tensors and plain values, or declares more bytes than it
+        has.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            declared = sum(record.file_size for record in records)
+            packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+            if packed or declared > size:
+                raise ValueError(
+                    f"{path} is refused: it declares {declared} bytes of data, but has {size} "
+                    "(torch.save does not compress)"
+                )
+            (pickled,) = (record for record in records if record.filename.endswith("/data.pkl"))
+            code = archive.read(pickled)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or no file of torch.save: {error}") from error
+    except ValueError as error:
+        if "refused" in str(error):
+            raise
+        raise ValueError(f"{path} is damaged: it has no single data.pkl") from error
+    try:
+        for instruction, argument, _ in pickletools.genops(code):
+            named = argument if instruction.name == "GLOBAL" else instruction.name
+            if "GLOBAL" in instruction.name and not _PLAIN.fullmatch(str(named)):
+                raise ValueError(
+                    f"{path} is refused: it holds more than tensors and plain values ({named})"
+                )
+    except ValueError as error:
+        if "refused" in str(error):
+            raise
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def check_tensors(content: Any, path: Path) -> None:
+    """Check that all tensors of a file are plain and have their values in it.
+
+    Raises
+    ------
+    ValueError
+        One is sparse, without data, or has more values than its storage.
+    """
+    for tensor in _tensors(content):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{path} is refused: it holds tensors that are sparse or without data")
+        size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+        if size > stored:
+            raise ValueError(
+                f"{path} is refused: a tensor of the shape {tuple(tensor.shape)} has {size} "
+                f"bytes, but only {stored} are in the file"
+            )
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """All tensors in nested dictionaries and lists, which may contain themselves."""
+    waiting, seen = [content], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, Mapping | list | tuple | set) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, Mapping) else item
+
+
+def check_array_archive(path: Path, most: int = MOST_TOKENS) -> None:
+    """Check the headers of a `.npz` file before its arrays are read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    most
+        Values that an array may have.
+
+    Raises
+    ------
+    ValueError
+        An array has more of them; names the limit.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            with archive.open(record) as file:
+                version = np.lib.format.read_magic(file)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }
+                if version not in read:
+                    raise ValueError(f"{record.filename} has version {version} of the format")
+                shape, _, dtype = read[version](file)
+            values = 1
+            for length in shape:
+                values *= length
+            if values > most or dtype.itemsize > 16:
+                raise ValueError(
+                    f"{record.filename} declares {values} values of {dtype.itemsize} bytes, at "
+                    f"most {most} of 16 bytes are read"
+                )
+
+
+def check_network_size(
+    nn_config: Mapping[str, Any], tokens: int, weights: Mapping[str, Tensor], path: Path
+) -> None:
+    """Check that a network is no larger than its weights, before it is made.
+
+    Parameters
+    ----------
+    nn_config
+        Sizes of the network, which `ModelConfig` checks otherwise.
+    tokens
+        Of the vocabulary.
+    weights
+        What the network will take.
+    path
+        Of the configuration, for the message.
+
+    Raises
+    ------
+    ValueError
+        It asks for more parameters than there are.
+    """
+    names = ("embedding_dim", "encoder_dense_num", "decoder_dense_num", "pixels_per_token")
+    values = [nn_config.get(name, 1) for name in names]
+    dim, *widths = (value if isinstance(value, int) else 1 for value in values)
+    # The largest matrices; the whole network has some more.
+    asked = dim * (tokens + 1 + dim + sum(widths))
+    held = sum(tensor.numel() for tensor in weights.values())
+    if asked > held:
+        raise ValueError(
+            f"{path}: nn_config ({', '.join(names)}) asks for {asked} parameters or more, but "
+            f"weights.pt has {held}: the two do not belong together"
+        )
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> str:
+    """Name of the first tensor with a NaN or an infinite number; empty where there is none."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return ""
 
 
 def load_tensors(path: Path) -> Any:

@@ -11,11 +11,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from stellarperceptron.network.kernels.memory import freed_memory_kept
-from stellarperceptron.network.tensor_files import load_tensors
-from stellarperceptron.network.untrusted import not_finite
+from stellarperceptron.network.tensor_files import load_tensors, not_finite
 from stellarperceptron.training.prefetch import made_ahead, spare_cores
 from stellarperceptron.training.profiles import TrainingOptions
-from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.step import Task, Trainer
 from stellarperceptron.utils.distributed import Process, Termination
 

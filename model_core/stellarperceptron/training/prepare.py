@@ -22,6 +22,7 @@ from stellarperceptron.network.patches import (
     pixel_ids,
 )
 from stellarperceptron.training.prefetch import memory_for
+from stellarperceptron.utils.arrays import as_array, as_names, sentinels_to_nan
 
 __all__ = [
     "Stars",
@@ -133,32 +134,39 @@ def array_stars(
     ValueError
         Shapes that do not match, or labels that are no columns.
     """
-    if isinstance(inputs, pd.DataFrame):
-        names = inputs.columns.to_numpy(dtype=str) if names is None else names
-        inputs = inputs.to_numpy(dtype=float)
-    inputs, names = np.asarray(inputs), np.asarray([] if names is None else names, dtype=str)
+    if isinstance(inputs, pd.DataFrame) and names is None:
+        names = inputs.columns.to_numpy(dtype=str)
+    inputs = sentinels_to_nan(as_array(inputs, unit=None, name="inputs"), "inputs")
+    names = np.asarray([] if names is None else as_names(names), dtype=str)
     if inputs.ndim != 2 or names.shape != inputs.shape[1:]:
         raise ValueError(f"inputs {inputs.shape} need one name for each column, not {names.shape}")
-    if errors is not None and np.shape(errors) != inputs.shape:
-        raise ValueError(f"inputs_err {np.shape(errors)} do not match inputs {inputs.shape}")
-    label_names = [] if label_names is None else list(label_names)
+    if errors is not None:
+        errors = sentinels_to_nan(as_array(errors, unit=None, name="inputs_err"), "inputs_err")
+        if errors.shape != inputs.shape:
+            raise ValueError(f"inputs_err {errors.shape} do not match inputs {inputs.shape}")
+    label_names = [] if label_names is None else as_names(label_names, "outputs_name")
     missing = [label for label in label_names if label not in names]
     if missing or not label_names:
         raise ValueError(f"outputs_name: {missing or 'none given'} not among the columns")
+    unique, counts = np.unique(names, return_counts=True)
+    if (counts > 1).any() or len(set(label_names)) < len(label_names):
+        twice = [*unique[counts > 1], *(n for n in label_names if label_names.count(n) > 1)]
+        raise ValueError(f"names given twice: {', '.join(map(str, twice[:5]))}")
     columns = [int(np.flatnonzero(names == label)[0]) for label in label_names]
     others = np.setdiff1d(np.arange(len(names)), columns)
     if wavelengths is not None:
+        wavelengths = as_array(wavelengths, unit="Angstrom", name="inputs_wavelength")
         if np.shape(wavelengths) not in (names.shape, inputs.shape):
             raise ValueError(
                 f"inputs_wavelength {np.shape(wavelengths)} match neither names nor inputs"
             )
-        wavelengths = np.asarray(wavelengths)[..., others]
+        wavelengths = wavelengths[..., others]
     return Stars(
         read=lambda rows: inputs[rows][:, others],
         names=names[others],
         wavelengths=wavelengths,
         labels=inputs[:, columns],
-        label_errors=None if errors is None else np.asarray(errors)[:, columns],
+        label_errors=None if errors is None else errors[:, columns],
         label_names=label_names,
     )
 

@@ -1,196 +1,52 @@
-"""Shared parts of the numbered training scripts: arguments, data and training as a profile says."""
+"""Shared parts of the numbered training scripts: model, stars and training as a profile says."""
 
-import argparse
 import dataclasses
 import functools
 import math
-import shutil
-import signal
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.instruments import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.config import ModelConfig
-from stellarperceptron.training.configuration import (
-    CHECKPOINT_SHA256,
-    read_configuration,
-    settle_configuration,
-)
-from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.prepare import (
     Stars,
     TrainingData,
+    fit_standardization,
     prepare_training_data,
     survey_stars,
     usable_stars,
 )
-from stellarperceptron.training.profiles import (
-    Profile,
-    describe_entries,
-    find_profile,
-    read_profile,
-)
-from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.profiles import Profile, TrainingOptions
+from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.tasks import train
-from stellarperceptron.utils.arguments import HelpFormatter, positive
-from stellarperceptron.utils.data_utils import check_output_folder
-from stellarperceptron.utils.distributed import Process, usable_device
-from stellarperceptron.utils.locks import FileLock
+from stellarperceptron.utils.distributed import Process
 
 __all__ = [
     "describe_data",
     "draw_stars",
+    "fit_model",
     "five_folds",
     "label_columns",
     "label_names",
-    "mark_complete",
     "new_model",
     "place_stars",
     "read_stars",
     "require_labels",
     "require_same_instrument",
-    "resolve_checkpoint",
-    "run_script",
     "split_rows",
-    "stage_arguments",
-    "stage_folder",
-    "starts_anew",
     "train_stage",
 ]
-
-
-def _seed(text: str) -> int:
-    """A seed, as NumPy and PyTorch take it."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not within 0 and {2**32 - 1}")
-    return value
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; wrong input ends it with one line, not a traceback.
-
-    Ctrl-C ends it with status 130.
-    """
-    name = Path(sys.argv[0]).name
-    try:
-        main()
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command continues", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except (OSError, ValueError, TrainingError) as error:
-        sys.exit(f"{name}: {error}")
-
-
-def stage_arguments(
-    script: str, description: str, stage: str, needs_checkpoint: bool
-) -> argparse.Namespace:
-    """Parse the arguments of a stage; adds `profile_settings`, the profile they name.
-
-    Parameters
-    ----------
-    script
-        `__file__` of the script; the profiles are in the folder `profiles` beside the script's.
-    description
-        Of the script.
-    stage
-        "stage_1", "stage_2", "stage_3" or "baseline".
-    needs_checkpoint
-        Whether the stage starts from the checkpoint of the stage before.
-    """
-    folder = Path(script).resolve().parents[1] / "profiles"
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=HelpFormatter,
-        epilog=f"entries of a profile, with their defaults:\n{describe_entries()}",
-    )
-    profiles = sorted(path.stem for path in folder.glob("*.toml"))
-    parser.add_argument(
-        "--profile",
-        default="laptop",
-        help=f"one of {', '.join(profiles)}, or the path of a TOML file",
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="survey file or folder of published arrays"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of logs and checkpoints")
-    if needs_checkpoint:
-        parser.add_argument(
-            "--checkpoint",
-            type=Path,
-            required=True,
-            help="output of the stage before (its selected or last checkpoint), or a checkpoint",
-        )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.ENTRY=VALUE",
-        help="override an entry of the profile (listed below); may be given more than once",
-    )
-    parser.add_argument(
-        "--seed", type=_seed, help="of weights, choices and dropout; default: the profile's, 0"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=1,
-        help="CPU threads of each process (not used on a GPU)",
-    )
-    parser.add_argument(
-        "--no-resume",
-        action="store_true",
-        help="start from scratch instead of continuing from checkpoints",
-    )
-    if needs_checkpoint:
-        parser.add_argument(
-            "--retrain-if-stale",
-            action="store_true",
-            help="start anew if the weights that the stage started from have changed",
-        )
-    arguments = parser.parse_args()
-    try:
-        seed = [] if arguments.seed is None else [f"training.seed={arguments.seed}"]
-        arguments.profile_settings = read_profile(
-            find_profile(arguments.profile, folder), stage, [*arguments.set, *seed]
-        )
-        if needs_checkpoint:
-            arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
-        usable_device(arguments.device)
-        check_output_folder(arguments.output)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    torch.set_num_threads(arguments.threads)
-    return arguments
-
-
-def resolve_checkpoint(path: Path) -> Path:
-    """Checkpoint that a path means: itself, or the selected or last one in a training's folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none; says which command makes one.
-    """
-    epochs = [p for p in path.glob("epoch_*") if p.name[6:].isdigit()]
-    last = sorted(epochs, key=lambda p: int(p.name[6:]))[-1:]
-    for folder in (path, path / "selected", *last):
-        if (folder / "weights.pt").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"there is no checkpoint in {path}: run the stage before with --output {path}, or make "
-        "reproduce"
-    )
 
 
 def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
@@ -326,64 +182,6 @@ def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def stage_folder(
-    output: Path,
-    process: Process,
-    *,
-    fresh: bool,
-    configuration: dict[str, Any] | None = None,
-) -> Iterator[None]:
-    """Have a stage's folder for this run alone, from its first training until it is `complete`.
-
-    Parameters
-    ----------
-    output
-        Made when it is missing.
-    process
-        The first one holds the lock.
-    fresh
-        The stage starts anew: it is not complete any more, and nothing is selected.
-    configuration
-        Of a stage of several trainings, which have folders of their own; see `RunFolder`.
-
-    Raises
-    ------
-    BusyError
-        Another run has the folder; an `OSError` that says which one.
-    ValueError
-        The folder belongs to another configuration.
-    """
-    with ExitStack() as stack:
-        if process.rank == 0:
-            check_output_folder(output)
-            output.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(output / ".stage.lock", f"the folder {output}"))
-            if fresh:
-                for name in ("complete", "selection.json", "configuration.json"):
-                    (output / name).unlink(missing_ok=True)
-                shutil.rmtree(output / "selected", ignore_errors=True)
-            if configuration is not None:
-                settle_configuration(output, configuration)
-        process.barrier()
-        yield
-
-
-def starts_anew(arguments: argparse.Namespace, checkpoint_sha256: str = "") -> bool:
-    """Whether a stage starts anew: asked to, or from other weights than its folder's."""
-    if arguments.no_resume or not getattr(arguments, "retrain_if_stale", False):
-        return arguments.no_resume
-    old = read_configuration(arguments.output)
-    return old is not None and old.get(CHECKPOINT_SHA256) != checkpoint_sha256
-
-
-def mark_complete(output: Path, process: Process) -> None:
-    """Write the file `complete`, which marks a stage that need not run again."""
-    process.barrier()
-    if process.rank == 0:
-        (output / "complete").touch()
-
-
 def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | None = None) -> Stars:
     """Training stars of a survey with the profile's spectra, pixels and labels.
 
@@ -504,6 +302,103 @@ def train_stage(
         folder=folder,
         resume=resume,
     )
+
+
+def fit_model(
+    model: StellarPerceptron,
+    stars: Stars,
+    options: Mapping[str, Any],
+    *,
+    validation_split: float = 0.1,
+    validation_indices: np.ndarray | None = None,
+    lr_scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
+    checkpoint_folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    process: Process | None = None,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train a model on stars without a profile; see `StellarPerceptron.fit`, which calls this.
+
+    Parameters
+    ----------
+    model
+        Its standardization is fitted where it has none, and its network trained in place, as far
+        as it is not frozen.
+    stars
+        The stars.
+    options
+        Entries of `TrainingOptions`.
+
+    Raises
+    ------
+    ValueError
+        Impossible options, validation stars that do not exist, or no star to train on.
+    """
+    settings = TrainingOptions(**options)
+    if not 0 <= validation_split < 1:
+        raise ValueError(f"validation_split = {validation_split} is not in [0, 1)")
+    fit_standardization(model, stars)
+    data = prepare_training_data(model, stars, augment=augment)
+    usable = usable_stars(data)
+    if validation_indices is None:
+        order = np.random.RandomState(settings.seed).permutation(len(usable))
+        chosen = usable[order[: round(validation_split * len(usable))]]
+    else:
+        chosen = _rows(validation_indices, len(stars))
+    validation = np.intersect1d(chosen, usable)
+    training = np.setdiff1d(usable, validation)
+    if not len(training):
+        raise ValueError("there is no star with a label and a valid value to train on")
+    process = process or Process(0, 1, model.device)
+    folder = None
+    if checkpoint_folder is not None:
+        parameters = model.torch_model.named_parameters()
+        configuration = {
+            "training": dataclasses.asdict(settings),
+            "model": dataclasses.asdict(model.config),
+            "frozen": [name for name, p in parameters if not p.requires_grad],
+            "inputs": len(stars.names),
+            "outputs_name": list(stars.label_names),
+            "stars": len(training),
+            "validation_stars": len(validation),
+            "labels_crc32": zlib.crc32(data.labels.cpu().numpy().tobytes()),
+        }
+        folder = RunFolder(
+            checkpoint_folder,
+            configuration,
+            process.rank,
+            resume=resume,
+            grows="training.epochs",
+        )
+    return train(
+        model,
+        data,
+        training,
+        validation,
+        settings,
+        process,
+        scheduler=(lambda optimizer, _: lr_scheduler(optimizer)) if lr_scheduler else None,
+        folder=folder,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def _rows(indices: Any, stars: int) -> np.ndarray:
+    """Row numbers from row numbers or a mask; refuses those that do not exist."""
+    indices = np.asarray(indices)
+    if indices.dtype == bool:
+        if indices.shape != (stars,):
+            raise ValueError(f"validation_indices is a mask {indices.shape} for {stars} stars")
+        return np.flatnonzero(indices)
+    outside = indices[(indices < 0) | (indices >= stars)] if indices.size else indices
+    if indices.size and (indices.ndim != 1 or indices.dtype.kind not in "iu" or len(outside)):
+        raise ValueError(
+            f"validation_indices must be row numbers from 0 to {stars - 1}"
+            + (f", not {outside[0]}" if len(outside) else "")
+        )
+    return indices.astype(np.int64)
 
 
 def five_folds(stars: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

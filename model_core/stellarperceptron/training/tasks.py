@@ -25,7 +25,7 @@ from stellarperceptron.training.batches import Batch, TrainingGenerator
 from stellarperceptron.training.loop import PEAK_FLOPS, TrainingError, run_training
 from stellarperceptron.training.prepare import TrainingData, fewest_tokens
 from stellarperceptron.training.profiles import TrainingOptions
-from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.utils.distributed import Process
 
 __all__ = ["PEAK_FLOPS", "PerceptronTask", "TrainingError", "train", "train_baseline"]

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and texts that are safe in tables."""
 
 import ctypes
 import errno
@@ -11,10 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from stellarperceptron.utils.locks import FileLock, machine
 
-__all__ = ["atomic_output", "check_output_file", "check_output_folder"]
+__all__ = ["atomic_output", "check_output_file", "check_output_folder", "escaped", "plain_text"]
 
 # The disk, the user's share of it, or the size of a file.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
@@ -225,3 +228,34 @@ def _replace(temporary: Path, path: Path, previous: Path) -> None:
         os.replace(previous, path)
         raise
     _remove(previous)
+
+
+# --- texts in tables ------------------------------------------------------------------------------
+
+# What begins a formula in spreadsheets.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def plain_text(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: such texts get an apostrophe in front.
+
+    Numbers stay as they are, as texts too.
+
+    Examples
+    --------
+    >>> plain_text("=1+1"), plain_text("-9999"), plain_text("2M00000000+0000000")
+    ("'=1+1", '-9999', '2M00000000+0000000')
+    """
+    if not (isinstance(value, str) and value.startswith(_FORMULA)):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def escaped(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts are plain ones; see `plain_text`."""
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    return table.assign(**{name: table[name].map(plain_text) for name in texts})

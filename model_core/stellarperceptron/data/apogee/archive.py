@@ -24,8 +24,7 @@ from stellarperceptron.data.apogee.dr17 import Catalogue, aspcap_path
 from stellarperceptron.data.apogee.selection import ALL_ZERO, MISSING, Selection, select
 from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, VALID_FLUX
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SurveyWriter
-from stellarperceptron.utils.data_utils import atomic_output
-from stellarperceptron.utils.tables import plain_text
+from stellarperceptron.utils.data_utils import atomic_output, plain_text
 
 __all__ = [
     "PART_STARS",

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from stellarperceptron.evaluation.predictions import write_predictions
-from stellarperceptron.utils.tables import plain_text
+from stellarperceptron.utils.data_utils import plain_text
 
 
 @pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3", "@SUM(A1)", "\t=1"])

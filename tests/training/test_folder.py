@@ -10,7 +10,7 @@ import torch
 from conftest import make_model
 from test_loop import SCRIPT, train_here
 
-from stellarperceptron.training.run_folder import RunFolder
+from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.utils.locks import BusyError
 
 

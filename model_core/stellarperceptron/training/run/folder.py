@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from stellarperceptron.network.tensor_files import load_tensors
-from stellarperceptron.training.configuration import settle_configuration
+from stellarperceptron.training.run.configuration import settle_configuration
 from stellarperceptron.utils.data_utils import atomic_output, check_output_folder
 from stellarperceptron.utils.locks import FileLock
 

@@ -1,0 +1,216 @@
+"""Perceive stars, then answer requests about them: one context at a time, with its attention."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stellarperceptron.layers import Tokens
+from stellarperceptron.network.base import StellarPerceptronBase, one_of
+from stellarperceptron.network.patches import group_values, normalized_attention
+from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
+
+__all__ = ["PerceivingModel"]
+
+
+class PerceivingModel(StellarPerceptronBase):
+    """A model that perceives stars and remembers them until they are asked about."""
+
+    def __init__(self, vocabs: Sequence[str], **options: Any):
+        super().__init__(vocabs, **options)
+        self._perception: tuple[Tensor, Tensor | None] | None = None
+        self._empty_stars = np.zeros(0, dtype=bool)
+
+    def perceive(
+        self,
+        inputs: np.ndarray | pd.DataFrame,
+        names: Sequence[str] | np.ndarray | None = None,
+        wavelengths: np.ndarray | None = None,
+        *,
+        batch_size: int | None = None,
+        return_attention_scores: bool = False,
+        attention_normalization: str = "pixels",
+    ) -> np.ndarray | None:
+        """Perceive stars; `request` then answers for them.
+
+        Parameters
+        ----------
+        inputs
+            (N, n) values in physical units, NaN for missing ones; a data frame brings its names;
+            (n,) is one star.
+        names
+            (n,) names (or tokens) of the columns, or (N, n) when every star has its own; "[pad]"
+            for padding.
+        wavelengths
+            (n,) or (N, n), vacuum [Angstrom]; 0 for values that have none, such as labels or
+            colours. None: none of them has. With more than one pixel a token, (n,) is needed, and
+            neighbouring pixels are grouped.
+        batch_size
+            Stars at a time; None chooses by device.
+        return_attention_scores
+            Return how much every token attends to every other in the last encoder block.
+        attention_normalization
+            "pixels": what a token attends to sums to one. "published": the sum runs over the
+            attending tokens instead, as in the published code; NaN where nothing attends.
+
+        Returns
+        -------
+        ndarray or None
+            (N, T, T) attention of token (axis 1) to token (axis 2), averaged over heads, without
+            the learned key, when asked for. T is n with one pixel a token.
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not match, unknown names, wavelengths that are not finite, or more
+            tokens than the context (use `predict`).
+        """
+        one_of("attention_normalization", attention_normalization, ("pixels", "published"))
+        self._perception = None  # an error below must not leave the answers of other stars
+        if isinstance(inputs, pd.DataFrame) and names is None:
+            names = inputs.columns.to_numpy(dtype=str)
+        inputs = np.atleast_2d(sentinels_to_nan(as_array(inputs, name="inputs")))
+        shapes = (inputs.shape[1:], inputs.shape)
+        if inputs.ndim != 2 or names is None or np.shape(names) not in shapes:
+            raise ValueError(
+                f"inputs {inputs.shape} and names {None if names is None else np.shape(names)} "
+                "do not match: give a name for each column, or for each value"
+            )
+        tokens = self.tokenize(names)
+        self.require_standardization(tokens)
+        if wavelengths is not None:
+            wavelengths = self._check_wavelengths(wavelengths, shapes)
+        values = self.standardizer.standardize(inputs, tokens)
+        empty = ~(np.isfinite(values) & (tokens != 0)).any(axis=1)
+        ids, values = tokens[..., None], values[..., None]
+        if self.config.pixels_per_token > 1:
+            if wavelengths is None or wavelengths.ndim != 1 or tokens.ndim != 1:
+                raise ValueError(
+                    f"with {self.config.pixels_per_token} pixels a token, give one list of names "
+                    "and one of wavelengths for all stars (0 for values that are no pixels)"
+                )
+            ids, values, wavelengths = group_values(
+                values[..., 0],
+                tokens,
+                wavelengths,
+                self.positions[tokens],
+                self.config.pixels_per_token,
+            )
+        if values.shape[1] > self.config.context_length:
+            raise ValueError(
+                f"{values.shape[1]} tokens are more than the context of "
+                f"{self.config.context_length}: use predict, which takes any number"
+            )
+        self._warn_of_empty_stars(empty)
+
+        complete = bool((np.isfinite(values) & (ids != 0)).any(axis=2).all())
+        length = values.shape[1]
+        heads = self.config.encoder_head_num // 2 if return_attention_scores else 0
+        batch_size = self._batch_size(batch_size, max(1, heads * length * (length + 1)))
+        perceptions: list[Tensor] = []
+        masks: list[Tensor] = []
+        scores: list[Tensor] = []
+        encode_wavelength = self.torch_model.embedding_layer.encode_wavelength
+
+        def part(values: np.ndarray | None, rows: slice, shared: int) -> Tensor | None:
+            """Rows of an array; all of one that has `shared` dimensions, alike for all stars."""
+            if values is None:
+                return None
+            values = values if values.ndim == shared else values[rows]
+            return torch.as_tensor(values, device=self.device)
+
+        with self._evaluation():
+            for start in range(0, len(inputs), batch_size):
+                rows = slice(start, start + batch_size)
+                encoding = part(wavelengths, rows, shared=1)
+                batch = Tokens(
+                    part(ids, rows, shared=2),
+                    part(values, rows, shared=0),
+                    None if encoding is None else encode_wavelength(encoding),
+                    complete,
+                )
+                perception, attend, weights = self.torch_model.encode(
+                    batch, self.nan_policy, need_weights=return_attention_scores
+                )
+                perceptions.append(perception)
+                if not complete:
+                    masks.append(attend)
+                if return_attention_scores:
+                    scores.append(
+                        normalized_attention(weights, attend, attention_normalization).cpu()
+                    )
+            shape = (0, length, self.config.embedding_dim)
+            perception = torch.cat(perceptions) if perceptions else torch.empty(shape)
+        self._perception = perception, torch.cat(masks) if masks else None
+        self._empty_stars = empty
+        if not return_attention_scores:
+            return None
+        return torch.cat(scores).numpy() if scores else np.empty((0, length, length))
+
+    def request(
+        self,
+        labels: Sequence[str] | str,
+        *,
+        batch_size: int | None = None,
+        return_attention_scores: bool = False,
+    ) -> pd.DataFrame | tuple[pd.DataFrame, np.ndarray]:
+        """Ask for labels of the stars perceived last.
+
+        Parameters
+        ----------
+        labels
+            Names of Q labels (any tokens of the vocabulary).
+        batch_size
+            Stars at a time; None chooses by device.
+        return_attention_scores
+            Return also how much each label attended to each token.
+
+        Returns
+        -------
+        DataFrame
+            N rows; columns `<label>` and, after all of them, `<label>_error` (standard
+            deviation), in the labels' units. NaN for stars without any valid value.
+        ndarray
+            (N, T, Q) attention in the last decoder block, averaged over heads, without the
+            learned key; it sums to one over the tokens. Only when asked for.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing has been perceived yet.
+        ValueError
+            Unknown labels.
+        """
+        labels, tokens = self._label_tokens(labels)
+        if self._perception is None:
+            raise RuntimeError("nothing has been perceived yet: call perceive before request")
+        perception, mask = self._perception
+        request_tokens = torch.as_tensor(tokens, device=self.device)
+        scores_per_star = len(labels) * self.config.decoder_head_num * (perception.shape[1] + 1)
+        batch_size = self._batch_size(batch_size, scores_per_star)
+        answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
+        scores = [torch.empty(0, len(labels), perception.shape[1], dtype=torch.float64)]
+        with self._evaluation():
+            for start in range(0, len(perception), batch_size):
+                part = slice(start, start + batch_size)
+                value, logvar, weights = self.torch_model.decode(
+                    request_tokens,
+                    perception[part],
+                    None if mask is None else mask[part],
+                    need_weights=return_attention_scores,
+                )
+                answers.append(torch.stack([value, (0.5 * logvar).exp()]).double().cpu())
+                if return_attention_scores:
+                    weights = weights[..., :-1].double()  # (N, Q, L)
+                    scores.append((weights / weights.sum(dim=2, keepdim=True)).cpu())
+        value, error = torch.cat(answers, dim=1).numpy()
+        value[self._empty_stars] = error[self._empty_stars] = np.nan
+        frame = self._frame(value, error, labels, tokens)
+        if not return_attention_scores:
+            return frame
+        attention = torch.cat(scores).transpose(1, 2).numpy().copy()
+        attention[self._empty_stars] = np.nan
+        return frame, attention

@@ -1,0 +1,1 @@
+"""A training as a program: its command line, its folder, its configuration."""

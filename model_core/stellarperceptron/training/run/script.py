@@ -1,0 +1,216 @@
+"""The numbered training scripts as programs: arguments, exclusive folders, messages."""
+
+import argparse
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stellarperceptron.training.loop import TrainingError
+from stellarperceptron.training.profiles import describe_entries, find_profile, read_profile
+from stellarperceptron.training.run.configuration import (
+    CHECKPOINT_SHA256,
+    read_configuration,
+    settle_configuration,
+)
+from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.data_utils import check_output_folder
+from stellarperceptron.utils.distributed import Process, usable_device
+from stellarperceptron.utils.locks import FileLock
+
+__all__ = [
+    "mark_complete",
+    "resolve_checkpoint",
+    "run_script",
+    "stage_arguments",
+    "stage_folder",
+    "starts_anew",
+]
+
+
+def _seed(text: str) -> int:
+    """A seed, as NumPy and PyTorch take it."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not within 0 and {2**32 - 1}")
+    return value
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; wrong input ends it with one line, not a traceback.
+
+    Ctrl-C ends it with status 130.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (OSError, ValueError, TrainingError) as error:
+        sys.exit(f"{name}: {error}")
+
+
+def stage_arguments(
+    script: str, description: str, stage: str, needs_checkpoint: bool
+) -> argparse.Namespace:
+    """Parse the arguments of a stage; adds `profile_settings`, the profile they name.
+
+    Parameters
+    ----------
+    script
+        `__file__` of the script; the profiles are in the folder `profiles` beside the script's.
+    description
+        Of the script.
+    stage
+        "stage_1", "stage_2", "stage_3" or "baseline".
+    needs_checkpoint
+        Whether the stage starts from the checkpoint of the stage before.
+    """
+    folder = Path(script).resolve().parents[1] / "profiles"
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=HelpFormatter,
+        epilog=f"entries of a profile, with their defaults:\n{describe_entries()}",
+    )
+    profiles = sorted(path.stem for path in folder.glob("*.toml"))
+    parser.add_argument(
+        "--profile",
+        default="laptop",
+        help=f"one of {', '.join(profiles)}, or the path of a TOML file",
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="survey file or folder of published arrays"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of logs and checkpoints")
+    if needs_checkpoint:
+        parser.add_argument(
+            "--checkpoint",
+            type=Path,
+            required=True,
+            help="output of the stage before (its selected or last checkpoint), or a checkpoint",
+        )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.ENTRY=VALUE",
+        help="override an entry of the profile (listed below); may be given more than once",
+    )
+    parser.add_argument(
+        "--seed", type=_seed, help="of weights, choices and dropout; default: the profile's, 0"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        help="CPU threads of each process (not used on a GPU)",
+    )
+    parser.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="start from scratch instead of continuing from checkpoints",
+    )
+    if needs_checkpoint:
+        parser.add_argument(
+            "--retrain-if-stale",
+            action="store_true",
+            help="start anew if the weights that the stage started from have changed",
+        )
+    arguments = parser.parse_args()
+    try:
+        seed = [] if arguments.seed is None else [f"training.seed={arguments.seed}"]
+        arguments.profile_settings = read_profile(
+            find_profile(arguments.profile, folder), stage, [*arguments.set, *seed]
+        )
+        if needs_checkpoint:
+            arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
+        usable_device(arguments.device)
+        check_output_folder(arguments.output)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """Checkpoint that a path means: itself, or the selected or last one in a training's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none; says which command makes one.
+    """
+    epochs = [p for p in path.glob("epoch_*") if p.name[6:].isdigit()]
+    last = sorted(epochs, key=lambda p: int(p.name[6:]))[-1:]
+    for folder in (path, path / "selected", *last):
+        if (folder / "weights.pt").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"there is no checkpoint in {path}: run the stage before with --output {path}, or make "
+        "reproduce"
+    )
+
+
+@contextmanager
+def stage_folder(
+    output: Path,
+    process: Process,
+    *,
+    fresh: bool,
+    configuration: dict[str, Any] | None = None,
+) -> Iterator[None]:
+    """Have a stage's folder for this run alone, from its first training until it is `complete`.
+
+    Parameters
+    ----------
+    output
+        Made when it is missing.
+    process
+        The first one holds the lock.
+    fresh
+        The stage starts anew: it is not complete any more, and nothing is selected.
+    configuration
+        Of a stage of several trainings, which have folders of their own; see `RunFolder`.
+
+    Raises
+    ------
+    BusyError
+        Another run has the folder; an `OSError` that says which one.
+    ValueError
+        The folder belongs to another configuration.
+    """
+    with ExitStack() as stack:
+        if process.rank == 0:
+            check_output_folder(output)
+            output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(output / ".stage.lock", f"the folder {output}"))
+            if fresh:
+                for name in ("complete", "selection.json", "configuration.json"):
+                    (output / name).unlink(missing_ok=True)
+                shutil.rmtree(output / "selected", ignore_errors=True)
+            if configuration is not None:
+                settle_configuration(output, configuration)
+        process.barrier()
+        yield
+
+
+def starts_anew(arguments: argparse.Namespace, checkpoint_sha256: str = "") -> bool:
+    """Whether a stage starts anew: asked to, or from other weights than its folder's."""
+    if arguments.no_resume or not getattr(arguments, "retrain_if_stale", False):
+        return arguments.no_resume
+    old = read_configuration(arguments.output)
+    return old is not None and old.get(CHECKPOINT_SHA256) != checkpoint_sha256
+
+
+def mark_complete(output: Path, process: Process) -> None:
+    """Write the file `complete`, which marks a stage that need not run again."""
+    process.barrier()
+    if process.rank == 0:
+        (output / "complete").touch()
