@@ -365,8 +365,15 @@ def test_unknown_label_names_the_nearest(model, spectra):
     ask(model, spectra)
     with pytest.raises(ValueError, match=r"'TEF'.*TEFF"):
         model.request(["TEF"])
-    with pytest.raises(ValueError, match=r"'FEH'.*FE_H"):
-        model.predict(spectra, WAVELENGTHS, ["FEH"], names=NAMES)
+    with pytest.raises(ValueError, match=r"'MG_FE'.*FE_H"):
+        model.predict(spectra, WAVELENGTHS, ["MG_FE"], names=NAMES)
+
+
+@pytest.mark.parametrize("name", ["Teff", "teff", "logg", "log g", "fe_h", "[Fe/H]", "FEH"])
+def test_labels_are_known_as_people_write_them(model, spectra, name):
+    label = {"t": "TEFF", "l": "LOGG", "f": "FE_H"}[name.strip("[").lower()[0]]
+    predicted = model.predict(spectra, WAVELENGTHS, [name], names=NAMES)
+    assert list(predicted) == [label, f"{label}_error"]
 
 
 def test_more_pixels_than_the_context(model, spectra):

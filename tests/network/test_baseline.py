@@ -9,6 +9,7 @@ import torch
 
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.training.run.folder import RunFolder
+from stellarperceptron.training.tasks import train_baseline
 
 
 def test_published_baseline_has_its_parameters():
@@ -20,7 +21,7 @@ def test_baseline_round_trip(tmp_path):
     network = BaselineNetwork(20, "TEFF", seed=4)
     random = np.random.default_rng(0)
     flux = random.normal(0.95, 0.05, size=(30, 20))
-    network.fit(flux, 4000 + 1000 * flux[:, 0], np.full(30, 10.0), epochs=2)
+    train_baseline(network, flux, 4000 + 1000 * flux[:, 0], np.full(30, 10.0), epochs=2)
     flux[3, 5] = np.nan
     network.save(tmp_path / "nn")
     loaded = BaselineNetwork.load(tmp_path / "nn")
@@ -33,7 +34,8 @@ def test_baseline_learns():
     flux = random.normal(0.95, 0.05, size=(200, 20))
     labels = flux[:, :5].sum(axis=1)
     network = BaselineNetwork(20)
-    history = network.fit(
+    history = train_baseline(
+        network,
         flux[:150],
         labels[:150],
         np.zeros(150),
@@ -51,7 +53,8 @@ def stars(number=40):
 
 def train(folder, **options):
     network = BaselineNetwork(20)
-    history = network.fit(
+    history = train_baseline(
+        network,
         *stars(),
         validation=stars(7),
         folder=RunFolder(folder, {}),

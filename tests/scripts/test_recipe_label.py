@@ -63,7 +63,7 @@ def test_new_label(carbon_survey, carbon_stage, tmp_path):
     assert picture.stat().st_size > 100_000
 
     apstar_hdus().writeto(tmp_path / "apStar.fits")
-    real = ("--checkpoint", carbon_stage, "--output", tmp_path / "real", "--deals", 1)
+    real = ("--checkpoint", carbon_stage, "--output", tmp_path / "real", "--shuffles", 1)
     predict = "results/real_stars/predict_real_stars.py"
     assert run_here(predict, *real, tmp_path / "apStar.fits") is None
     star = pd.read_csv(tmp_path / "real" / "predictions.csv").iloc[0]

@@ -187,43 +187,65 @@ def test_windows_wider_than_the_context():
 
 # --- one choice for all stars of a batch ----------------------------------------------------------
 
+# Bins of four pixels are counted on APOGEE's grid, whose first pixel is its 247th: 40 pixels lie
+# in eleven bins, the first and the last of which are incomplete.
+BINS = (np.arange(40) + 246) // 4 - 246 // 4
+
 
 def shared(data, **options):
     return TrainingGenerator(data, np.arange(len(data)), 10, 40, choice="batch", **options)
 
 
 def bins_of(batch):
-    """Bins of four pixels that a batch shows."""
-    return ((batch.tokens.ids.amax(dim=1) - 1) // 4).tolist()
+    """Bins that a batch shows."""
+    return BINS[batch.tokens.ids.amax(dim=1).numpy() - 1].tolist()
 
 
 def test_bins_hold_the_pixels_of_their_range():
     data = make_data(bad=0.2, pixels_per_token=4)
     (batch, *_) = shared(data).batches(0)
-    assert batch.tokens.ids.tolist() == (1 + np.arange(40).reshape(10, 4)).tolist()
-    expected = data.standardized(data.values[batch.stars]).view(-1, 10, 4)
-    torch.testing.assert_close(batch.tokens.values, expected, equal_nan=True)
-    torch.testing.assert_close(batch.tokens.encoding, data.encoding)
+    ids, values, encoding, _ = batch.tokens
+    assert [[i - 1 for i in row if i] for row in ids.tolist()] == [
+        np.flatnonzero(number == BINS).tolist() for number in range(11)
+    ]
+    standardized = torch.nn.functional.pad(
+        data.standardized(data.values[batch.stars]), (1, 0), value=torch.nan
+    )
+    torch.testing.assert_close(values, standardized[:, ids], equal_nan=True)
+    torch.testing.assert_close(encoding, data.encoding)
 
 
 def test_batches_show_windows_subsets_and_everything():
     data = make_data(stars=600, bad=0, pixels_per_token=4)
     options = {"window_share": 0.4, "subset_share": 0.3, "window_tokens": 2}
     shown = [bins_of(b) for epoch in range(5) for b in shared(data, **options).batches(epoch)]
-    everything = [len(bins) == 10 for bins in shown]
-    # A window or a subset of all bins shows everything, too: log-uniform lengths are rarely 10.
-    assert 0.2 < np.mean(everything) < 0.45
-    windows = [b for b in shown if len(b) < 10 and b == list(range(b[0], b[0] + len(b)))]
+    # A window or a subset of all bins shows everything, too: log-uniform lengths rarely are 11.
+    assert 0.2 < np.mean([len(bins) == 11 for bins in shown]) < 0.5
+    windows = [b for b in shown if len(b) < 11 and b == list(range(b[0], b[0] + len(b)))]
     assert 0.25 < len(windows) / len(shown) < 0.6
     assert all(b == sorted(set(b)) for b in shown)
-    assert {len(b) for b in shown} == set(range(2, 11))
-    assert min(b[0] for b in windows) == 0 and max(b[-1] for b in windows) == 9
+    assert {len(b) for b in shown} == set(range(2, 12))
+    assert min(b[0] for b in windows) == 0 and max(b[-1] for b in windows) == 10
+
+
+def test_windows_begin_and_end_at_any_pixel():
+    data = make_data(stars=600, bad=0, pixels_per_token=4)
+    starts, widths = set(), []
+    for batch in shared(data, window_share=1.0, window_tokens=2).batches(0):
+        ids, values = batch.tokens[:2]
+        seen = ids[~values[0].isnan()] - 1
+        assert torch.equal(seen, torch.arange(seen.min(), seen.max() + 1))
+        assert (~values.isnan()).any(dim=2).all()
+        starts.add(int(seen.min()) % 4)
+        widths.append(len(seen))
+    assert starts == {0, 1, 2, 3}
+    assert min(widths) >= 6 and max(widths) > 20  # at least two bins, but at the ends
 
 
 def test_validation_shows_whole_spectra():
     data = make_data(bad=0, pixels_per_token=4)
     for batch in shared(data, window_share=1.0, fixed=True).batches(3):
-        assert len(bins_of(batch)) == 10
+        assert len(bins_of(batch)) == 11
 
 
 def test_all_processes_show_the_same_bins():
@@ -231,7 +253,7 @@ def test_all_processes_show_the_same_bins():
     options = {"window_share": 0.5, "subset_share": 0.5, "window_tokens": 2, "seed": 4}
     shares = [
         TrainingGenerator(
-            data, np.arange(30), 5, 10, choice="batch", rank=r, world_size=2, **options
+            data, np.arange(30), 5, 11, choice="batch", rank=r, world_size=2, **options
         )
         for r in range(2)
     ]

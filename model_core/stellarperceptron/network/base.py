@@ -20,7 +20,7 @@ from stellarperceptron.layers import (
     StellarPerceptronEncoder,
     StellarPerceptronTorchModel,
 )
-from stellarperceptron.model_core import StellarPerceptronCore
+from stellarperceptron.model_core import PADDING, StellarPerceptronCore
 from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from stellarperceptron.network.config import PRECISIONS, ModelConfig
 from stellarperceptron.utils.arrays import as_array, as_names
@@ -190,11 +190,11 @@ class StellarPerceptronBase(StellarPerceptronCore):
         if not labels:
             raise ValueError("no labels are requested")
         known = set(self.vocabs)
+        if PADDING in labels:
+            raise ValueError("padding is no label")
         if not known.issuperset(labels):  # names as people write them
             labels = list(resolve_label_names(labels, self.label_names))
         tokens = self.tokenize(labels)
-        if not tokens.all():
-            raise ValueError("padding is no label")
         self.require_standardization(tokens)
         return labels, tokens
 

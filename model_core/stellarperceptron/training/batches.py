@@ -108,7 +108,8 @@ class TrainingGenerator:
         anywhere in the spectrum, as in a narrow observed range. Drawn anew each epoch.
     window_tokens
         "star": tokens in a window, at least the context length; 0: just as many. "batch": the
-        fewest; lengths are uniform in their logarithm, up to all tokens.
+        fewest; lengths are uniform in their logarithm, up to all tokens, and windows begin and end
+        at any pixel.
     subset_share
         Share of the batches that show a random subset of the tokens, from `window_tokens` to all
         of them in number ("batch" only). The other batches show everything.
@@ -263,28 +264,37 @@ class TrainingGenerator:
 
     def _batch(self, stars: Tensor, values: Tensor, number: int) -> Batch:
         if self.choice == "batch":
-            tokens = self.data.tokens(values, self._shared_tokens(number), stars)
+            tokens = self._shared_tokens(stars, values, number)
         else:
             tokens = self._own_tokens(stars, values, number)
         return Batch(stars, tokens, *self._choose_labels(stars))
 
-    def _shared_tokens(self, number: int) -> Tensor:
-        """(L,) ascending: the tokens that all stars of a batch show."""
-        total = len(self.data.groups)
+    def _shared_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
+        """Tokens that all stars of a batch show: all, a random subset, or a window.
+
+        A window begins and ends at any pixel: its first and last bin are incomplete, as they are in
+        a spectrum whose range has nothing to do with the bins.
+        """
+        groups, total = self.data.groups, len(self.data.groups)
         everything = torch.arange(total, device=self.data.device)
-        if self.fixed:
-            return everything
         random = np.random.default_rng(abs(_seed_of(self.seed, self.epoch, _WINDOW, number)))
         kind = random.random()
-        if kind >= self.window_share + self.subset_share:
-            return everything
+        if self.fixed or kind >= self.window_share + self.subset_share:
+            return self.data.tokens(values, everything, stars)
         low, high = np.log(self.window_tokens), np.log(total)
         length = min(total, round(math.exp(random.uniform(low, high))))
-        if kind < self.window_share:
-            first = int(random.integers(total - length + 1))
-            return everything[first : first + length]
-        chosen = np.sort(random.permutation(total)[:length])
-        return torch.as_tensor(chosen, device=self.data.device)
+        if kind >= self.window_share:
+            chosen = torch.as_tensor(np.sort(random.permutation(total)[:length]))
+            return self.data.tokens(values, chosen.to(self.data.device), stars)
+        size = groups.shape[1]
+        start = int(random.integers((total - length) * size + 1))  # in places of the groups
+        tokens = self.data.tokens(values, everything[start // size :][: length + 1], stars)
+        place = torch.arange(tokens.ids.numel(), device=self.data.device).view(tokens.ids.shape)
+        outside = (place < start % size) | (place >= start % size + length * size)
+        seen = ((tokens.ids != 0) & ~outside).any(dim=1)
+        values = tokens.values.masked_fill(outside, math.nan)[:, seen]
+        encoding = None if tokens.encoding is None else tokens.encoding[seen]
+        return Tokens(tokens.ids[seen], values, encoding)
 
     def _own_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
         """Tokens that each star shows of its own: valid ones, without replacement."""
