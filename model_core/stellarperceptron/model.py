@@ -1,6 +1,7 @@
 """The model as users meet it: perceive stars, request labels, predict, fit."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.standardizer import Standardizer
+from stellarperceptron.model_core import Calibration, error_scale
 from stellarperceptron.network.base import one_of
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
 from stellarperceptron.network.patches import (
@@ -148,7 +150,7 @@ class StellarPerceptron(PerceivingModel):
 
         batch_size = self._batch_size(batch_size)
         answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
-        unseen = [np.zeros(0, dtype=bool)]
+        valid = [np.zeros(0, dtype=int)]
         bar = tqdm(
             total=stars,
             desc="predict",
@@ -175,14 +177,82 @@ class StellarPerceptron(PerceivingModel):
                 if compile:
                     flux = np.resize(flux, (min(batch_size, stars), n))  # the same over and over
                 flux = self.standardizer.standardize(torch.from_numpy(flux).to(self.device), tokens)
-                value, error, seen = predict_patches(
+                value, error = predict_patches(
                     network, flux, patches, request_tokens, combine, self.nan_policy, compile
                 )
                 answers.append(torch.stack([value, error])[:, :number].double().cpu())
-                unseen.append(~seen[:number].cpu().numpy())
+                valid.append((~flux[:number].isnan()).sum(dim=1).cpu().numpy())
                 bar.update(number)
-        self._warn_of_empty_stars(np.concatenate(unseen))
-        return self._frame(*torch.cat(answers, dim=1).numpy(), labels, label_tokens)
+        pixels = np.concatenate(valid)
+        self._warn_of_empty_stars(pixels == 0)
+        return self._frame(*torch.cat(answers, dim=1).numpy(), labels, label_tokens, pixels)
+
+    def calibrate(
+        self,
+        spectra: np.ndarray,
+        wavelengths: np.ndarray,
+        labels: pd.DataFrame,
+        label_errors: pd.DataFrame | None = None,
+        *,
+        names: Sequence[str] | np.ndarray | None = None,
+        windows: Sequence[float] = (1.0, 0.5, 0.25, 0.125),
+        seed: int = 0,
+    ) -> None:
+        """Calibrate predicted standard deviations on stars that training has not seen.
+
+        From the whole spectra and from random windows of them, the scale is measured for which
+        68.3 % of the stars lie within one standard deviation, label by label; a power law of the
+        number of valid pixels is fitted to these scales. `predict`, `request` and checkpoints have
+        it from then on.
+
+        Parameters
+        ----------
+        spectra, wavelengths, names
+            See `predict`.
+        labels, label_errors
+            (N, Q) of the stars, columns by label; NaN where missing.
+        windows
+            Widths of the windows, as shares of the pixels.
+        seed
+            Of the places of the windows.
+
+        Labels without stars, or which scatter less than their catalogue errors, stay as they are,
+        with a warning.
+        """
+        labels = pd.DataFrame(labels)
+        errors = 0 * labels if label_errors is None else pd.DataFrame(label_errors)
+        random, size = np.random.default_rng(seed), len(wavelengths)
+        self.calibration = Calibration(
+            {k: v for k, v in self.calibration.factors.items() if k not in labels}
+        )
+        pixels, scales = [], {label: [] for label in labels}
+        for share in windows:
+            length = max(1, round(share * size))
+            start = int(random.integers(size - length + 1))
+            part = slice(start, start + length)
+            flux = as_array(spectra[:, part], dtype=np.float32)
+            predicted = self.predict(
+                flux,
+                wavelengths[part],
+                list(labels),
+                names=None if names is None else names[part],
+                progress=False,
+            )
+            pixels.append(max(1.0, float(np.median(np.isfinite(flux).sum(axis=1)))))
+            for label in labels:
+                residual = (predicted[label] - labels[label].to_numpy()).to_numpy()
+                error = predicted[f"{label}_error"].to_numpy()
+                scales[label].append(error_scale(residual, error, errors[label].to_numpy()))
+        for label, values in scales.items():
+            known = np.isfinite(values)
+            if known.any():
+                self.calibration.fit(label, np.array(pixels)[known], np.array(values)[known])
+            else:
+                warnings.warn(
+                    f"errors of {label} stay uncalibrated: no star has it, or its catalogue errors "
+                    "explain all of the scatter",
+                    stacklevel=2,
+                )
 
     # --- training --------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """What a model knows beside its weights: vocabulary, standardization, configuration."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,9 +14,67 @@ from stellarperceptron.network.config import PUBLISHED_KEYS, ModelConfig
 from stellarperceptron.utils.arguments import with_nearest
 from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
-__all__ = ["PADDING", "StellarPerceptronCore"]
+__all__ = ["PADDING", "Calibration", "StellarPerceptronCore", "error_scale"]
 
 PADDING = "[pad]"
+
+
+class Calibration:
+    """Factors that bring predicted standard deviations to the scatter of held-out stars.
+
+    A label's factor is ``exp(a + b ln(n / PIXELS))`` for n valid pixels, or values, of a star.
+
+    Parameters
+    ----------
+    factors
+        (a, b) by label; other labels have the factor 1.
+    """
+
+    PIXELS = 1000.0
+
+    def __init__(self, factors: Mapping[str, Sequence[float]] | None = None):
+        self.factors: dict[str, tuple[float, float]] = {}
+        for label, values in (factors or {}).items():
+            numbers = tuple(float(value) for value in values)
+            if len(numbers) != 2 or not np.isfinite(numbers).all():
+                raise ValueError(f"calibration of {label} is {values!r}, not two finite numbers")
+            self.factors[str(label)] = (numbers[0], numbers[1])
+
+    def factor(self, labels: Sequence[str], pixels: np.ndarray) -> np.ndarray:
+        """Factors (N, Q) of the labels of stars with so many valid pixels (N,)."""
+        a, b = np.array([self.factors.get(label, (0.0, 0.0)) for label in labels]).T
+        logarithm = np.log(np.maximum(pixels, 1) / self.PIXELS)
+        return np.exp(a + b * logarithm[:, None])
+
+    def fit(self, label: str, pixels: np.ndarray, scales: np.ndarray) -> None:
+        """Fit a label's factor to scales (k,) that were measured at numbers of pixels (k,).
+
+        The fit is by least squares in the logarithms; a single number of pixels leaves b at 0.
+        """
+        x, y = np.log(np.asarray(pixels) / self.PIXELS), np.log(scales)
+        slope = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) > 0 else 0.0
+        self.factors[label] = (float(np.mean(y) - slope * np.mean(x)), slope)
+
+
+def error_scale(residuals: np.ndarray, errors: np.ndarray, label_errors: np.ndarray) -> float:
+    """Factor s of predicted errors for which 68.3 % of the stars lie within one standard deviation.
+
+    Parameters
+    ----------
+    residuals, errors, label_errors
+        (N,) predicted minus catalogue label, predicted standard deviation e, and the catalogue's,
+        c: a star is inside when ``|residual| < sqrt((s e)^2 + c^2)``. NaNs are left out.
+
+    Returns
+    -------
+    float
+        NaN where there is no star, or where they scatter less than their catalogue errors.
+    """
+    excess = np.square(residuals) - np.square(np.nan_to_num(label_errors))
+    ratio = excess / np.square(errors)
+    ratio = ratio[np.isfinite(ratio)]
+    quantile = float(np.quantile(ratio, 0.6827)) if len(ratio) else 0.0
+    return float(np.sqrt(quantile)) if quantile > 0 else math.nan
 
 
 class StellarPerceptronCore:
@@ -41,6 +100,8 @@ class StellarPerceptronCore:
         (V + 1,) integers.
     standardizer : Standardizer
         Center and scale of every token.
+    calibration : Calibration
+        Of predicted standard deviations.
 
     Raises
     ------
@@ -58,6 +119,7 @@ class StellarPerceptronCore:
         self.vocabs: list[str] = []
         self._token_of: dict[str, int] = {PADDING: 0}
         self.standardizer = Standardizer(1)
+        self.calibration = Calibration()
         self.embed_map = np.zeros(1, dtype=np.int64)
         self._append_vocabs(vocabs)
         if not self.vocabs:
@@ -247,5 +309,5 @@ class StellarPerceptronCore:
                 "vocab_tokens": list(range(1, self.vocab_size + 1)),
             },
             "norm_config": self.standardizer.to_config(),
-            "stellarperceptron": entries,
+            "stellarperceptron": {**entries, "calibration": self.calibration.factors},
         }

@@ -17,6 +17,7 @@ __all__ = [
     "cosine_annealing_warm_restarts",
     "linear_warmup_cosine",
     "mean_squared_error",
+    "mean_squared_pull",
     "robust_mean_squared_error",
     "warmup_cosine_annealing_warm_restarts",
 ]
@@ -75,6 +76,22 @@ def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """
     known, y_true = _known(y_true, y_pred)
     return _sum_requests_mean_stars((y_true - y_pred).square(), known)
+
+
+def mean_squared_pull(
+    y_true: Tensor, y_pred: Tensor, logvar: Tensor, labels_err: Tensor | None = None
+) -> Tensor:
+    """Squared error over its predicted variance and that of the labels, mean of the known labels.
+
+    It is 1 where the predicted variances are right. Parameters are those of
+    `robust_mean_squared_error`.
+    """
+    known, y_true = _known(y_true, y_pred)
+    variance = logvar.exp() + 1e-8
+    if labels_err is not None:
+        variance = variance + torch.where(known, labels_err, 0.0).square()
+    squared = torch.where(known, (y_true - y_pred).square() / variance, 0.0)
+    return squared.sum() / known.sum().clamp(min=1)
 
 
 def cosine_annealing_warm_restarts(

@@ -15,6 +15,7 @@ from stellarperceptron.training.run.script import (
     stage_folder,
 )
 from stellarperceptron.training.stages import (
+    calibrate_stage,
     describe_data,
     new_model,
     place_stars,
@@ -50,6 +51,9 @@ def main() -> None:
             inputs={"stage": 1, "data": describe_data(dataset)},
             resume=not arguments.no_resume,
         )
+        if process.rank == 0:
+            calibrate_stage(model, dataset, profile, validation)
+            model.save(arguments.output / "selected", overwrite=True)
         mark_complete(arguments.output, process)
 
 

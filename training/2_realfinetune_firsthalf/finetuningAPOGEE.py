@@ -17,6 +17,7 @@ from stellarperceptron.training.run.script import (
     starts_anew,
 )
 from stellarperceptron.training.stages import (
+    calibrate_stage,
     describe_data,
     place_stars,
     read_stars,
@@ -58,6 +59,9 @@ def main() -> None:
             },
             resume=not fresh,
         )
+        if process.rank == 0:
+            calibrate_stage(model, dataset, profile, validation)
+            model.save(arguments.output / "selected", overwrite=True)
         mark_complete(arguments.output, process)
 
 

@@ -12,6 +12,7 @@ import json
 from contextlib import ExitStack
 
 import numpy as np
+import pandas as pd
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
@@ -84,29 +85,35 @@ def main() -> None:
                 resume=not fresh,
                 extensible=False,  # the epoch is chosen among all of them
             )
-            return model, [row["val_loss"] for row in history]
+            return model, pd.DataFrame(history)[["val_loss", "val_squared_pull"]].to_numpy()
 
         epochs, output = profile.training.epochs, arguments.output
-        losses = []
+        folds = []
         if published:
-            losses = [train(rich, poor, output)[1]]
+            folds = [train(rich, poor, output)[1]]
             model = StellarPerceptron.load(output / "best", device=process.device)
         else:
             if profile.selection.name == "folds":
-                losses = [
+                folds = [
                     train(rich[some], rich[others], output / f"fold_{i + 1}")[1]
                     for i, (some, others) in enumerate(five_folds(100, profile.training.seed))
                 ]
-                epochs = int(np.argmin(np.mean(losses, axis=0))) + 1
+                epochs = int(np.argmin(np.mean(folds, axis=0)[:, 0])) + 1
             settings = dataclasses.replace(
                 profile, training=dataclasses.replace(profile.training, epochs=epochs)
             )
             model, _ = train(rich, rich[:0], output / "all_hundred", settings)
         if process.rank == 0:
-            model.save(output / "selected", overwrite=True)
             content = {"selection": profile.selection.name, "epoch": model.epoch}
-            if losses:
-                content["validation_loss"] = np.mean(losses, axis=0).round(5).tolist()
+            if folds:
+                loss, squared_pull = np.mean(folds, axis=0).T
+                content["validation_loss"] = loss.round(5).tolist()
+                # Errors of the chosen epoch are scaled to the scatter of the held-out stars.
+                scale = float(np.sqrt(squared_pull[model.epoch - 1]))
+                (label,) = profile.data.labels
+                model.calibration.fit(label, np.ones(1), np.array([scale]))
+                content["error_scale"] = round(scale, 4)
+            model.save(output / "selected", overwrite=True)
             with atomic_output(output / "selection.json") as temporary:
                 temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         mark_complete(output, process)

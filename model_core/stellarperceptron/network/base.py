@@ -1,5 +1,6 @@
 """A model as an object: network, device, files."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from stellarperceptron.layers import (
     StellarPerceptronEncoder,
     StellarPerceptronTorchModel,
 )
-from stellarperceptron.model_core import PADDING, StellarPerceptronCore
+from stellarperceptron.model_core import PADDING, Calibration, StellarPerceptronCore
 from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from stellarperceptron.network.config import PRECISIONS, ModelConfig
 from stellarperceptron.utils.arrays import as_array, as_names
@@ -98,6 +99,12 @@ class StellarPerceptronBase(StellarPerceptronCore):
             if seed is not None:
                 torch.manual_seed(seed)
             self.torch_model = _build_network(self.config, self.vocab_size, self.embed_map)
+        if self.config.pixels_per_token > 1:
+            # The embedding of a bin is a sum over its pixels: its variance should be that of one.
+            layer, pixels = self.torch_model.embedding_layer, self._pixel_tokens()
+            with torch.no_grad():
+                for table in (layer.embeddings, layer.bias):
+                    table[pixels] /= math.sqrt(self.config.pixels_per_token)
         self.torch_model.to(self.device).eval()
 
     def _known_instrument(self) -> Instrument | None:
@@ -106,6 +113,11 @@ class StellarPerceptronBase(StellarPerceptronCore):
             if f"{known.pixel_prefix}0" in self._token_of:
                 return known
         return None
+
+    def _pixel_tokens(self) -> list[int]:
+        """Tokens of the instrument's pixels; all tokens without an instrument."""
+        labels = set() if self.instrument is None else set(self.label_names)
+        return [token for name, token in self._token_of.items() if token and name not in labels]
 
     @property
     def positions(self) -> np.ndarray:
@@ -198,10 +210,11 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.require_standardization(tokens)
         return labels, tokens
 
-    def _frame(self, value, error, labels, tokens) -> pd.DataFrame:
-        """Standardized (N, Q) values and errors -> data frame in the labels' units."""
+    def _frame(self, value, error, labels, tokens, pixels) -> pd.DataFrame:
+        """Standardized (N, Q) values and errors, calibrated, as a table in the labels' units."""
         value = self.standardizer.inverse_standardize(value, tokens)
         error = self.standardizer.inverse_standardize_error(error, tokens)
+        error = error * self.calibration.factor(labels, pixels)
         columns = [*labels, *(f"{label}_error" for label in labels)]
         return pd.DataFrame(np.hstack([value, error]), columns=columns)
 
@@ -305,6 +318,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         known = {field.name for field in fields(ModelConfig)}
         entries = config["nn_config"] | config.get("stellarperceptron", {})
         instrument = entries.pop("instrument", None)
+        calibration = Calibration(entries.pop("calibration", None))
         unknown = [k for k in entries if k not in known and not k.startswith("backend_")]
         if unknown:
             warnings.warn(f"entries of nn_config that are not understood: {unknown}", stacklevel=2)
@@ -319,6 +333,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
             **entries,
         )
         model.standardizer = Standardizer.from_config(config["norm_config"], model.vocab_size + 1)
+        model.calibration = calibration
         return model
 
     @classmethod
@@ -414,5 +429,6 @@ class StellarPerceptronBase(StellarPerceptronCore):
         for name in ("embedding_layer.embeddings", "embedding_layer.bias"):
             weights[name] = torch.cat([weights[name], fresh[name][rows:].cpu()])
         load_weights(grown.torch_model, weights, f"weights of {folder}")
+        grown.calibration = Calibration(old.calibration.factors)
         grown.epoch = old.epoch
         return grown

@@ -186,7 +186,7 @@ def predict_patches(
     combine: str = "mean",
     nan_policy: str = "mask",
     always_mask: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Perceive patch by patch and combine the answers.
 
     Parameters
@@ -210,8 +210,6 @@ def predict_patches(
     -------
     value, error : Tensor
         (N, Q) standardized; NaN for stars without any valid pixel.
-    seen : Tensor
-        (N,) False for these stars.
     """
     # The last column, index -1, stands for a missing pixel.
     flux = torch.nn.functional.pad(flux, (0, 1), value=math.nan)
@@ -233,7 +231,7 @@ def predict_patches(
     error = total_error / total_weight
     if combine != "mean":
         error = error.sqrt()  # 1 / error^2 is the mean of the patches' 1 / error^2
-    return total / total_weight, error, (total_weight > 0).any(dim=1)
+    return total / total_weight, error
 
 
 def normalized_attention(weights: Tensor, attend: Tensor | None, normalization: str) -> Tensor:

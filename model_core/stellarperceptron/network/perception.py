@@ -22,7 +22,7 @@ class PerceivingModel(StellarPerceptronBase):
     def __init__(self, vocabs: Sequence[str], **options: Any):
         super().__init__(vocabs, **options)
         self._perception: tuple[Tensor, Tensor | None] | None = None
-        self._empty_stars = np.zeros(0, dtype=bool)
+        self._valid = np.zeros(0, dtype=int)  # values of each star
 
     def perceive(
         self,
@@ -84,7 +84,7 @@ class PerceivingModel(StellarPerceptronBase):
         if wavelengths is not None:
             wavelengths = self._check_wavelengths(wavelengths, shapes)
         values = self.standardizer.standardize(inputs, tokens)
-        empty = ~(np.isfinite(values) & (tokens != 0)).any(axis=1)
+        valid = (np.isfinite(values) & (tokens != 0)).sum(axis=1)
         ids, values = tokens[..., None], values[..., None]
         if self.config.pixels_per_token > 1:
             if wavelengths is None or wavelengths.ndim != 1 or tokens.ndim != 1:
@@ -104,7 +104,7 @@ class PerceivingModel(StellarPerceptronBase):
                 f"{values.shape[1]} tokens are more than the context of "
                 f"{self.config.context_length}: use predict, which takes any number"
             )
-        self._warn_of_empty_stars(empty)
+        self._warn_of_empty_stars(valid == 0)
 
         complete = bool((np.isfinite(values) & (ids != 0)).any(axis=2).all())
         length = values.shape[1]
@@ -145,7 +145,7 @@ class PerceivingModel(StellarPerceptronBase):
             shape = (0, length, self.config.embedding_dim)
             perception = torch.cat(perceptions) if perceptions else torch.empty(shape)
         self._perception = perception, torch.cat(masks) if masks else None
-        self._empty_stars = empty
+        self._valid = valid
         if not return_attention_scores:
             return None
         return torch.cat(scores).numpy() if scores else np.empty((0, length, length))
@@ -207,10 +207,11 @@ class PerceivingModel(StellarPerceptronBase):
                     weights = weights[..., :-1].double()  # (N, Q, L)
                     scores.append((weights / weights.sum(dim=2, keepdim=True)).cpu())
         value, error = torch.cat(answers, dim=1).numpy()
-        value[self._empty_stars] = error[self._empty_stars] = np.nan
-        frame = self._frame(value, error, labels, tokens)
+        empty = self._valid == 0
+        value[empty] = error[empty] = np.nan
+        frame = self._frame(value, error, labels, tokens, self._valid)
         if not return_attention_scores:
             return frame
         attention = torch.cat(scores).transpose(1, 2).numpy().copy()
-        attention[self._empty_stars] = np.nan
+        attention[empty] = np.nan
         return frame, attention

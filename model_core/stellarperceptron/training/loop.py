@@ -27,6 +27,10 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 _REMEDY = "A lower learning rate or max_gradient_norm = 1 helps against divergence"
 
 
+# Columns of the published tables of metrics, in their order, between the time and the rate.
+PUBLISHED_METRICS = ("loss", "mse_loss", "val_loss", "val_mse_loss")
+
+
 class TrainingError(RuntimeError):
     """Training cannot continue; the message names the batch and the last good checkpoint."""
 
@@ -195,15 +199,16 @@ def _train(
             validates = len(trainer.validation.rows) > 0
             validation = trainer.validate() if validates else dict.fromkeys(means, math.nan)
             rate = (1 - first_batch / batches) * stars / elapsed
+            means |= {f"val_{name}": value for name, value in validation.items()}
             row = {
                 "time": time.perf_counter() - start,
-                **means,
-                **{f"val_{name}": value for name, value in validation.items()},
+                **{name: means[name] for name in PUBLISHED_METRICS},
                 "lr": lr,
                 "epoch": trainer.epoch + 1,
                 "stars_per_s": rate,
                 "tflops": rate * task.flops_per_star / 1e12,
                 "mfu": rate * task.flops_per_star / _peak(process),
+                **{name: mean for name, mean in means.items() if name not in PUBLISHED_METRICS},
             }
             trainer.end_epoch()
             checkpoints.epoch_is_over(row)

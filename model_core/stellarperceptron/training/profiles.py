@@ -158,6 +158,9 @@ class DataProfile:
         of APOGEE), or "start:stop".
     labels
         Names of the labels; "all" for all that the survey has.
+    label_errors
+        Add the catalogue's errors to the predicted variances in the loss. Synthetic spectra are
+        made from the catalogue's labels, which are exact for them: false.
     stars
         Train and validate on so many stars, the first of a shuffle by the seed; 0: all.
     validation_split
@@ -178,6 +181,7 @@ class DataProfile:
     kind: str = "synthetic"
     pixels: str = "full"
     labels: tuple[str, ...] | str = PUBLISHED_LABELS
+    label_errors: bool = True
     stars: int = 0
     validation_split: float = 0.1
     metal_poor_copies: int = 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -33,6 +34,7 @@ from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process
 
 __all__ = [
+    "calibrate_stage",
     "describe_data",
     "draw_stars",
     "fit_model",
@@ -198,7 +200,8 @@ def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | Non
         The survey lacks a label or the pixels.
     """
     data = profile.data
-    return survey_stars(dataset, data.kind, data.pixels, label_names(dataset, profile), rows)
+    stars = survey_stars(dataset, data.kind, data.pixels, label_names(dataset, profile), rows)
+    return stars if data.label_errors else dataclasses.replace(stars, label_errors=None)
 
 
 def place_stars(
@@ -301,6 +304,32 @@ def train_stage(
         ),
         folder=folder,
         resume=resume,
+    )
+
+
+def calibrate_stage(
+    model: StellarPerceptron, dataset: SpectraDataset, profile: Profile, rows: np.ndarray
+) -> None:
+    """Calibrate a model's predicted errors on validation stars, the last step of a stage.
+
+    Parameters
+    ----------
+    model, dataset, profile
+        The trained model, its survey and its profile.
+    rows
+        The validation stars; without any, predicted errors stay as they are.
+    """
+    if not len(rows):
+        return
+    stars = read_stars(dataset, profile, np.sort(rows))
+    names = list(stars.label_names)
+    errors = stars.label_errors
+    model.calibrate(
+        stars.read(slice(0, len(stars))),
+        stars.wavelengths,
+        pd.DataFrame(stars.labels, columns=names),
+        None if errors is None else pd.DataFrame(errors, columns=names),
+        seed=profile.training.seed,
     )
 
 

@@ -122,12 +122,14 @@ class Trainer:
                 broadcast_buffers=False,  # the only one, embed_map, never changes
             )
         self.epoch = self.batch = 0
+        self.logged: tuple[str, ...] = ()  # names of what is logged, known after the first batch
         self.sums = self.no_sums()
 
     def no_sums(self) -> dict[str, Tensor]:
         """Sums over an epoch's stars at its start; `first_nan` is a batch, -1 for none."""
         zero = torch.zeros((), dtype=torch.float64, device=self.process.device)
-        return {"loss": zero, "stars": zero, "first_nan": zero - 1}
+        # All processes add up the same numbers, also one that has no star to validate on.
+        return {"stars": zero, "first_nan": zero - 1, **dict.fromkeys(self.logged, zero)}
 
     def _losses(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is logged: the loss, its terms if there are several, metrics."""
@@ -169,6 +171,7 @@ class Trainer:
             if self.scheduler is not None and getattr(self.scheduler, "every_step", False):
                 self.scheduler.step()
         # Everything stays on the device: reading a number would stall it.
+        self.logged = tuple(logged)
         self.sums = self._add(self.sums, logged, len(batch.stars))
         self.sums["first_nan"] = torch.where(
             logged["loss"].isnan() & (self.sums["first_nan"] < 0),
@@ -200,16 +203,16 @@ class Trainer:
 
     def means(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Means over the stars of all processes."""
-        names = [name for name in sums if name not in ("stars", "first_nan")]
-        *totals, stars = self.process.sum(*(sums[name] for name in names), sums["stars"])
-        return {name: (total / stars).item() for name, total in zip(names, totals, strict=True)}
+        *totals, stars = self.process.sum(*(sums[name] for name in self.logged), sums["stars"])
+        means = zip(self.logged, totals, strict=True)
+        return {name: (total / stars).item() for name, total in means}
 
     def state(self) -> dict[str, Any]:
         """What is needed, beside the weights and the optimizer, to go on bit for bit.
 
         All processes must ask together: their sums are added up.
         """
-        names = [name for name in self.sums if name != "first_nan"]
+        names = ("stars", *self.logged)
         sums = self.process.sum(*(self.sums[name] for name in names))
         return {
             "epoch": self.epoch,
@@ -229,6 +232,7 @@ class Trainer:
                 f"batch over all processes; go on with as many, not {together}"
             )
         self.epoch, self.batch = state["epoch"], state["batch"]
+        self.logged = tuple(name for name in state["sums"] if name != "stars")
         self.sums = self.no_sums()
         if self.process.rank == 0:
             self.sums |= {k: v.to(self.process.device) for k, v in state["sums"].items()}

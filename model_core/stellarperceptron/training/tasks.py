@@ -20,7 +20,11 @@ from stellarperceptron.network.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from stellarperceptron.nn_utils import mean_squared_error, robust_mean_squared_error
+from stellarperceptron.nn_utils import (
+    mean_squared_error,
+    mean_squared_pull,
+    robust_mean_squared_error,
+)
 from stellarperceptron.training.batches import Batch, TrainingGenerator
 from stellarperceptron.training.loop import PEAK_FLOPS, TrainingError, run_training
 from stellarperceptron.training.prepare import TrainingData, fewest_tokens
@@ -29,6 +33,19 @@ from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.utils.distributed import Process
 
 __all__ = ["PEAK_FLOPS", "PerceptronTask", "TrainingError", "train", "train_baseline"]
+
+
+def _likelihood(
+    batch: Any, value: Tensor, logvar: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The one term of the published loss, and what is logged beside it."""
+    answers = value.detach(), logvar.detach()
+    return {
+        "likelihood": robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
+    }, {
+        "mse_loss": mean_squared_error(batch.labels, answers[0]),
+        "squared_pull": mean_squared_pull(batch.labels, *answers, batch.label_errors),
+    }
 
 
 class PerceptronTask:
@@ -95,8 +112,7 @@ class PerceptronTask:
             given = batch.filled(min(batches.batch_size, len(batches.rows)))
         tokens = given.tokens._replace(complete=self.complete)
         value, logvar = (part[:stars].float() for part in module(tokens, given.request_ids))
-        loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
-        return {"likelihood": loss}, {"mse_loss": mean_squared_error(batch.labels, value.detach())}
+        return _likelihood(batch, value, logvar)
 
     def save(self, folder: Path, network: nn.Module, optimizer, epoch: int, training_state) -> None:
         """Save a checkpoint; see `step.Task`."""
@@ -320,8 +336,7 @@ class _BaselineTask:
         self, module: nn.Module, batch: _Batch
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         value, logvar = (part.float() for part in module(batch.flux))
-        loss = robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
-        return {"likelihood": loss}, {"mse_loss": mean_squared_error(batch.labels, value.detach())}
+        return _likelihood(batch, value, logvar)
 
     def save(self, folder: Path, network, optimizer, epoch: int, training_state) -> None:
         network.save(folder, optimizer=optimizer, epoch=epoch, training_state=training_state)

@@ -1,0 +1,88 @@
+"""Predicted errors, brought to the scatter of stars that training has not seen."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import LABELS, make_spectra
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.model_core import Calibration, error_scale
+
+WAVELENGTHS = 15200.0 + 0.21 * np.arange(40)
+NAMES = [f"syn_apogee{i}" for i in range(40)]
+
+
+def calibrated(model, factor=2.5, stars=4000):
+    """Labels that scatter about the predictions by `factor` predicted errors."""
+    spectra = make_spectra(stars, 40, seed=3)
+    predicted = model.predict(spectra, WAVELENGTHS, LABELS, names=NAMES, progress=False)
+    random = np.random.default_rng(4)
+    labels = pd.DataFrame(
+        {
+            label: random.normal(predicted[label], factor * predicted[f"{label}_error"])
+            for label in LABELS
+        }
+    )
+    model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(NAMES), windows=(1.0,))
+    return spectra, predicted
+
+
+def test_errors_become_the_scatter(model):
+    spectra, before = calibrated(model)
+    after = model.predict(spectra, WAVELENGTHS, LABELS, names=NAMES, progress=False)
+    for label in LABELS:
+        np.testing.assert_array_equal(after[label], before[label])
+        ratio = after[f"{label}_error"] / before[f"{label}_error"]
+        np.testing.assert_allclose(ratio, 2.5, rtol=0.05)
+
+
+def test_checkpoints_keep_the_calibration(model, tmp_path):
+    spectra, _ = calibrated(model)
+    model.save(tmp_path / "model")
+    loaded = StellarPerceptron.load(tmp_path / "model", device="cpu")
+    assert loaded.calibration.factors == model.calibration.factors
+    for grown in (loaded, StellarPerceptron.load_for_finetuning(tmp_path / "model", device="cpu")):
+        pd.testing.assert_frame_equal(
+            *(m.predict(spectra[:5], WAVELENGTHS, LABELS, names=NAMES) for m in (model, grown))
+        )
+
+
+def test_perceive_and_request_have_it_too(model):
+    spectra, _ = calibrated(model)
+    part = slice(0, 16)
+    model.perceive(spectra[:5, part], NAMES[part], WAVELENGTHS[part])
+    predicted = model.predict(spectra[:5, part], WAVELENGTHS[part], LABELS, names=NAMES[part])
+    pd.testing.assert_frame_equal(model.request(LABELS), predicted, rtol=1e-5)
+
+
+def test_fewer_pixels_have_a_factor_of_their_own():
+    calibration = Calibration()
+    pixels = np.array([4000.0, 2000.0, 500.0])
+    calibration.fit("TEFF", pixels, 1.5 * (pixels / 1000) ** -0.3)
+    factor = calibration.factor(["TEFF", "LOGG"], np.array([4000, 100]))
+    np.testing.assert_allclose(factor[:, 0], 1.5 * np.array([4.0, 0.1]) ** -0.3)
+    assert (factor[:, 1] == 1).all()
+
+
+def test_catalogue_errors_are_no_part_of_the_predicted_ones():
+    random = np.random.default_rng(0)
+    errors, label_errors = np.full(20_000, 2.0), np.full(20_000, 3.0)
+    residuals = random.normal(0, np.hypot(1.2 * errors, label_errors))
+    # 68.3 % within one standard deviation: r^2 < (s e)^2 + c^2.
+    inside = np.abs(residuals) < np.hypot(error_scale(residuals, errors, label_errors) * 2, 3)
+    assert inside.mean() == pytest.approx(0.6827, abs=1e-3)
+    assert error_scale(residuals, errors, label_errors) == pytest.approx(1.2, abs=0.05)
+
+
+def test_labels_that_tell_nothing_stay_as_they_are(model):
+    spectra = make_spectra(20, 40)
+    labels = pd.DataFrame({"TEFF": np.full(20, np.nan)})
+    with pytest.warns(UserWarning, match="errors of TEFF stay uncalibrated"):
+        model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(NAMES))
+    assert not model.calibration.factors
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
+def test_impossible_calibrations_are_refused(values):
+    with pytest.raises(ValueError, match="calibration of TEFF"):
+        Calibration({"TEFF": values})
