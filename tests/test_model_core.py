@@ -185,3 +185,16 @@ def test_medians_of_a_gpu_are_those_of_a_cpu(stars):
     found = _by_sorting(torch.from_numpy(values))
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-15)
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_values_that_are_mostly_the_same_are_scaled_by_their_standard_deviation(sort):
+    values = np.full((200, 2), 0.1)
+    values[120:, 0] = np.linspace(4000, 6000, 80)
+    values[:120, 0] = 5000.0
+    if sort:
+        center, scale = _by_sorting(torch.from_numpy(values))
+    else:
+        center, scale = _median_and_scale(values, torch.device("cpu"))
+    np.testing.assert_allclose(center, [5000.0, 0.1])
+    np.testing.assert_allclose(scale, [values[:, 0].std(), 0.0])  # what never varies passes through

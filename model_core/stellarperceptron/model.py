@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.standardizer import Standardizer
+from stellarperceptron.data.wavelengths import air_or_vacuum, resampling_onto
 from stellarperceptron.model_core import Calibration, error_scale
 from stellarperceptron.network.base import one_of
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
@@ -91,7 +92,9 @@ class StellarPerceptron(PerceivingModel):
             (N, n) fluxes, NaN for bad pixels; an array or anything that is sliced like one (HDF5
             dataset, memory map). Read in batches.
         wavelengths
-            (n,) vacuum [Angstrom], in any order.
+            (n,) vacuum [Angstrom], in any order, or any unit of length. Spectra on another grid
+            than the instrument's are interpolated onto it, with a warning, if they are sampled
+            finely enough.
         labels
             Names of Q labels.
         names
@@ -134,12 +137,23 @@ class StellarPerceptron(PerceivingModel):
         wavelengths = self._check_wavelengths(wavelengths, [(n,)])
         if (wavelengths <= 0).any():
             raise ValueError("every pixel needs a wavelength above 0")
+        resampling = None
         if names is None:
             if self.instrument is None:
                 raise ValueError(
                     "the model has no instrument to find pixels by wavelength: give their names "
                     "(names=...)"
                 )
+            resampling = resampling_onto(self.instrument, wavelengths)
+            if resampling is not None:
+                self._refuse_air(spectra, wavelengths)
+                warnings.warn(
+                    f"the wavelengths are not those of {self.instrument.name} pixels: the spectra "
+                    f"are interpolated onto {len(resampling.pixels)} of them",
+                    stacklevel=2,
+                )
+                wavelengths = self.instrument.wavelength[resampling.pixels]
+                n = len(wavelengths)
             names = self.instrument.pixel_names(wavelengths)
         tokens = self.tokenize(names)
         if tokens.shape != (n,):
@@ -173,6 +187,8 @@ class StellarPerceptron(PerceivingModel):
             for start in range(0, stars, batch_size):
                 flux = as_array(spectra[start : start + batch_size], dtype=np.float32)
                 flux = sentinels_to_nan(flux)
+                if resampling is not None:
+                    flux = resampling(flux)
                 number = len(flux)
                 if compile:
                     flux = np.resize(flux, (min(batch_size, stars), n))  # the same over and over
@@ -186,6 +202,18 @@ class StellarPerceptron(PerceivingModel):
         pixels = np.concatenate(valid)
         self._warn_of_empty_stars(pixels == 0)
         return self._frame(*torch.cat(answers, dim=1).numpy(), labels, label_tokens, pixels)
+
+    def _refuse_air(self, spectra: np.ndarray, wavelengths: np.ndarray) -> None:
+        """Refuse wavelengths in air, which most stars' lines give away."""
+        tokens = self.tokenize(self.instrument.pixel_names())
+        template = self.standardizer.center[tokens]  # the median spectrum of the training stars
+        flux = as_array(spectra[:50], dtype=np.float32)
+        found = air_or_vacuum(wavelengths, flux, self.instrument.wavelength, template)
+        if (found == "air").sum() > (found == "vacuum").sum():
+            raise ValueError(
+                "the wavelengths are those in air, by the lines of the spectra: convert them with "
+                "stellarperceptron.data.wavelengths.air_to_vacuum"
+            )
 
     def calibrate(
         self,

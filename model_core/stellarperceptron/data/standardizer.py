@@ -17,6 +17,7 @@ __all__ = ["MAXIMUM_DEVIATION", "Standardizer"]
 MAXIMUM_DEVIATION = 10.0
 """Standardized values beyond this count as bad pixels (published implementation)."""
 
+_ROUNDING = 1e-9  # relative deviations below this are rounding
 _COLUMNS = 256  # whose medians are taken at once
 
 
@@ -25,7 +26,10 @@ def _median_and_scale(x: np.ndarray, device: torch.device) -> tuple[np.ndarray, 
     if device.type == "cpu":
         x = np.asarray(x, dtype=np.float64)
         x = np.where(np.isfinite(x).any(axis=0), x, 0.0)
-        return np.nanmedian(x, axis=0), mad_std(x, axis=0, ignore_nan=True)
+        center, scale = np.nanmedian(x, axis=0), mad_std(x, axis=0, ignore_nan=True)
+        deviation = np.nanstd(x, axis=0)
+        varies = deviation > _ROUNDING * np.abs(center)
+        return center, np.where((scale == 0) & varies, deviation, scale)
     return _by_sorting(torch.from_numpy(np.ascontiguousarray(x)).to(device))
 
 
@@ -41,6 +45,11 @@ def _by_sorting(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     x = torch.where(x.isfinite().any(dim=0), x, 0.0)
     center = median(x)
     scale = 1.482602218505602 * median((x - center).abs())  # as astropy.stats.mad_std
+    known = ~x.isnan()
+    mean = x.nansum(dim=0) / known.sum(dim=0)
+    squares = torch.where(known, x - mean, 0.0).square().sum(dim=0) / known.sum(dim=0)
+    varies = squares.sqrt() > _ROUNDING * center.abs()
+    scale = torch.where((scale == 0) & varies, squares.sqrt(), scale)
     return center.cpu().numpy(), scale.cpu().numpy()
 
 
@@ -55,8 +64,9 @@ class Standardizer:
     Attributes
     ----------
     center, scale : ndarray
-        (V + 1,) median and scaled median absolute deviation. Values of a token of scale 0 pass
-        through unchanged.
+        (V + 1,) median and scaled median absolute deviation; where more than half of the values are
+        the same, the standard deviation instead. Values of a token of scale 0, which never varies,
+        pass through unchanged.
     fitted : ndarray
         (V + 1,) booleans.
     """

@@ -4,17 +4,21 @@ Wavelengths are in Angstrom.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.instruments import Instrument
 
 __all__ = [
     "SPEED_OF_LIGHT",
+    "Resampling",
     "air_or_vacuum",
     "air_to_vacuum",
     "interpolate",
     "line_shift",
+    "resampling_onto",
     "vacuum_to_air",
 ]
 
@@ -264,3 +268,83 @@ def _peaks(correlation: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]
     empty = ~(height > 0)
     significance = np.where(empty, np.nan, height / np.where(noise > 0, noise, np.inf))
     return np.where(empty, np.nan, peak - middle + np.clip(fraction, -0.5, 0.5)), significance
+
+
+# --- another grid of pixels -----------------------------------------------------------------------
+
+ON_GRID = 0.1
+"""Wavelengths within this share of a pixel's width are those of the pixel."""
+
+COARSEST = 1.5
+"""Coarser steps, in pixels of the instrument, do not resolve its lines."""
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Linear interpolation of spectra (N, n) onto m pixels of an instrument.
+
+    Attributes
+    ----------
+    pixels : (m,) int
+        The instrument's pixels that the spectra cover.
+    left, right : (m,) int
+        Columns of the spectra on either side of each pixel.
+    weight : (m,) float32
+        Of the right one.
+    """
+
+    pixels: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    weight: np.ndarray
+
+    def __call__(self, flux: np.ndarray) -> np.ndarray:
+        """Flux (N, n) on the pixels (N, m); NaN beside a bad pixel."""
+        left, right = flux[:, self.left], flux[:, self.right]
+        return (1 - self.weight) * left + self.weight * right
+
+
+def resampling_onto(instrument: Instrument, wavelengths: np.ndarray) -> Resampling | None:
+    """How spectra at some wavelengths are brought onto an instrument's pixels.
+
+    Parameters
+    ----------
+    instrument
+        Whose pixels.
+    wavelengths
+        (n,) vacuum [Angstrom], in any order.
+
+    Returns
+    -------
+    Resampling or None
+        None where the wavelengths are those of pixels of the instrument already.
+
+    Raises
+    ------
+    ValueError
+        The wavelengths cover no pixel, or are sampled too coarsely to resolve the same lines.
+    """
+    grid = instrument.wavelength
+    nearest = instrument.nearest_pixels(wavelengths)
+    off = np.abs(wavelengths - grid[nearest]) > ON_GRID * instrument.pixel_width[nearest]
+    if not off.any():
+        return None
+    order = np.argsort(wavelengths)
+    x = wavelengths[order]
+    pixels = np.flatnonzero((grid >= x[0]) & (grid <= x[-1]))
+    if len(x) < 2 or not len(pixels):
+        raise ValueError(
+            f"{off.sum()} wavelengths, {wavelengths[off][0]:.3f} Angstrom the first, are on no "
+            f"{instrument.name} pixel, and cover none ({grid[0]:.0f} to {grid[-1]:.0f} Angstrom)"
+        )
+    right = np.searchsorted(x, grid[pixels]).clip(1, len(x) - 1)
+    step, width = x[right] - x[right - 1], instrument.pixel_width[pixels]
+    if np.median(step / width) > COARSEST:
+        raise ValueError(
+            f"wavelengths in steps of {np.median(step):.2f} Angstrom do not resolve what "
+            f"{instrument.name} does, whose pixels are {np.median(width):.2f} Angstrom wide"
+        )
+    inside = step <= 2 * COARSEST * width  # not across a gap of the wavelengths
+    pixels, right = pixels[inside], right[inside]
+    weight = (grid[pixels] - x[right - 1]) / (x[right] - x[right - 1])
+    return Resampling(pixels, order[right - 1], order[right], weight.astype(np.float32))
