@@ -93,7 +93,7 @@ class Instrument:
     continuum: Continuum | None = None
     valid_flux: tuple[float, float] | None = None
     pixel_prefix: str = ""
-    encoding_range: tuple[float, float] | None = None
+    encoding_range: tuple[float, float] = ()  # replaced by the default when it is made
     grid_index: np.ndarray | None = None
 
     def __post_init__(self):
@@ -322,7 +322,7 @@ class Instrument:
 
 def _constant(values: Any, dtype: type) -> np.ndarray:
     """A copy of a list of numbers (n,) that cannot be changed."""
-    array = np.array(values, dtype=dtype)
+    array: np.ndarray = np.array(values, dtype=dtype)
     if array.ndim != 1:
         raise ValueError(f"a list of numbers is needed, not one of the shape {array.shape}")
     array.flags.writeable = False

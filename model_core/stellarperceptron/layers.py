@@ -184,8 +184,8 @@ class NonLinearEmbedding(nn.Module):
         """Sum of E x + V over the valid pixels (N, L, P) with these rows (L, P): (N, L, D)."""
         valid = ~values.isnan()
         flux = torch.cat([values.nan_to_num(nan=0.0), valid.to(values.dtype)], dim=-1)
-        tables = [F.embedding(rows, table) for table in (self.embeddings, self.bias)]
-        tables = torch.cat(tables, dim=-2)  # (L, 2P, D)
+        both = [F.embedding(rows, table) for table in (self.embeddings, self.bias)]
+        tables = torch.cat(both, dim=-2)  # (L, 2P, D)
         # One product a token: all stars share its table.
         return torch.bmm(flux.transpose(0, 1), tables.to(flux.dtype)).transpose(0, 1)
 

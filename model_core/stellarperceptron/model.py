@@ -253,7 +253,8 @@ class StellarPerceptron(PerceivingModel):
         self.calibration = Calibration(
             {k: v for k, v in self.calibration.factors.items() if k not in labels}
         )
-        pixels, scales = [], {label: [] for label in labels}
+        pixels: list[float] = []
+        scales: dict[str, list[float]] = {label: [] for label in labels}
         for share in windows:
             length = max(1, round(share * size))
             start = int(random.integers(size - length + 1))

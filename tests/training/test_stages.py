@@ -404,7 +404,7 @@ def test_paper_profile_runs_on_a_cpu(survey, tmp_path):
     result = script(
         f"training/{STAGES[1]}",
         *("--profile", "paper", "--data", survey, "--output", tmp_path),
-        *("--set", "training.epochs=2", "--set", "data.validation_split=0.9"),
+        *("--set", "training.epochs=2", "--set", "data.stars=16"),
         *("--set", "training.checkpoint_every_n_epochs=0"),
     )
     assert result.returncode == 0, result.stderr

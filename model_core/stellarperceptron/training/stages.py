@@ -229,7 +229,9 @@ def place_stars(
     )
 
 
-def _augmentation(instrument: Instrument, wavelength: np.ndarray, profile: Profile):
+def _augmentation(
+    instrument: Instrument, wavelength: np.ndarray, profile: Profile
+) -> Callable[..., torch.Tensor]:
     """The profile's augmentation of spectra at these wavelengths (n,)."""
     pixels = instrument.pixels_at(wavelength)
     if pixels[-1] - pixels[0] != len(pixels) - 1:
@@ -307,6 +309,9 @@ def train_stage(
     )
 
 
+CALIBRATION_STARS = 1000  # enough for a scale to 3 %
+
+
 def calibrate_stage(
     model: StellarPerceptron, dataset: SpectraDataset, profile: Profile, rows: np.ndarray
 ) -> None:
@@ -321,7 +326,9 @@ def calibrate_stage(
     """
     if not len(rows):
         return
-    stars = read_stars(dataset, profile, np.sort(rows))
+    random = np.random.RandomState(profile.training.seed)
+    rows = np.sort(random.permutation(rows)[:CALIBRATION_STARS])
+    stars = read_stars(dataset, profile, rows)
     names = list(stars.label_names)
     errors = stars.label_errors
     model.calibrate(

@@ -113,13 +113,14 @@ def sentinels_to_nan(
         `values` itself where nothing is missing, or else a copy.
     """
     size = abs(values)
+    missing: Any
     if name == "velocity":
         missing = size >= _FASTEST
     else:
         missing = values <= (-math.inf if name == "flux" else _NO_VALUE_BELOW)
         for mark in (*_SENTINELS, *(_DEX_SENTINELS if _IN_DEX.search(name.upper()) else ())):
             missing |= abs(size - mark) <= 1e-7 * mark
-    if not missing.any():
+    if not bool(missing.any()):
         return values
     if isinstance(values, torch.Tensor):
         return values.masked_fill(missing, float("nan"))

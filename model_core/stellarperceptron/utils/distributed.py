@@ -80,7 +80,7 @@ class Termination:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def _receive(self, number: int, _):
+    def _receive(self, number: int, _: Any) -> None:
         first, self.received = not self.received, True
         if number == signal.SIGINT:
             if not first:

@@ -112,7 +112,7 @@ def _number(value: Any) -> float:
 
 def _flat(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted keys."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in entries.items():
         flat |= (
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
