@@ -5,13 +5,13 @@ those that the [Fe/H] predictions in its repository have by `metrics`; all are o
 stars of APOGEE DR17.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stellarperceptron.evaluation.metrics import subsets
+from stellarperceptron.evaluation.metrics import binned_rmse, subsets
 from stellarperceptron.evaluation.predictions import (
     about_predictions,
     actual_labels,
@@ -29,10 +29,12 @@ __all__ = [
     "PAPER_FE_H",
     "PAPER_TABLE_1",
     "compare_predictions",
+    "comparison_sentence",
     "comparison_text",
     "format_value",
     "giants_table",
     "giants_text",
+    "iron_bins_text",
     "iron_table",
     "iron_text",
     "label_heading",
@@ -48,6 +50,7 @@ MODELS = {
 """The models of Figure 3 and how they are called."""
 
 METAL_POOR = "[Fe/H] < -1"
+IRON_EDGES = np.arange(-2.5, 0.51, 0.5)  # bins of [Fe/H] [dex]
 
 
 def label_heading(label: str) -> str:
@@ -239,6 +242,30 @@ def iron_text(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def iron_bins_text(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """RMSE [dex] by the catalogue's [Fe/H], to be read: a row for each bin, its least RMSE in bold.
+
+    Parameters
+    ----------
+    tables
+        Tables of predictions of the same stars by model, of `MODELS`.
+    """
+    bins = {
+        model: binned_rmse(table["FE_H_pred"], table["FE_H_actual"], IRON_EDGES)
+        for model, table in tables.items()
+    }
+    rows = []
+    for parts in zip(*(table.to_dict("records") for table in bins.values()), strict=True):
+        row = {"[Fe/H]": "{low:+.1f} to {high:+.1f}".format(**parts[0]).replace("-", "−")}
+        row |= {"stars": parts[0]["stars"]}
+        least = min(part["rmse"] for part in parts)
+        for model, part in zip(bins, parts, strict=True):
+            text = format_value(part["rmse"])
+            row[MODELS[model]] = f"**{text}**" if part["rmse"] == least else text
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def _with_interval(row: Mapping[str, float], metric: str, label: str = "FE_H") -> str:
     low, high = row[f"{metric}_low"], row[f"{metric}_high"]
     return (
@@ -341,18 +368,22 @@ def _cpu_seconds(path: Path) -> float:
     return float(sum(parts.values())) if parts else float("nan")
 
 
-def comparison_text(comparison: pd.DataFrame) -> pd.DataFrame:
+def comparison_text(comparison: pd.DataFrame, wall: Collection[str] = ()) -> pd.DataFrame:
     """The same as texts, a row for each method: `mad_std / RMSE` of each label, the best in bold.
 
     Parameters
     ----------
     comparison
         As from `compare_predictions`.
+    wall
+        Methods whose seconds are wall time, which is said.
     """
     rows = []
     for method, part in comparison.groupby("method", sort=False):
         seconds = part["cpu_seconds"].iloc[0]
-        row = {"mad_std / RMSE": method, "CPU s": "–" if pd.isna(seconds) else f"{seconds:.0f}"}
+        time = format_value(np.nan) if pd.isna(seconds) else f"{seconds:.0f}"
+        time += " (wall)" if method in wall and not pd.isna(seconds) else ""
+        row = {"mad_std / RMSE": method, "CPU s": time}
         for entry in part.to_dict("records"):
             texts = [format_value(entry[metric], entry["label"]) for metric in COMPARED]
             best = [entry[f"best_{metric}"] for metric in COMPARED]
@@ -361,3 +392,13 @@ def comparison_text(comparison: pd.DataFrame) -> pd.DataFrame:
             )
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def comparison_sentence(comparison: pd.DataFrame, method: str, others: Collection[str]) -> str:
+    """In how many labels a method is better than every other of some methods."""
+    counts = []
+    for metric in COMPARED:
+        values = comparison.pivot(index="label", columns="method", values=metric)
+        better = int((values[method] < values[list(others)].min(axis=1)).sum())
+        counts.append(f"in {better} of {len(values)} labels by {metric.replace('rmse', 'RMSE')}")
+    return f"{method} is better than every baseline {' and '.join(counts)}."
