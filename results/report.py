@@ -25,6 +25,7 @@ from stellarperceptron.evaluation.predictions import (
 from stellarperceptron.evaluation.summary import (
     attention_text,
     claims_table,
+    comparison_sentence,
     configurations,
     describe_survey,
     errors_text,
@@ -39,7 +40,6 @@ from stellarperceptron.evaluation.summary import (
 from stellarperceptron.evaluation.tables import (
     MODELS,
     compare_predictions,
-    comparison_sentence,
     comparison_text,
     giants_table,
     giants_text,
@@ -143,44 +143,54 @@ def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
 
 def write_baselines(run: Run, others: list[Path]) -> None:
     """Stages 1 and 2 beside the baselines, and beside stage 2 of other runs."""
-    document = run.document
-    document.heading("Beside regressions and plain networks")
-    files = {path.stem.replace("_", " "): path for path in run.folder.glob("baselines/*.csv")}
-    files = baselines = dict(sorted(files.items(), reverse=True))
-    stages = {"stage 1": "pretrained", "stage 2": "finetuned"}
-    sources = [(run.folder, stage, stage) for stage in stages]
-    sources += [(other, "stage 2", f"{other.name}, stage 2") for other in others]
-    wall = {}
-    for folder, stage, name in sources:
-        path = folder / "evaluation" / f"{OBSERVED[stages[stage]]}.csv"
-        if path.is_file() or folder != run.folder:
-            files = {**files, name: path}
-            wall[name] = seconds_until(folder, stage, path)
+    run.document.heading("Beside regressions and plain networks")
+    found = sorted(run.folder.glob("baselines/*.csv"), reverse=True)
+    baselines = {path.stem.replace("_", " "): path for path in found}
     if not baselines:
         run.missing("baselines/quadratic_regression.csv", BASELINES)
         return
-    table = compare_predictions(files, wall)
-    require_stars_of(
-        read_predictions(next(iter(files.values())), BASELINES),
-        *(str(next(iter(files.values()))), run.dataset.test, run.dataset.path),
-    )
+    models = {"stage 1": (run.folder, "pretrained"), "stage 2": (run.folder, "finetuned")}
+    models |= {f"{other}, stage 2": (other, "finetuned") for other in others}
+    paths = {
+        name: folder / "evaluation" / f"{OBSERVED[key]}.csv"
+        for name, (folder, key) in models.items()
+    }
+    paths = {k: v for k, v in paths.items() if v.is_file() or models[k][0] != run.folder}
+    files = baselines | paths
+    for path in files.values():
+        table = read_predictions(path, f"{BASELINES} or make reproduce")
+        require_stars_of(table, str(path), run.dataset.test, run.dataset.path)
+        require_observed_half(path, run.dataset)
+    wall = {name: seconds_until(*models[name], path) for name, path in paths.items()}
+    comparison = compare_predictions(files, wall)
     if "stage 2" in files:
-        sentence = comparison_sentence(table, "stage 2", list(baselines))
-        document.text(f"{sentence[0].upper()}{sentence[1:]}")
-    document.table(
-        comparison_text(table, wall),
-        f"All {table['stars'].iloc[0]:,} test stars, from the first half of the observed band: "
-        "mad_std / RMSE, the best in bold. Every method has learned from training stars of the "
-        "same survey. Seconds of training and prediction: of the processor for the baselines, by "
-        "the clock (wall) for the stages; those of stage 2 contain those of stage 1.",
+        sentence = comparison_sentence(comparison, "stage 2", list(baselines))
+        run.document.text(f"{sentence[0].upper()}{sentence[1:]}")
+    learned = {about_predictions(path).get("stars", "unknown") for path in baselines.values()}
+    run.document.table(
+        comparison_text(comparison, wall),
+        f"{comparison['stars'].iloc[0]:,} test stars, from the first half of the observed band: "
+        "mad_std / RMSE, the best in bold. Training stars of the baselines: "
+        f"{', '.join(map(str, sorted(learned, key=str)))} of {len(run.dataset.train)}. Seconds of "
+        "training and prediction: of the processor for the baselines, by the clock (wall) for the "
+        "stages; those of stage 2 contain those of stage 1.",
     )
 
 
-def seconds_until(folder: Path, stage: str, predictions: Path) -> float:
-    """Wall seconds of all trainings up to a stage, and of its predictions; NaN where not kept."""
-    stages = ["stage 1", "stage 2"][: 1 + (stage == "stage 2")]
+def require_observed_half(path: Path, dataset: SpectraDataset) -> None:
+    """Refuse predictions that say they are not of the observed first half."""
+    half = dataset.test.pixel_range("first_half")
+    expected = {"spectra": "observed", "pixels": [half.start, half.stop]}
+    for key, value in about_predictions(path).items():
+        if key in expected and value != expected[key]:
+            raise ValueError(f"{path} is of the {key} {value}, not {expected[key]}: make it anew")
+
+
+def seconds_until(folder: Path, model: str, predictions: Path) -> float:
+    """Wall seconds of the trainings up to stage 1 or 2, and of its predictions; NaN if unknown."""
+    stages = ["stage 1"] if model == "pretrained" else ["stage 1", "stage 2"]
     seconds = about_predictions(predictions).get("seconds", float("nan"))
-    return sum((training_seconds(folder, name) for name in stages), seconds)
+    return sum((training_seconds(folder, stage) for stage in stages), seconds)
 
 
 def write_errors(run: Run, observed: dict[str, pd.DataFrame], chunk: dict[str, pd.DataFrame]):
@@ -202,7 +212,8 @@ def write_errors(run: Run, observed: dict[str, pd.DataFrame], chunk: dict[str, p
     run.figure(
         "figures/coverage.png",
         "Share of the test stars within so many sigma of the catalogue's label, beside that of "
-        "Gaussian errors: stage 2 from the first half of the observed band, stage 3 from the chunk.",
+        "Gaussian errors: stage 2 from the first half of the observed band, stage 3 from the "
+        "chunk.",
         COVERAGE,
     )
 

@@ -1,4 +1,4 @@
-r"""Coverage: the share of the test stars whose predicted labels lie within k sigma of the catalogue's.
+r"""Coverage: share of the test stars whose predicted labels are within k sigma of the catalogue's.
 
 A panel for each label that stage 2 predicts from the first half of the observed band, and one for
 [Fe/H] that stage 3 predicts from the chunk. Sigma is the predicted error alone, or with the

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from stellarperceptron.labels import label as label_named
 __all__ = [
     "attention_text",
     "claims_table",
+    "comparison_sentence",
     "configurations",
     "describe_survey",
     "errors_text",
@@ -135,6 +136,24 @@ def _symbol(label: str) -> str:
 def _five_per_cent(shares: pd.DataFrame) -> pd.DataFrame:
     """Rows of 5 % of the tokens or pixels, of the last range of pixels in the table."""
     return shares[(shares["pixels"] == shares["pixels"].iloc[-1]) & (shares["top"] == 0.05)]
+
+
+def comparison_sentence(comparison: pd.DataFrame, method: str, others: Collection[str]) -> str:
+    """In how many labels a method is better than every one of some others.
+
+    Parameters
+    ----------
+    comparison
+        As from `stellarperceptron.evaluation.tables.compare_predictions`.
+    method, others
+        Names of methods in it.
+    """
+    counts = []
+    for metric in ("mad_std", "rmse"):
+        values = comparison.pivot(index="label", columns="method", values=metric)
+        better = int((values[method] < values[list(others)].min(axis=1)).sum())
+        counts.append(f"in {better} of {len(values)} labels by {metric.replace('rmse', 'RMSE')}")
+    return f"{method} is better than every baseline {' and '.join(counts)}."
 
 
 # --- predicted errors -----------------------------------------------------------------------------

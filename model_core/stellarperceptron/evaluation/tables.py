@@ -29,7 +29,6 @@ __all__ = [
     "PAPER_FE_H",
     "PAPER_TABLE_1",
     "compare_predictions",
-    "comparison_sentence",
     "comparison_text",
     "format_value",
     "giants_table",
@@ -256,14 +255,15 @@ def iron_bins_text(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     }
     rows = []
     for parts in zip(*(table.to_dict("records") for table in bins.values()), strict=True):
-        row = {"[Fe/H]": "{low:+.1f} to {high:+.1f}".format(**parts[0]).replace("-", "−")}
-        row |= {"stars": parts[0]["stars"]}
+        ends = "{low:+.1f} to {high:+.1f}".format(**parts[0]).replace("-", "−")
         least = min(part["rmse"] for part in parts)
-        for model, part in zip(bins, parts, strict=True):
-            text = format_value(part["rmse"])
-            row[MODELS[model]] = f"**{text}**" if part["rmse"] == least else text
-        rows.append(row)
-    return pd.DataFrame(rows)
+        cells = [_bold_if(format_value(p["rmse"]), p["rmse"] == least) for p in parts]
+        rows.append([ends, parts[0]["stars"], *cells])
+    return pd.DataFrame(rows, columns=["[Fe/H]", "stars", *(MODELS[model] for model in bins)])
+
+
+def _bold_if(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
 
 
 def _with_interval(row: Mapping[str, float], metric: str, label: str = "FE_H") -> str:
@@ -381,24 +381,14 @@ def comparison_text(comparison: pd.DataFrame, wall: Collection[str] = ()) -> pd.
     rows = []
     for method, part in comparison.groupby("method", sort=False):
         seconds = part["cpu_seconds"].iloc[0]
-        time = format_value(np.nan) if pd.isna(seconds) else f"{seconds:.0f}"
-        time += " (wall)" if method in wall and not pd.isna(seconds) else ""
+        unit = " (wall)" if method in wall else ""
+        time = format_value(np.nan) if pd.isna(seconds) else f"{seconds:.0f}{unit}"
         row = {"mad_std / RMSE": method, "CPU s": time}
         for entry in part.to_dict("records"):
             texts = [format_value(entry[metric], entry["label"]) for metric in COMPARED]
             best = [entry[f"best_{metric}"] for metric in COMPARED]
             row[label_heading(entry["label"])] = " / ".join(
-                f"**{text}**" if bold else text for text, bold in zip(texts, best, strict=True)
+                _bold_if(text, bold) for text, bold in zip(texts, best, strict=True)
             )
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def comparison_sentence(comparison: pd.DataFrame, method: str, others: Collection[str]) -> str:
-    """In how many labels a method is better than every other of some methods."""
-    counts = []
-    for metric in COMPARED:
-        values = comparison.pivot(index="label", columns="method", values=metric)
-        better = int((values[method] < values[list(others)].min(axis=1)).sum())
-        counts.append(f"in {better} of {len(values)} labels by {metric.replace('rmse', 'RMSE')}")
-    return f"{method} is better than every baseline {' and '.join(counts)}."
