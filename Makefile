@@ -30,7 +30,7 @@ STARS_paper := 102747 25681
 STARS_gpu := $(STARS_paper)
 STARS := $(STARS_$(PROFILE))
 # Of these the baselines learn from so many; all where nothing is said.
-BASELINE_STARS_smoke := 200
+BASELINE_STARS_smoke := 100
 PROFILES := smoke, laptop, laptop_pixel, paper or gpu
 
 .PHONY: install test test-fast lint reproduce baselines publish-figures clean published

@@ -45,7 +45,8 @@ def make_masking(growth: dict[str, list[float]]) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "expected"), [(1.5, 1.2, "yes"), (1.2, 1.5, "no"), (0.99, 0.9, "no")]
+    ("own", "other", "expected"),
+    [(1.5, 1.2, "yes"), (1.2, 1.5, "no"), (0.99, 0.9, "no"), (1.001, 1.0, "no")],
 )
 def test_an_element_is_measured_in_its_lines_or_not(own, other, expected):
     table = make_masking({"MG_FE": [own, other], "pixels at random": [1.0, 1.01]})

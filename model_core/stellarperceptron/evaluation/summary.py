@@ -228,10 +228,10 @@ def masking_text(masking: pd.DataFrame) -> pd.DataFrame:
     ----------
     masking
         Table of `stellarperceptron.evaluation.attention.masking_test`. The last column says whether
-        the error of the element whose pixels are missing grows, and more than any other label's;
-        a dash for pixels that are no label's.
+        the error of the element whose pixels are missing grows, and more than any other label's,
+        to the two decimals that are shown; a dash for pixels that are no label's.
     """
-    growth = masking.pivot_table("growth", "masked", "label", sort=False)
+    growth = masking.pivot_table("growth", "masked", "label", sort=False).round(2)
     rows = []
     for masked, values in growth.iterrows():
         own = values.get(masked, np.nan)
