@@ -7,6 +7,8 @@
 #                DATA=survey.h5 use another survey than the mock one (needs its own RUN=folder)
 #                SEED=1         use other initial weights and random choices (needs its own RUN=folder)
 #                JOBS=1         run one step at a time; smoke and laptop run two if there are two cores
+# make baselines                train all baselines, also the convolutional network, which `reproduce`
+#                               leaves out since it is slow, and write the report again
 # make published                train stage 3 and baseline again, with the paper's choice of the epoch,
 #                               which uses labels of other stars; evaluate them beside `reproduce`'s
 # make publish-figures          copy the figures of a run to the scripts that draw them, and its
@@ -27,9 +29,11 @@ STARS_laptop_pixel := $(STARS_laptop)
 STARS_paper := 102747 25681
 STARS_gpu := $(STARS_paper)
 STARS := $(STARS_$(PROFILE))
+# Of these the baselines learn from so many; all where nothing is said.
+BASELINE_STARS_smoke := 100
 PROFILES := smoke, laptop, laptop_pixel, paper or gpu
 
-.PHONY: install test test-fast lint reproduce publish-figures clean published
+.PHONY: install test test-fast lint reproduce baselines publish-figures clean published
 
 install: $(INSTALLED)
 
@@ -66,9 +70,10 @@ BASELINE := $(RUN)/basic_NN
 ON_OBSERVED_1 := $(RUN)/evaluation/1_basemodel_synthetic_on_observed.csv
 ON_OBSERVED_2 := $(RUN)/evaluation/2_realfinetune_firsthalf_on_observed.csv
 CHUNK_3 := $(RUN)/evaluation/3_fefinetune_chunk_fehpredictions.csv
+QUICK_BASELINES := $(RUN)/baselines/quadratic_regression.csv $(RUN)/baselines/pixel_network.csv
 OF_CHUNK = $(RUN)/evaluation/$(1)_fehpredictions.csv
 REPORT := $(RUN)/report.html
-# Two steps run at a time: the baseline does not depend on the stages, nor a stage on the evaluation of
+# Two steps run at a time: the baselines do not depend on the stages, nor a stage on the evaluation of
 # the one before. Each has one thread on a CPU. On a GPU, where the large profiles belong, two steps
 # would slow each other down.
 JOBS ?= $(if $(filter paper gpu,$(PROFILE))$(filter 1,$(CORES)),1,2)
@@ -113,6 +118,14 @@ $(BASELINE)/complete: | $(DATA)
 	$(TIMED) $(BIN)/python training/basic_NN/TrainingNN.py $(ARGUMENTS)
 	$(CHECK)
 
+# Regression and networks that learn from the same stars, to be set beside stage 2.
+$(RUN)/baselines/%.csv: | $(DATA)
+	$(TIMED) $(BIN)/python results/baselines/train_baselines.py --data $(DATA) --output $(@D) \
+	  --baselines $* $(if $(SEED),--seed $(SEED)) $(addprefix --stars ,$(BASELINE_STARS_$(PROFILE)))
+
+baselines: $(INSTALLED) $(QUICK_BASELINES) $(RUN)/baselines/convolutional_network.csv
+	$(BIN)/python results/report.py $(RUN) --profile $(PROFILE) --data $(DATA)
+
 # The paper's choice of the epoch, which uses labels of metal-poor stars and of test stars.
 published: $(INSTALLED) $(STAGE_3)_published/complete $(BASELINE)_published/complete
 	$(BIN)/python results/fe/EvaluateFeFT.py $(EVALUATE) $(BASELINE)_published $(STAGE_3)_published
@@ -151,6 +164,10 @@ $(RUN)/tables/Table1.md: $(ON_OBSERVED_1) $(ON_OBSERVED_2)
 $(RUN)/figures/Figure2.png: $(ON_OBSERVED_1) $(ON_OBSERVED_2)
 	$(TIMED) $(BIN)/python $(FINETUNE)/Figure2.py $(FIGURE_2) --output $@
 
+$(RUN)/figures/coverage.png: $(ON_OBSERVED_2) $(CHUNK_3)
+	$(TIMED) $(BIN)/python $(FINETUNE)/coverage.py --finetuned $(ON_OBSERVED_2) \
+	  --hundred $(CHUNK_3) --output $@
+
 $(RUN)/figures/Figure3.png: $(CHUNK_3)
 	$(TIMED) $(BIN)/python results/fe/Figure3.py --scratch $(call OF_CHUNK,$(notdir $(BASELINE))) \
 	  --pretrained $(call OF_CHUNK,$(notdir $(STAGE_1))) \
@@ -169,7 +186,8 @@ $(RUN)/real_stars/predictions.csv: $(STAGE_2)/complete
 	  --output $(@D)
 
 $(REPORT): $(RUN)/tables/Table1.md $(RUN)/figures/Figure2.png $(RUN)/figures/Figure3.png \
-  $(RUN)/attention/Figure4.png $(RUN)/attention/sensitivity.png $(RUN)/real_stars/predictions.csv
+  $(RUN)/figures/coverage.png $(RUN)/attention/Figure4.png $(RUN)/attention/sensitivity.png \
+  $(RUN)/real_stars/predictions.csv $(QUICK_BASELINES)
 	$(BIN)/python results/report.py $(RUN) --profile $(PROFILE) --data $(DATA)
 
 publish-figures: $(INSTALLED)

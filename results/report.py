@@ -4,6 +4,8 @@ Reads what the other scripts left in the run's folder and writes RUN/report.md a
 one page that needs no other file. What is missing is said, with the command that makes it.
 
     python report.py runs/laptop --profile laptop --data runs/laptop/survey.h5
+
+Stage 2 of other runs on the same stars is set beside the baselines: --compare runs/laptop_pixel
 """
 
 import argparse
@@ -23,18 +25,25 @@ from stellarperceptron.evaluation.predictions import (
 from stellarperceptron.evaluation.summary import (
     attention_text,
     claims_table,
+    comparison_sentence,
     configurations,
     describe_survey,
+    errors_text,
     machine_table,
+    masking_text,
     real_stars_text,
     stage_folders,
     stages_table,
     timings_table,
+    training_seconds,
 )
 from stellarperceptron.evaluation.tables import (
     MODELS,
+    compare_predictions,
+    comparison_text,
     giants_table,
     giants_text,
+    iron_bins_text,
     iron_table,
     iron_text,
     labels_text,
@@ -58,6 +67,8 @@ PAPER = (
     "The paper is Koblischke & Bovy (2024), arXiv:2411.04750. Its numbers are of real stars of "
     "APOGEE DR17: beside those of a mock survey they show the same story, not the same sky."
 )
+BASELINES = "results/baselines/train_baselines.py"
+COVERAGE = "results/real_spectra_finetune/coverage.py"
 REAL_STARS = "results/real_stars/predict_real_stars.py"
 ATTENTION = "results/attention/extract_attention.py"
 
@@ -123,11 +134,88 @@ def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
     document.heading("All test stars, and calibration", 3)
     document.text(
         "Predicted minus catalogue labels, with 68 % bootstrap intervals. Pulls are residuals over "
-        "predicted errors, which do not contain the catalogue's; in brackets stands what honest "
-        "errors give where the catalogue's are small beside them."
+        "predicted errors alone, which do not contain the catalogue's; in brackets stands what "
+        "honest errors give where the catalogue's are small beside them."
     )
     for title, table in tables:
         document.table(labels_text(table), f"{title[0].upper()}{title[1:]}.")
+
+
+def write_baselines(run: Run, others: list[Path]) -> None:
+    """Stages 1 and 2 beside the baselines, and beside stage 2 of other runs."""
+    run.document.heading("Beside regressions and plain networks")
+    found = sorted(run.folder.glob("baselines/*.csv"), reverse=True)
+    baselines = {path.stem.replace("_", " "): path for path in found}
+    if not baselines:
+        run.missing("baselines/quadratic_regression.csv", BASELINES)
+        return
+    models = {"stage 1": (run.folder, "pretrained"), "stage 2": (run.folder, "finetuned")}
+    models |= {f"{other}, stage 2": (other, "finetuned") for other in others}
+    paths = {
+        name: folder / "evaluation" / f"{OBSERVED[key]}.csv"
+        for name, (folder, key) in models.items()
+    }
+    paths = {k: v for k, v in paths.items() if v.is_file() or models[k][0] != run.folder}
+    files = baselines | paths
+    for path in files.values():
+        table = read_predictions(path, f"{BASELINES} or make reproduce")
+        require_stars_of(table, str(path), run.dataset.test, run.dataset.path)
+        require_observed_half(path, run.dataset)
+    wall = {name: seconds_until(*models[name], path) for name, path in paths.items()}
+    comparison = compare_predictions(files, wall)
+    if "stage 2" in files:
+        sentence = comparison_sentence(comparison, "stage 2", list(baselines))
+        run.document.text(f"{sentence[0].upper()}{sentence[1:]}")
+    learned = {about_predictions(path).get("stars", "unknown") for path in baselines.values()}
+    run.document.table(
+        comparison_text(comparison, wall),
+        f"{comparison['stars'].iloc[0]:,} test stars, from the first half of the observed band: "
+        "mad_std / RMSE, the best in bold. Training stars of the baselines: "
+        f"{', '.join(map(str, sorted(learned, key=str)))} of {len(run.dataset.train)}. Seconds of "
+        "training and prediction: of the processor for the baselines, by the clock (wall) for the "
+        "stages; those of stage 2 contain those of stage 1.",
+    )
+
+
+def require_observed_half(path: Path, dataset: SpectraDataset) -> None:
+    """Refuse predictions that say they are not of the observed first half."""
+    half = dataset.test.pixel_range("first_half")
+    expected = {"spectra": "observed", "pixels": [half.start, half.stop]}
+    for key, value in about_predictions(path).items():
+        if key in expected and value != expected[key]:
+            raise ValueError(f"{path} is of the {key} {value}, not {expected[key]}: make it anew")
+
+
+def seconds_until(folder: Path, model: str, predictions: Path) -> float:
+    """Wall seconds of the trainings up to stage 1 or 2, and of its predictions; NaN if unknown."""
+    stages = ["stage 1"] if model == "pretrained" else ["stage 1", "stage 2"]
+    seconds = about_predictions(predictions).get("seconds", float("nan"))
+    return sum((training_seconds(folder, stage) for stage in stages), seconds)
+
+
+def write_errors(run: Run, observed: dict[str, pd.DataFrame], chunk: dict[str, pd.DataFrame]):
+    """Pulls and coverage of stages 2 and 3."""
+    document = run.document
+    document.heading("Predicted errors")
+    document.text(
+        "Standard deviation of the pulls, and shares of the stars within 1 and 2 sigma. Honest "
+        "Gaussian errors give 1, 68.3 and 95.4 % when sigma contains both the predicted error and "
+        "the catalogue's, added in quadrature; the predicted error alone does not contain the "
+        "catalogue's."
+    )
+    titles = {"finetuned": "Stage 2, first half of the observed band", "hundred": "Stage 3, chunk"}
+    for key, tables in (("finetuned", observed), ("hundred", chunk)):
+        if key in tables:
+            document.table(errors_text(tables[key]), f"{titles[key]}.")
+        else:
+            run.missing(f"predictions of {titles[key].lower()}", "results/fe/EvaluateFeFT.py")
+    run.figure(
+        "figures/coverage.png",
+        "Share of the test stars within so many sigma of the catalogue's label, beside that of "
+        "Gaussian errors: stage 2 from the first half of the observed band, stage 3 from the "
+        "chunk.",
+        COVERAGE,
+    )
 
 
 def write_chunk(run: Run, chunk: dict[str, pd.DataFrame]) -> None:
@@ -142,6 +230,8 @@ def write_chunk(run: Run, chunk: dict[str, pd.DataFrame]) -> None:
     if set(chunk) == set(CHUNK):
         text = iron_text(iron_table(chunk))
         run.document.table(text, "[dex], with 68 % bootstrap intervals.")
+        text = iron_bins_text({key: chunk[key] for key in ("scratch", "finetuned", "hundred")})
+        run.document.table(text, "RMSE by the catalogue's [Fe/H] [dex], the least in bold.")
     else:
         run.missing("predictions from the chunk", "results/fe/EvaluateFeFT.py")
 
@@ -174,6 +264,22 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     )
     for words, table in attention_text(shares).items():
         run.document.table(table, f"Times chance, on the 5 % that {words}.")
+
+
+def write_masking(run: Run, masking: pd.DataFrame | None) -> None:
+    """Whose error grows without the pixels of an element."""
+    run.document.heading("Without the pixels of an element", 3)
+    if masking is None:
+        run.missing("attention/masking.csv", ATTENTION)
+        return
+    stars, pixels = int(masking["stars"].max()), int(masking["pixels"].max())
+    run.document.text(
+        f"Growth of the RMSE of every label, of {stars} test stars, when the {pixels} pixels (5 %) "
+        "that tell most about one element are missing. A model that measures an element in its own "
+        "lines loses more in that element than in any other label. The last row is of as many "
+        "pixels at random."
+    )
+    run.document.table(masking_text(masking))
 
 
 def write_real_stars(run: Run, stars: pd.DataFrame | None) -> None:
@@ -240,6 +346,14 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--profile", required=True, help="its name, for the title")
     parser.add_argument("--data", type=Path, required=True, help="the survey of the run")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="other runs on the same test stars, whose stage 2 is set beside this one's",
+    )
     arguments = parser.parse_args()
     if not arguments.run.is_dir():
         parser.error(f"there is no run in {arguments.run}: make reproduce makes one")
@@ -255,8 +369,11 @@ def main() -> None:
             document.heading("What should hold, and what this run shows")
             document.table(claims_table(observed, chunk, stars))
             write_observed(run, observed)
+            write_baselines(run, arguments.compare)
             write_chunk(run, chunk)
+            write_errors(run, observed, chunk)
             write_attention(run, shares)
+            write_masking(run, run.table("attention/masking.csv"))
             write_real_stars(run, stars)
             write_training(run)
         for path, text in (

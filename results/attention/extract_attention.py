@@ -12,6 +12,8 @@ attention_shares.csv    share of attention on the tokens that respond most to a 
                         of the emulator `nature`, over 64 stars of the group), against chance and
                         the best linear unbiased estimator, and the rank correlation with either;
                         the same of the sensitivity, by pixel
+masking.csv             growth of the RMSE of every label when the 5 % of the pixels that tell most
+                        about one element are missing, or as many pixels at random
 
     python extract_attention.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
         --data runs/laptop/survey.h5 --output runs/laptop/attention
@@ -41,6 +43,7 @@ from stellarperceptron.data.mock.emulator import LABELS, Emulator
 from stellarperceptron.evaluation.attention import (
     decoder_attention,
     label_sensitivity,
+    masking_test,
     star_groups,
     token_groups,
 )
@@ -50,6 +53,7 @@ from stellarperceptron.evaluation.response import (
     label_information,
     label_response,
     label_slopes,
+    leading_pixels,
     token_response,
 )
 from stellarperceptron.instruments import Instrument
@@ -63,6 +67,8 @@ RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memor
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
 RANKINGS = ("response", "information")  # see `stellarperceptron.evaluation.response`
 RESPONSE_STARS = 64
+MASKED = ("O_FE", "MG_FE", "FE_H")  # elements whose pixels are taken away
+MASKED_SHARE = 0.05  # of the pixels
 MEASURES = ("attention", "sensitivity")
 UNITS = {
     "attention": "1 is the mean over the tokens",
@@ -148,7 +154,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset) -> None:
-    """Extract, compare with the responses, write both files."""
+    """Extract, compare with the responses, mask, write the files."""
     split = dataset.test
     part = split.pixel_range(arguments.pixels)
     wavelength = dataset.wavelength[part]
@@ -213,6 +219,11 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
             for name, unit in UNITS.items():
                 file[f"{group}/{name}"].attrs["unit"] = unit
 
+    actual = {name: catalogue[name] for name in labels}
+    masks = masked_pixels(response["all"]["information"], labels, arguments.seed)
+    masking = masking_test(model, spectra, wavelength, actual, masks)
+    with atomic_output(arguments.output / "masking.csv") as temporary:
+        masking.to_csv(temporary, index=False, float_format="%.5g")
     table = shares(means, response, spread, tokens.pixels, labels, part)
     with atomic_output(arguments.output / "attention_shares.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.5g")
@@ -250,6 +261,28 @@ def respond(
         "information": label_information(slopes),
         "best_weights": best_linear_weights(slopes),
     }
+
+
+def masked_pixels(information: np.ndarray, labels: list[str], seed: int) -> dict[str, np.ndarray]:
+    """Masks (n,) of the pixels that tell most about each element, and of as many at random.
+
+    Parameters
+    ----------
+    information
+        (Q, n) of the labels, see `label_information`: pixels that respond to an element as no
+        combination of the other labels does.
+    labels
+        Names of the Q labels; those of `MASKED` are masked.
+    seed
+        Of the random pixels.
+    """
+    masks = {
+        name: leading_pixels(information[labels.index(name)], MASKED_SHARE)
+        for name in MASKED
+        if name in labels
+    }
+    noise = np.random.RandomState(seed).uniform(size=information.shape[1])
+    return masks | {"pixels at random": leading_pixels(noise, MASKED_SHARE)}
 
 
 def mean_spectrum(spectra: np.ndarray) -> np.ndarray:

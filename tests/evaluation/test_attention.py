@@ -15,6 +15,7 @@ from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
 from stellarperceptron.evaluation.attention import (
     decoder_attention,
     label_sensitivity,
+    masking_test,
     star_groups,
     token_groups,
 )
@@ -128,6 +129,30 @@ def test_stars_of_unknown_gravity_are_neither_giants_nor_dwarfs():
     assert groups["all"].all()
 
 
+class TwoPixels:
+    """Reads [Mg/Fe] from the first pixel and [Fe/H] from the second; bad pixels count as 0."""
+
+    def predict(self, spectra, wavelengths, labels, progress):
+        flux = np.nan_to_num(spectra)
+        return pd.DataFrame({"MG_FE": flux[:, 0], "FE_H": flux[:, 1]})[labels]
+
+
+def test_masking_hurts_the_label_that_is_read_there():
+    random = np.random.default_rng(0)
+    actual = {name: random.normal(size=50) for name in ("MG_FE", "FE_H")}
+    actual["FE_H"][7] = np.nan
+    spectra = np.column_stack([*actual.values(), np.zeros(50)]) + 0.1
+    masks = {name: np.arange(3) == i for i, name in enumerate(["MG_FE", "FE_H", "neither"])}
+    table = masking_test(TwoPixels(), spectra, np.arange(3), actual, masks)
+    growth = table.pivot_table("growth", "masked", "label", sort=False)
+    rms = {name: np.sqrt(np.nanmean(values**2)) for name, values in actual.items()}
+    for name, size in rms.items():
+        assert growth.loc[name, name] == pytest.approx(10 * size)
+        assert growth.loc["neither", name] == pytest.approx(1)
+    assert growth.loc["MG_FE", "FE_H"] == growth.loc["FE_H", "MG_FE"] == 1
+    assert table.groupby("label")["stars"].first().to_dict() == {"FE_H": 49, "MG_FE": 50}
+
+
 # --- scripts --------------------------------------------------------------------------------------
 
 
@@ -177,6 +202,13 @@ def test_table_compares_with_chance(extracted):
     assert set(table.label) == set(PUBLISHED_LABELS)
     np.testing.assert_allclose(table.ratio, table.share / table.chance, rtol=1e-3)
     assert ((table.share > 0) & (table.share < 1)).all()
+
+
+def test_pixels_of_each_element_are_masked(extracted):
+    table = pd.read_csv(extracted["--output"] / "masking.csv")
+    assert table["masked"].unique().tolist() == ["O_FE", "MG_FE", "FE_H", "pixels at random"]
+    assert (table["pixels"] == 2).all() and (table["rmse_whole"] > 0).all()  # of 50
+    np.testing.assert_allclose(table["growth"], table["rmse"] / table["rmse_whole"], rtol=1e-3)
 
 
 def test_figure_is_drawn(extracted):

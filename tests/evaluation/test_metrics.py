@@ -6,7 +6,9 @@ import pytest
 
 from stellarperceptron.evaluation.metrics import (
     METRICS,
+    binned_rmse,
     bootstrap_interval,
+    coverage,
     label_metrics,
     summarize,
 )
@@ -28,6 +30,38 @@ def test_calibration_of_honest_errors():
     result = label_metrics(random.normal(size=20_000), np.zeros(20_000), np.ones(20_000))
     assert result["within_1_sigma"] == pytest.approx(0.683, abs=0.01)
     assert result["within_2_sigma"] == pytest.approx(0.954, abs=0.01)
+
+
+def test_errors_of_the_catalogue_add_in_quadrature():
+    """Predictions are off by 3, the catalogue by 4: only both together explain the residuals."""
+    random = np.random.default_rng(3)
+    truth, three, four = np.zeros(20_000), np.full(20_000, 3.0), np.full(20_000, 4.0)
+    predicted, catalogue = (random.normal(truth, sigma) for sigma in (three, four))
+    four[::2], predicted[::2] = np.nan, 1e3  # their errors are unknown: they do not count
+    result = label_metrics(predicted, catalogue, three, four)
+    assert result["total_pull_std"] == pytest.approx(1, rel=0.02)
+    assert result["total_within_1_sigma"] == pytest.approx(0.683, abs=0.015)
+    assert result["total_within_2_sigma"] == pytest.approx(0.954, abs=0.01)
+    kept = label_metrics(predicted[1::2], catalogue[1::2], three[1::2])
+    assert kept["pull_std"] == pytest.approx(5 / 3, rel=0.02) and "total_pull_std" not in kept
+
+
+def test_catalogue_errors_need_predicted_ones():
+    with pytest.raises(ValueError, match="label_error needs the predicted errors"):
+        label_metrics([1.0], [1.0], label_error=[0.1])
+
+
+def test_coverage_counts_the_stars_within():
+    residual, error = np.array([0.5, -1.5, 2.5, 0.0]), np.array([1.0, 1.0, 1.0, 2.0])
+    np.testing.assert_array_equal(coverage(residual, error, [0, 1, 2, 3]), [0, 0.5, 0.75, 1])
+    assert np.isnan(coverage(residual[:0], error[:0], [1.0])).all()
+
+
+def test_rmse_by_bins():
+    actual, predicted = [-2.0, -1.6, -1.5, 0.0, np.nan, 3.0], [-1.0, -1.6, -1.7, np.nan, 0.0, 0.0]
+    table = binned_rmse(predicted, actual, [-2.0, -1.5, -1.0, 0.5])
+    assert table["stars"].tolist() == [2, 1, 0]
+    np.testing.assert_allclose(table["rmse"], [0.5**0.5, 0.2, np.nan])
 
 
 def test_missing_labels_are_left_out():

@@ -11,6 +11,7 @@ from stellarperceptron.evaluation.response import (
     label_information,
     label_response,
     label_slopes,
+    leading_pixels,
     token_response,
 )
 
@@ -77,6 +78,14 @@ def test_response_of_tokens_is_the_rms_of_their_pixels():
     np.testing.assert_allclose(
         token_response(np.array([[3.0, 4.0, 2.0]]), pixels), [[12.5**0.5, 2]]
     )
+
+
+def test_leading_pixels_are_those_that_rank_highest():
+    ranking = np.arange(40.0)[::-1]
+    assert np.flatnonzero(leading_pixels(ranking, 0.05)).tolist() == [0, 1]
+    assert leading_pixels(ranking, 0.001).sum() == 1
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        leading_pixels(ranking, 1.0)
 
 
 # --- the one on the other -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.evaluation.predictions import metrics_of_predictions
+from stellarperceptron.evaluation.predictions import metrics_of_predictions, write_predictions
 from stellarperceptron.evaluation.summary import attention_text, claims_table
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.training.run.script import resolve_checkpoint
@@ -31,6 +31,13 @@ CHUNK = {
     "--pretrained": "1_basemodel_synthetic",
     "--finetuned": "2_realfinetune_firsthalf",
     "--hundred": "3_fefinetune_chunk",
+}
+BASELINES = ("quadratic_regression", "pixel_network")
+# Scripts that `make reproduce` does not need.
+BY_HAND = {
+    "results/baselines/compare.py",
+    "results/baselines/learning_curve.py",
+    "results/real_stars/few_labels.py",
 }
 ATTENTION_FIGURES = ("attention/Figure4", "attention/sensitivity")
 
@@ -158,6 +165,17 @@ def test_figures_2_and_3_are_drawn(evaluated, survey, tmp_path):
     assert imread(picture).std() > 0.1
 
 
+def test_coverage_is_drawn(tmp_path):
+    random = np.random.default_rng(0)
+    values = {"FE_H_pred": random.normal(0, 0.1, 50), "FE_H_err": np.full(50, 0.1)}
+    values |= {"FE_H_actual": np.zeros(50), "FE_H_actual_err": np.full(50, np.nan)}
+    write_predictions(pd.DataFrame(values), tmp_path / "stage_3.csv", {})
+    picture = tmp_path / "coverage.png"
+    tables = ("--finetuned", tmp_path / "stage_3.csv", "--hundred", tmp_path / "stage_3.csv")
+    assert not run_here(f"{FINETUNE}/coverage.py", *tables, "--output", picture)
+    assert imread(picture).std() > 0.1
+
+
 def test_figures_of_other_stars_are_refused(evaluated, survey, tmp_path):
     run = copy_of(evaluated, tmp_path / "run")
     path = run / "evaluation" / f"{OBSERVED['--finetuned']}.csv"
@@ -211,24 +229,38 @@ def test_report_says_what_is_missing(evaluated, survey, tmp_path):
 
 def test_report_holds_everything(evaluated, survey, tmp_path):
     run = copy_of(evaluated, tmp_path / "run")
-    figures = ("figures/Figure2", "figures/Figure3", *ATTENTION_FIGURES, "real_stars/2M0")
+    figures = ("figures/Figure2", "figures/Figure3", "figures/coverage", *ATTENTION_FIGURES)
+    figures += ("real_stars/2M0",)
     for name in figures:
         path = run / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         shutil.copy(run / "1_basemodel_synthetic" / "loss.png", path)
     make_shares().to_csv(run / "attention/attention_shares.csv", index=False)
+    make_masking().to_csv(run / "attention/masking.csv", index=False)
     make_stars().to_csv(run / "real_stars/predictions.csv", index=False)
+    make_baseline(run, 0.5)
     (run / "timings.csv").write_text("survey.h5,3\n1_basemodel_synthetic,5\n")
     assert not report(run, survey)
     page, text = (run / "report.html").read_text(), (run / "report.md").read_text()
     assert "Missing" not in text
-    # Five figures, and the losses of three stages; no other file and no network.
+    # Six figures, and the losses of three stages; no other file and no network.
     assert page.count('<img src="data:image/png;base64,') == len(figures) + 3
     assert not re.search(r'(src|href)="(?!data:)', page)
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert len(links) == len(figures) + 3 and all((run / link).is_file() for link in links)
-    for words in ("[Fe/H] 3.2", "astroNN catalogue, paper", "| sum | 8 |", "Provenance", '"seed"'):
+    for words in ("[Fe/H], all", "astroNN catalogue, paper", "| sum | 8 |", "Provenance", '"seed"'):
         assert words in text
+    # The baseline has half of the errors of stage 2.
+    assert "Stage 2 is better than every baseline in 0 of 5 labels by mad_std" in text
+    assert "| quadratic regression | 13 |" in text and " (wall) |" in text
+    assert "| [Mg/Fe] | × 1.50 | yes |" in text
+
+
+def test_report_refuses_baselines_of_other_pixels(evaluated, survey, tmp_path):
+    run = copy_of(evaluated, tmp_path / "run")
+    make_baseline(run, 2.0, pixels=[0, 100])
+    message = report(run, survey)
+    assert "quadratic_regression.csv is of the pixels [0, 100], not [0, 3757]" in message
 
 
 def test_report_refuses_predictions_of_other_stars(evaluated, survey, tmp_path):
@@ -288,6 +320,22 @@ def make_shares(sensitivity=3.5):
         ratio = sensitivity if given and label != "TEFF" else 0.1 + 0.01 * len(rows)
         rows.append((pixels, group, measure, ranking, label, top, ratio))
     return pd.DataFrame(rows, columns=names).assign(ratio_of_best=4.0)
+
+
+def make_masking():
+    row = {"masked": "MG_FE", "pixels": 188, "label": "MG_FE", "stars": 40, "growth": 1.5}
+    return pd.DataFrame([row])
+
+
+def make_baseline(run, factor, pixels=(0, 3757)):
+    """Predictions of a baseline whose errors are those of stage 2 by a factor."""
+    values = table(run, OBSERVED["--finetuned"])
+    for column in values.filter(like="_pred"):
+        actual = values[f"{column[:-5]}_actual"]
+        values[column] = actual + factor * (values[column] - actual)
+    about = {"spectra": "observed", "pixels": pixels, "stars": 240}
+    about |= {"cpu_seconds": {"fit": 12.0, "predict": 1.0}}
+    write_predictions(values, run / "baselines/quadratic_regression.csv", about)
 
 
 def make_stars(teff=3900.0, kind="giant"):
@@ -356,7 +404,7 @@ def test_make_runs_every_script_in_order(tmp_path):
     scripts = re.findall(r"bin/python (\S+)", result.stdout)
     assert scripts[0] == "dataset/create_mock_survey.py" and scripts[-1] == "results/report.py"
     results = {str(path.relative_to(ROOT)) for path in (ROOT / "results").glob("*/*.py")}
-    assert results <= set(scripts) and all((ROOT / path).is_file() for path in scripts)
+    assert results - set(scripts) == BY_HAND and all((ROOT / path).is_file() for path in scripts)
     stages = [path.split("/")[1][0] for path in scripts if path.startswith("training/")]
     assert [stage for stage in stages if stage.isdigit()] == ["1", "2", "3"]
 
@@ -368,7 +416,8 @@ def test_make_does_nothing_twice(tmp_path):
     evaluation = [f"evaluation/{OBSERVED[key]}.csv" for key in OBSERVED]
     files = ["survey.h5", *(f"{stage}/complete" for stage in stages), *evaluation]
     files += ["evaluation/3_fefinetune_chunk_fehpredictions.csv", "tables/Table1.md"]
-    files += ["figures/Figure2.png", "figures/Figure3.png", "attention/attention_shares.csv"]
+    files += ["figures/Figure2.png", "figures/Figure3.png", "figures/coverage.png"]
+    files += ["attention/attention_shares.csv", *(f"baselines/{name}.csv" for name in BASELINES)]
     files += ["attention/Figure4.png", "attention/sensitivity.png"]
     files += ["real_stars/predictions.csv", "report.html"]
     for second, name in enumerate(files):

@@ -1,18 +1,19 @@
-"""Where the model looks: attention of each label on each token, sensitivity to each pixel.
+"""Where the model looks: attention on each token, sensitivity to each pixel, and a masking test.
 
 Attention is counted in units of an even spread: 1 is what a token gets when all tokens that a star
 has in a patch share alike, so that neither the length of a context nor bad pixels change the scale.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from stellarperceptron.evaluation.metrics import GIANTS
+from stellarperceptron.evaluation.metrics import GIANTS, label_metrics
 from stellarperceptron.layers import Tokens
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.patches import (
@@ -25,6 +26,7 @@ __all__ = [
     "TokenGroups",
     "decoder_attention",
     "label_sensitivity",
+    "masking_test",
     "star_groups",
     "token_groups",
 ]
@@ -166,6 +168,62 @@ def label_sensitivity(
     finally:
         for p in trained:
             p.requires_grad_()
+
+
+def masking_test(
+    model: StellarPerceptron,
+    spectra: np.ndarray,
+    wavelengths: np.ndarray,
+    actual: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+) -> pd.DataFrame:
+    """How much the error of each label grows when some of the pixels are missing.
+
+    Parameters
+    ----------
+    model
+        The model; it answers as `StellarPerceptron.predict` does.
+    spectra
+        (N, n) normalized flux, NaN for bad pixels.
+    wavelengths
+        (n,) of the instrument's pixels [Angstrom, vacuum].
+    actual
+        The catalogue's labels (N,) by name: those that are asked for.
+    masks
+        Masks (n,) of the pixels that are made NaN, by name.
+
+    Returns
+    -------
+    DataFrame
+        A row for each mask and label: masked, pixels, label, stars, rmse_whole (with all pixels),
+        rmse (without the masked ones), growth (their ratio). Only stars that both answers are
+        known of count.
+    """
+    labels = list(actual)
+
+    def answers(flux: np.ndarray) -> pd.DataFrame:
+        return model.predict(flux, wavelengths, labels, progress=False)
+
+    whole, rows = answers(spectra), []
+    for name, mask in masks.items():
+        masked = answers(np.where(mask, np.float32(np.nan), spectra))
+        for label in labels:
+            known = whole[label].notna() & masked[label].notna()
+            truth = np.where(known, actual[label], np.nan)
+            before = label_metrics(whole[label].to_numpy(), truth)
+            after = label_metrics(masked[label].to_numpy(), truth)
+            rows.append(
+                {
+                    "masked": name,
+                    "pixels": int(mask.sum()),
+                    "label": label,
+                    "stars": after["stars"],
+                    "rmse_whole": before["rmse"],
+                    "rmse": after["rmse"],
+                    "growth": after["rmse"] / before["rmse"],
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def _slopes(model: StellarPerceptron, pixels: Tensor, patch: Patch, request_ids: Tensor) -> Tensor:

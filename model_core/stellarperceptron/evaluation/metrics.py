@@ -1,5 +1,6 @@
 """How well labels are predicted: bias, scatter, calibration, with bootstrap intervals."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,9 @@ from astropy.stats import mad_std
 __all__ = [
     "GIANTS",
     "METRICS",
+    "binned_rmse",
     "bootstrap_interval",
+    "coverage",
     "label_metrics",
     "subsets",
     "summarize",
@@ -32,7 +35,10 @@ METRICS: Mapping[str, Callable[[np.ndarray], float]] = {
 
 
 def label_metrics(
-    predicted: np.ndarray, actual: np.ndarray, error: np.ndarray | None = None
+    predicted: np.ndarray,
+    actual: np.ndarray,
+    error: np.ndarray | None = None,
+    label_error: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Metrics of one label.
 
@@ -42,6 +48,9 @@ def label_metrics(
         (N,); pairs in which one is NaN are left out.
     error
         (N,) predicted standard deviations; None for none.
+    label_error
+        (N,) standard deviations of the actual values in the catalogue, NaN where unknown; None for
+        none.
 
     Returns
     -------
@@ -51,7 +60,15 @@ def label_metrics(
         label's unit; with errors also `pull_std` (standard deviation of residual over error) and
         `within_1_sigma`, `within_2_sigma` (shares). NaN without stars. Of honest errors these are
         1, 0.683 and 0.954 while the errors of the actual values are small beside the predicted
-        ones, which do not contain them.
+        ones, which do not contain them. With `label_error` also `total_pull_std` and
+        `total_within_1_sigma`, `total_within_2_sigma`, for which it is added to the predicted error
+        in quadrature: of honest errors these are 1, 0.683 and 0.954 however large the catalogue's
+        errors are. Stars whose catalogue error is unknown do not count there.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, or a catalogue error without a predicted one.
     """
     predicted, actual = np.asarray(predicted, dtype=float), np.asarray(actual, dtype=float)
     if predicted.shape != actual.shape or predicted.ndim != 1:
@@ -61,13 +78,70 @@ def label_metrics(
     some = len(residual) > 0
     result: dict[str, float] = {"stars": int(known.sum())}
     result |= {name: metric(residual) if some else np.nan for name, metric in METRICS.items()}
-    if error is not None:
-        pull = residual / np.asarray(error, dtype=float)[known]
-        result["pull_std"] = float(np.std(pull)) if some else np.nan
-        for sigma in (1, 2):
-            share = np.mean(np.abs(pull) < sigma) if some else np.nan
-            result[f"within_{sigma}_sigma"] = float(share)
+    if error is None:
+        if label_error is not None:
+            raise ValueError("label_error needs the predicted errors, to which it is added")
+        return result
+    error = np.asarray(error, dtype=float)[known]
+    result |= _calibration(residual, error)
+    if label_error is not None:
+        total = np.hypot(error, np.asarray(label_error, dtype=float)[known])
+        measured = np.isfinite(total)
+        totals = _calibration(residual[measured], total[measured])
+        result |= {f"total_{name}": value for name, value in totals.items()}
     return result
+
+
+def _calibration(residual: np.ndarray, error: np.ndarray) -> dict[str, float]:
+    """Standard deviation of the pulls, shares within 1 and 2 sigma; NaN without stars."""
+    one, two = coverage(residual, error, np.array([1.0, 2.0]))
+    pull_std = float(np.std(residual / error)) if len(residual) else np.nan
+    return {"pull_std": pull_std, "within_1_sigma": float(one), "within_2_sigma": float(two)}
+
+
+def coverage(residual: np.ndarray, error: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Share of the stars whose residual is smaller than so many times their error.
+
+    Parameters
+    ----------
+    residual, error
+        (N,) predicted minus actual, and its standard deviation.
+    sigmas
+        (K,) multiples of the error.
+
+    Returns
+    -------
+    (K,) float64
+        NaN without stars. Of honest Gaussian errors it is ``erf(sigmas / sqrt(2))``.
+    """
+    if not len(residual):
+        return np.full(len(sigmas), np.nan)
+    return (np.abs(residual / error)[:, None] < np.asarray(sigmas)).mean(axis=0)
+
+
+def binned_rmse(predicted: np.ndarray, actual: np.ndarray, edges: np.ndarray) -> pd.DataFrame:
+    """RMSE of a label by its actual value.
+
+    Parameters
+    ----------
+    predicted, actual
+        (N,); pairs in which one is NaN are left out.
+    edges
+        (K + 1,) ascending; a bin contains its lower edge, not its upper one.
+
+    Returns
+    -------
+    DataFrame
+        A row for each of the K bins: low, high, stars, rmse (NaN without stars).
+    """
+    actual = np.asarray(actual, dtype=float)
+    residual = np.asarray(predicted, dtype=float) - actual
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        part = residual[np.isfinite(residual) & (actual >= low) & (actual < high)]
+        rmse = _rmse(part) if len(part) else np.nan
+        rows.append({"low": low, "high": high, "stars": len(part), "rmse": rmse})
+    return pd.DataFrame(rows)
 
 
 def bootstrap_interval(

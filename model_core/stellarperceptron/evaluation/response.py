@@ -18,6 +18,7 @@ __all__ = [
     "label_information",
     "label_response",
     "label_slopes",
+    "leading_pixels",
     "token_response",
 ]
 
@@ -131,6 +132,23 @@ def _own_slopes(slopes: np.ndarray) -> np.ndarray:
             others = others / np.linalg.norm(others, axis=0).clip(1e-300)
             own[i] = slope - others @ np.linalg.lstsq(others, slope)[0]
     return result
+
+
+def leading_pixels(ranking: np.ndarray, share: float = 0.05) -> np.ndarray:
+    """Mask (n,) of the share of the pixels that rank highest, at least one of them.
+
+    Parameters
+    ----------
+    ranking
+        (n,) such as one label's `label_response` or `label_information`.
+    share
+        Between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share}: it must lie between 0 and 1")
+    mask = np.zeros(len(ranking), dtype=bool)
+    mask[np.argsort(-ranking, kind="stable")[: max(1, round(share * len(ranking)))]] = True
+    return mask
 
 
 def token_response(response: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,25 +11,31 @@ import numpy as np
 import pandas as pd
 
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.evaluation.predictions import metrics_of_predictions
+from stellarperceptron.evaluation.metrics import label_metrics
+from stellarperceptron.evaluation.predictions import metrics_of_predictions, predicted_labels
 from stellarperceptron.evaluation.tables import (
     METAL_POOR,
     PAPER_FE_H,
     PAPER_TABLE_1,
     format_value,
+    label_heading,
 )
 from stellarperceptron.labels import label as label_named
 
 __all__ = [
     "attention_text",
     "claims_table",
+    "comparison_sentence",
     "configurations",
     "describe_survey",
+    "errors_text",
     "machine_table",
+    "masking_text",
     "real_stars_text",
     "stage_folders",
     "stages_table",
     "timings_table",
+    "training_seconds",
 ]
 
 PACKAGES = ("stellarperceptron", "torch", "numpy", "pandas", "astropy", "h5py", "matplotlib")
@@ -132,6 +138,57 @@ def _five_per_cent(shares: pd.DataFrame) -> pd.DataFrame:
     return shares[(shares["pixels"] == shares["pixels"].iloc[-1]) & (shares["top"] == 0.05)]
 
 
+def comparison_sentence(comparison: pd.DataFrame, method: str, others: Collection[str]) -> str:
+    """In how many labels a method is better than every one of some others.
+
+    Parameters
+    ----------
+    comparison
+        As from `stellarperceptron.evaluation.tables.compare_predictions`.
+    method, others
+        Names of methods in it.
+    """
+    counts = []
+    for metric in ("mad_std", "rmse"):
+        values = comparison.pivot(index="label", columns="method", values=metric)
+        better = int((values[method] < values[list(others)].min(axis=1)).sum())
+        counts.append(f"in {better} of {len(values)} labels by {metric.replace('rmse', 'RMSE')}")
+    return f"{method} is better than every baseline {' and '.join(counts)}."
+
+
+# --- predicted errors -----------------------------------------------------------------------------
+
+
+def errors_text(table: pd.DataFrame) -> pd.DataFrame:
+    """How honest the predicted errors of a table of predictions are, to be read.
+
+    Pulls and shares by the predicted error alone, and by it and the catalogue's in quadrature;
+    dashes where the table has no errors of the catalogue.
+    """
+    rows = []
+    for label in predicted_labels(table):
+        found, error, true = (table[f"{label}_{key}"] for key in ("pred", "err", "actual"))
+        catalogue = table.get(f"{label}_actual_err", pd.Series(np.nan, table.index))
+        metrics = label_metrics(*(v.to_numpy() for v in (found, true, error, catalogue)))
+        row = {
+            "": label_heading(label),
+            "median error, predicted": format_value(error.median(), label),
+            "of the catalogue": format_value(catalogue.median(), label),
+        }
+        for words, key in (("predicted error alone", ""), ("with the catalogue's", "total_")):
+            row |= {
+                f"std of pulls, {words}": _number(metrics[f"{key}pull_std"], 2),
+                f"within 1σ, {words}": _percent(metrics[f"{key}within_1_sigma"]),
+                f"within 2σ, {words}": _percent(metrics[f"{key}within_2_sigma"]),
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _percent(share: float) -> str:
+    return "–" if pd.isna(share) else f"{100 * share:.1f} %"
+
+
 # --- tables of other scripts ----------------------------------------------------------------------
 
 
@@ -162,6 +219,29 @@ def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
         names = [f"{_symbol(label)}, {group}" for group, label in table.index]
         tables[words] = pd.DataFrame({"": names, **text})
     return tables
+
+
+def masking_text(masking: pd.DataFrame) -> pd.DataFrame:
+    """Growth of each label's RMSE without some pixels, to be read: a row for each mask.
+
+    Parameters
+    ----------
+    masking
+        Table of `stellarperceptron.evaluation.attention.masking_test`. The last column says whether
+        the error of the element whose pixels are missing grows, and more than any other label's,
+        to the two decimals that are shown; a dash for pixels that are no label's.
+    """
+    growth = masking.pivot_table("growth", "masked", "label", sort=False).round(2)
+    rows = []
+    for masked, values in growth.iterrows():
+        own = values.get(masked, np.nan)
+        others = values.drop(masked, errors="ignore")
+        most = "yes" if own > max(1.0, others.max()) else "no"
+        cells = {_symbol(label): f"× {_number(value, 2)}" for label, value in values.items()}
+        known = masked in values
+        name = _symbol(masked) if known else masked
+        rows.append({"without pixels of": name, **cells, "own grows most": most if known else "–"})
+    return pd.DataFrame(rows)
 
 
 def real_stars_text(stars: pd.DataFrame) -> pd.DataFrame:
@@ -198,6 +278,14 @@ def stage_folders(run: Path) -> dict[str, Path]:
     return {name: f for name, f in folders.items() if (f / "training_metrics.csv").is_file()}
 
 
+def training_seconds(run: Path, stage: str) -> float:
+    """Wall seconds that a stage, of `stage_folders`, was trained in a run, NaN where not kept."""
+    folder = stage_folders(run).get(stage)
+    if folder is None:
+        return float("nan")
+    return float(pd.read_csv(folder / "training_metrics.csv")["time"].sum())
+
+
 def stages_table(run: Path) -> pd.DataFrame:
     """How each model was trained, to be read."""
     rows = []
@@ -211,7 +299,7 @@ def stages_table(run: Path) -> pd.DataFrame:
                 "": stage,
                 "spectra": f"{profile['data']['kind']}, {profile['data']['pixels']}",
                 "epochs": len(metrics),
-                "time [s]": f"{metrics['time'].sum():.0f}",
+                "time [s]": f"{training_seconds(run, stage):.0f}",
                 "stars/s": f"{metrics['stars_per_s'].median():.0f}",
                 "loss": f"{last['loss']:.3f}",
                 "validation": "–" if pd.isna(last["val_loss"]) else f"{last['val_loss']:.3f}",

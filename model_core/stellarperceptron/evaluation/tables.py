@@ -5,13 +5,13 @@ those that the [Fe/H] predictions in its repository have by `metrics`; all are o
 stars of APOGEE DR17.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stellarperceptron.evaluation.metrics import subsets
+from stellarperceptron.evaluation.metrics import binned_rmse, subsets
 from stellarperceptron.evaluation.predictions import (
     about_predictions,
     actual_labels,
@@ -33,6 +33,7 @@ __all__ = [
     "format_value",
     "giants_table",
     "giants_text",
+    "iron_bins_text",
     "iron_table",
     "iron_text",
     "label_heading",
@@ -48,6 +49,7 @@ MODELS = {
 """The models of Figure 3 and how they are called."""
 
 METAL_POOR = "[Fe/H] < -1"
+IRON_EDGES = np.arange(-2.5, 0.51, 0.5)  # bins of [Fe/H] [dex]
 
 
 def label_heading(label: str) -> str:
@@ -239,6 +241,31 @@ def iron_text(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def iron_bins_text(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """RMSE [dex] by the catalogue's [Fe/H], to be read: a row for each bin, its least RMSE in bold.
+
+    Parameters
+    ----------
+    tables
+        Tables of predictions of the same stars by model, of `MODELS`.
+    """
+    bins = {
+        model: binned_rmse(table["FE_H_pred"], table["FE_H_actual"], IRON_EDGES)
+        for model, table in tables.items()
+    }
+    rows = []
+    for parts in zip(*(table.to_dict("records") for table in bins.values()), strict=True):
+        ends = "{low:+.1f} to {high:+.1f}".format(**parts[0]).replace("-", "−")
+        least = min(part["rmse"] for part in parts)
+        cells = [_bold_if(format_value(p["rmse"]), p["rmse"] == least) for p in parts]
+        rows.append([ends, parts[0]["stars"], *cells])
+    return pd.DataFrame(rows, columns=["[Fe/H]", "stars", *(MODELS[model] for model in bins)])
+
+
+def _bold_if(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
+
+
 def _with_interval(row: Mapping[str, float], metric: str, label: str = "FE_H") -> str:
     low, high = row[f"{metric}_low"], row[f"{metric}_high"]
     return (
@@ -341,23 +368,27 @@ def _cpu_seconds(path: Path) -> float:
     return float(sum(parts.values())) if parts else float("nan")
 
 
-def comparison_text(comparison: pd.DataFrame) -> pd.DataFrame:
+def comparison_text(comparison: pd.DataFrame, wall: Collection[str] = ()) -> pd.DataFrame:
     """The same as texts, a row for each method: `mad_std / RMSE` of each label, the best in bold.
 
     Parameters
     ----------
     comparison
         As from `compare_predictions`.
+    wall
+        Methods whose seconds are wall time, which is said.
     """
     rows = []
     for method, part in comparison.groupby("method", sort=False):
         seconds = part["cpu_seconds"].iloc[0]
-        row = {"mad_std / RMSE": method, "CPU s": "–" if pd.isna(seconds) else f"{seconds:.0f}"}
+        unit = " (wall)" if method in wall else ""
+        time = format_value(np.nan) if pd.isna(seconds) else f"{seconds:.0f}{unit}"
+        row = {"mad_std / RMSE": method, "CPU s": time}
         for entry in part.to_dict("records"):
             texts = [format_value(entry[metric], entry["label"]) for metric in COMPARED]
             best = [entry[f"best_{metric}"] for metric in COMPARED]
             row[label_heading(entry["label"])] = " / ".join(
-                f"**{text}**" if bold else text for text, bold in zip(texts, best, strict=True)
+                _bold_if(text, bold) for text, bold in zip(texts, best, strict=True)
             )
         rows.append(row)
     return pd.DataFrame(rows)
