@@ -35,7 +35,7 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.evaluation.baselines import PixelNetwork
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.tables import format_value
-from stellarperceptron.network.patches import apogee_pixel_names
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive
@@ -100,7 +100,7 @@ def read_stars(path: Path) -> Stars:
     if unknown := [name for name in names if name not in TOKENS]:
         raise ValueError(f"{path}: labels {unknown} are none of {', '.join(TOKENS)}")
     flux[arrays["bad"] | ~np.isfinite(flux)] = np.nan
-    apogee_pixel_names(arrays["wavelength"])  # refuses what is not on the APOGEE grid
+    APOGEE.pixel_names(arrays["wavelength"])  # refuses what is not on the APOGEE grid
     return Stars(arrays["wavelength"], flux / FLUX_SCALE, labels, names)
 
 
@@ -169,7 +169,7 @@ def fine_tuned(checkpoint: Path) -> Method:
 
         model.fit(
             np.hstack([stars.flux[train], stars.labels[train]]),
-            [*apogee_pixel_names(stars.wavelength), *labels],
+            [*APOGEE.pixel_names(stars.wavelength), *labels],
             labels,
             inputs_wavelength=np.append(stars.wavelength, np.zeros(len(labels))),
             validation_split=0.0,
