@@ -34,6 +34,8 @@ class Calibration:
 
     def __init__(self, factors: Mapping[str, Sequence[float]] | None = None):
         self.factors: dict[str, tuple[float, float]] = {}
+        if not isinstance(factors, Mapping | None):
+            raise ValueError(f"the calibration is {factors!r}, not two numbers for each label")
         for label, values in (factors or {}).items():
             numbers = tuple(float(value) for value in values)
             if len(numbers) != 2 or not np.isfinite(numbers).all():
@@ -51,6 +53,8 @@ class Calibration:
 
         The fit is by least squares in the logarithms; a single number of pixels leaves b at 0.
         """
+        if not np.all(np.isfinite(scales) & (np.asarray(scales) > 0)):
+            raise ValueError(f"scales {scales} of the errors of {label} are not positive numbers")
         x, y = np.log(np.asarray(pixels) / self.PIXELS), np.log(scales)
         slope = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) > 0 else 0.0
         self.factors[label] = (float(np.mean(y) - slope * np.mean(x)), slope)
