@@ -169,7 +169,7 @@ class StellarPerceptron(PerceivingModel):
                 seed,
                 fill=compile,
             )
-            request_tokens = torch.as_tensor(label_tokens, device=self.device)
+            request_ids = torch.as_tensor(label_tokens, device=self.device)
             for start in range(0, stars, batch_size):
                 flux = as_array(spectra[start : start + batch_size], dtype=np.float32)
                 flux = sentinels_to_nan(flux)
@@ -178,7 +178,7 @@ class StellarPerceptron(PerceivingModel):
                     flux = np.resize(flux, (min(batch_size, stars), n))  # the same over and over
                 flux = self.standardizer.standardize(torch.from_numpy(flux).to(self.device), tokens)
                 value, error = predict_patches(
-                    network, flux, patches, request_tokens, combine, self.nan_policy, compile
+                    network, flux, patches, request_ids, combine, self.nan_policy, compile
                 )
                 answers.append(torch.stack([value, error])[:, :number].double().cpu())
                 valid.append((~flux[:number].isnan()).sum(dim=1).cpu().numpy())
