@@ -1,7 +1,7 @@
 """Instruments: where a spectrograph samples the spectrum, and how its spectra are prepared.
 
 Wavelengths are vacuum wavelengths in Angstrom. `INSTRUMENTS` lists the instruments that are known
-by name. Any other travels in the files: a survey file and a checkpoint hold all of its numbers.
+by name. Survey files and checkpoints store the complete description of any other instrument.
 """
 
 import math
@@ -28,8 +28,8 @@ class Continuum:
     order : int
         Order of the polynomial.
     clip_low, clip_high : float or None
-        Pixels so many standard deviations below or above the polynomial leave the fit; None: no
-        pixel does.
+        Pixels more than this many standard deviations below or above the polynomial are excluded
+        from the fit; None: no pixels are.
     iterations : int
         How many times the fit is repeated without the clipped pixels.
     """
@@ -50,25 +50,25 @@ class Instrument:
     wavelength : (P,) float64
         Wavelengths of the pixels [Angstrom, vacuum], ascending.
     chips : mapping of str to slice
-        Pixels of each detector or arm, one after another; wavelengths that no detector sees lie
-        between them. One chip, "all", unless given.
+        Pixels of each detector or arm, one after another, with or without gaps in wavelength.
+        Default: one chip, "all".
     ranges : mapping of str to slice
-        Parts of the spectrum that have a name. "full" and the names of the chips always do.
+        Named parts of the spectrum; "full" and the names of the chips are always defined.
     resolving_power : float, (P,) float64 or None
         Wavelength over the full width at half maximum of the line-spread function; None: unknown.
     continuum : Continuum or None
-        How spectra are normalized; None: they are given normalized.
+        How spectra are normalized; None: they are normalized already.
     valid_flux : (float, float) or None
-        Normalized flux outside this interval is no measurement; None: every number is one.
+        Pixels with a normalized flux outside this interval are bad; None: no limits.
     pixel_prefix : str
-        Pixel i is called by this and its number in a model's vocabulary. Default: the name in
-        lower case and "_".
+        Prefix of pixel names in a model's vocabulary, before the number of the pixel. Default: the
+        name of the instrument in lower case and "_".
     encoding_range : (float, float)
         Wavelengths at 0 and 1 of the sine-cosine encoding [Angstrom]. Default: the ends of the
         grid, rounded outwards to 100 Angstrom.
     grid_index : (P,) int64
-        Number of each pixel on a grid without gaps, on which groups of neighbouring pixels are
-        counted. Default: 0 to P - 1.
+        Number of each pixel on a grid without gaps, which determines the bin that it belongs to.
+        Default: 0 to P - 1.
 
     Raises
     ------
@@ -149,7 +149,7 @@ class Instrument:
         return f"{self.name} ({len(self)} pixels, {low:.1f} to {high:.1f} Angstrom)"
 
     def __eq__(self, other: object) -> bool:
-        """Whether all parts are alike; wavelengths to 1e-10, since machines round differently."""
+        """Whether all parts agree, arrays to a relative 1e-10, since machines round differently."""
         if not isinstance(other, Instrument):
             return NotImplemented
         return self is other or all(
@@ -183,7 +183,7 @@ class Instrument:
         return step if uniform else None
 
     def nearest_pixels(self, wavelengths: np.ndarray) -> np.ndarray:
-        """(n,) index of the pixel nearest to each wavelength (n,) [Angstrom], however far."""
+        """(n,) index of the pixel nearest to each wavelength (n,) [Angstrom], at any distance."""
         grid, wavelengths = self.wavelength, np.asarray(wavelengths, dtype=np.float64)
         right = np.searchsorted(grid, wavelengths).clip(1, len(grid) - 1)
         return np.where(2 * wavelengths < grid[right - 1] + grid[right], right - 1, right)
@@ -199,11 +199,11 @@ class Instrument:
         Raises
         ------
         ValueError
-            A wavelength is more than half a pixel from each pixel.
+            A wavelength is more than half a pixel away from every pixel.
         """
         wavelengths = np.asarray(wavelengths, dtype=np.float64)
         pixels = self.nearest_pixels(wavelengths)
-        # Halfway between two pixels is on one of them, however it is rounded.
+        # A wavelength halfway between two pixels belongs to one of them despite rounding.
         half = 0.5 * (1 + 1e-9) * self.pixel_width[pixels]
         off = ~(np.abs(wavelengths - self.wavelength[pixels]) <= half)
         if off.any():
@@ -215,7 +215,7 @@ class Instrument:
         return pixels
 
     def pixel_names(self, wavelengths: np.ndarray | None = None) -> np.ndarray:
-        """Names of pixels in a model's vocabulary, (n,) texts.
+        """Names (n,) of pixels in a model's vocabulary.
 
         Parameters
         ----------
@@ -225,7 +225,7 @@ class Instrument:
         Raises
         ------
         ValueError
-            A wavelength is more than half a pixel from each pixel.
+            A wavelength is more than half a pixel away from every pixel.
         """
         pixels = np.arange(len(self)) if wavelengths is None else self.pixels_at(wavelengths)
         return np.char.add(self.pixel_prefix, pixels.astype(str))
@@ -240,7 +240,7 @@ class Instrument:
         pixels
             A name of `ranges` or `chips`, text like "4107:4619", a slice of step 1, or a pair.
         n_pixels
-            Length of the spectra; names other than "full" belong to that of the whole grid.
+            Length of the spectra; names other than "full" need spectra of the whole grid.
 
         Raises
         ------
@@ -274,9 +274,9 @@ class Instrument:
     # --- in files --------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """All that describes the instrument, as plain values that JSON can hold.
+        """Describe the instrument in values that JSON can hold.
 
-        Of an instrument in `INSTRUMENTS` the name and the number of pixels are enough.
+        An instrument of `INSTRUMENTS` is described by its name and number of pixels.
         """
         if INSTRUMENTS.get(self.name) == self:
             return {"name": self.name, "pixels": len(self)}
@@ -293,7 +293,7 @@ class Instrument:
 
     @classmethod
     def from_dict(cls, about: Mapping[str, Any]) -> "Instrument":
-        """Read what `to_dict` gives.
+        """Make an instrument from the result of `to_dict`.
 
         Raises
         ------
@@ -321,7 +321,7 @@ class Instrument:
 
 
 def _constant(values: Any, dtype: type) -> np.ndarray:
-    """A copy of a list of numbers (n,) that cannot be changed."""
+    """Read-only copy of a list of numbers (n,)."""
     array: np.ndarray = np.array(values, dtype=dtype)
     if array.ndim != 1:
         raise ValueError(f"a list of numbers is needed, not one of the shape {array.shape}")
@@ -355,8 +355,8 @@ APOGEE_GRID.flags.writeable = False
 def _apogee() -> Instrument:
     """The pixels that ASPCAP uses since data release 16 (Jonsson et al. 2020, AJ 160, 120).
 
-    Named ranges are what the networks of the SpectraFM paper see in fine-tuning (15,152 to
-    16,028 A) and for [Fe/H] (16,106 to 16,220 A). The resolving power is that of an average fibre
+    The named ranges are those of the SpectraFM paper for fine-tuning (15,152 to 16,028 A) and for
+    [Fe/H] (16,106 to 16,220 A). The resolving power is that of an average fibre
     (Majewski et al. 2017, AJ 154, 94). The pseudo-continuum is described where it is computed, in
     `stellarperceptron.data.apogee.spectra`.
     """
@@ -381,7 +381,7 @@ def _apogee() -> Instrument:
 
 
 APOGEE = _apogee()
-"""The APOGEE survey's pixels, each with the name that it has in the published vocabulary."""
+"""The pixels of the APOGEE survey, with their names in the published vocabulary."""
 
 INSTRUMENTS: Mapping[str, Instrument] = MappingProxyType({one.name: one for one in (APOGEE,)})
 """The instruments that files refer to by name."""
@@ -393,7 +393,7 @@ def instrument(name: str) -> Instrument:
     Raises
     ------
     ValueError
-        It is unknown; names the known ones.
+        It is unknown; the message lists the known ones.
     """
     if name not in INSTRUMENTS:
         raise ValueError(

@@ -38,7 +38,7 @@ class Label:
     digits : int
         Decimals of residuals and errors in tables. The value of one star has one decimal fewer.
     range : (float, float)
-        Lowest and highest value that makes sense for a star, in `unit`.
+        Lowest and highest plausible value for a star, in `unit`.
     typical_error : float
         Median error of the label in the ASPCAP catalogue of APOGEE DR17, for giants, in `unit`
         (for the last fifteen of `LABELS` a round number); NaN where it is unknown.
@@ -79,7 +79,7 @@ class Label:
 
     @property
     def heading(self) -> str:
-        """Symbol and unit in text, for the heads of tables."""
+        """Symbol and unit in text, for table headings."""
         return f"{self.plain} [{self.unit}]" if self.unit else self.plain
 
     def format_residual(self, value: float | None, sign: str = "") -> str:
@@ -159,21 +159,21 @@ def label(name: str) -> Label:
     >>> label("O_FE").unit, label("EU_FE").heading
     ('dex', 'EU_FE')
     """
-    # Outside mathtext, where a dollar sign would begin it.
+    # A dollar sign would begin mathtext.
     return LABELS.get(name) or Label(name, name.replace("$", r"\$"), name)
 
 
 def resolve_label_names(names: str | Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Match names as people write them with names of labels.
+    """Match names as people write them to the names of labels.
 
     Case, spaces, brackets, slashes and underscores do not matter: "Teff", "log g", "[Fe/H]".
 
     Parameters
     ----------
     names
-        Names in the order that is wanted; "all" stands for every known one.
+        Names in the desired order; "all" stands for all known ones.
     known
-        Names of the labels that there are.
+        Names of the available labels.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""The network on one page: tokens, embedding, encoder, decoder, the whole.
+"""The network on one page: tokens, embedding, encoder, decoder and the whole model.
 
 Parameter names and shapes are those of the published checkpoints (Koblischke & Bovy 2024,
 arXiv 2411.04750, after Leung & Bovy 2023, arXiv 2308.10944). Shapes: N stars, L tokens, Q
-requests, P pixels a token, D embedding dimensions.
+requests, P pixels per token, D embedding dimensions.
 """
 
 import math
@@ -30,21 +30,21 @@ __all__ = [
 class Tokens(NamedTuple):
     """Tokens of N stars, as the encoder receives them.
 
-    A token holds P pixels, or one value that is no pixel (a label, a colour), which takes the
-    first of the P places.
+    A token holds P pixels. A value that is not a pixel (a label, a colour) has a token of its own
+    and takes the first of the P places.
 
     Attributes
     ----------
     ids : Tensor
-        (N, L, P) or, alike for all stars, (L, P) integers: which name of the vocabulary each place
-        holds; 0 where it holds none. A token without any is padding.
+        (N, L, P) integers, or (L, P) if they are the same for all stars: position in the
+        vocabulary of each value, 0 for an empty place. A token of empty places is padding.
     values : Tensor
         (N, L, P) standardized; NaN where a value is missing.
     encoding : Tensor or None
-        (N, L, D) or (L, D) wavelength encoding (`NonLinearEmbedding.encode_wavelength`); None when
-        no token has a wavelength.
+        (N, L, D) or (L, D) wavelength encoding (`NonLinearEmbedding.encode_wavelength`); None if no
+        token has a wavelength.
     complete : bool
-        The caller knows that every token holds a value, which spares the attention mask.
+        True if every token is known to hold a value. Attention then needs no mask.
     """
 
     ids: Tensor
@@ -68,7 +68,7 @@ def wavelength_encoding(
 
     ``PE(w)[2i] = sin(1000 v d_i)``, ``PE(w)[2i+1] = cos(1000 v d_i)`` with
     ``v = (w - range[0]) / (range[1] - range[0])`` and ``d_i = 10000^(-2i / D)``; a wavelength of 0
-    means none and is encoded as zeros.
+    stands for no wavelength and is encoded as zeros.
 
     Parameters
     ----------
@@ -82,9 +82,9 @@ def wavelength_encoding(
     Returns
     -------
     Tensor
-        Shape of `wavelength` + (D,), float32. Every step is taken in float32 and in this order
-        because the published weights were trained on these very roundings: at arguments near 1000
-        another order moves the sines by 4e-4.
+        Shape of `wavelength` + (D,), float32. All steps are in float32 and in this order because
+        the published weights were trained with these rounding errors: for arguments near 1000,
+        another order changes the sines by 4e-4.
     """
     wavelength = wavelength.to(torch.float32)
     low, high = wavelength_range
@@ -101,20 +101,20 @@ class NonLinearEmbedding(nn.Module):
     The sum runs over the pixels of a token; x_i is the standardized flux of pixel i, t_i its name
     in the vocabulary, and v_i is 1 for a valid pixel, 0 for a missing one. With P = 1 and one row
     of E and V for all pixels this is the embedding of Koblischke & Bovy (2024, section 2); with
-    P = 1 and a row for each, that of Leung & Bovy (2023, section 3.1). Neither has B. A request
-    has no value: ``E[t]``.
+    P = 1 and a row for each pixel, that of Leung & Bovy (2023, section 3.1). Neither has B. A
+    request has no value; its embedding is ``E[t]``.
 
     Parameters
     ----------
     vocabulary_size
-        Number of names; `embeddings` (E) and `bias` (V) have one row more, row 0 for padding,
-        which is zero.
+        Number of names. `embeddings` (E) and `bias` (V) have one more row: row 0, for padding, is
+        zero.
     embedding_dim
         D.
     activation
         A key of `ACTIVATIONS`.
     embed_map
-        (vocabulary_size + 1,) integers: the row of E and V that each name uses. None: its own.
+        (vocabulary_size + 1,) integers: the row of E and V of each name. None: its own.
     wavelength_range
         See `wavelength_encoding` [Angstrom].
     pixels_per_token
@@ -141,7 +141,7 @@ class NonLinearEmbedding(nn.Module):
             self.bin_bias = nn.Parameter(torch.zeros(embedding_dim))
         if embed_map is None:
             embed_map = torch.arange(vocabulary_size + 1)
-        # Part of the checkpoint's embed_map.npz, not of its weights.
+        # Saved in the checkpoint's embed_map.npz, not among its weights.
         self.register_buffer("embed_map", embed_map.to(torch.int64, copy=True), persistent=False)
         self.reset_parameters()
 
@@ -166,7 +166,7 @@ class NonLinearEmbedding(nn.Module):
         Raises
         ------
         ValueError
-            Tokens of several pixels that are not alike for all stars.
+            Tokens of several pixels differ from star to star.
         """
         rows = self.embed_map[tokens.ids]
         if self.pixels_per_token == 1:
@@ -186,7 +186,7 @@ class NonLinearEmbedding(nn.Module):
         flux = torch.cat([values.nan_to_num(nan=0.0), valid.to(values.dtype)], dim=-1)
         both = [F.embedding(rows, table) for table in (self.embeddings, self.bias)]
         tables = torch.cat(both, dim=-2)  # (L, 2P, D)
-        # One product a token: all stars share its table.
+        # One matrix product per token: all stars share its rows of E and V.
         return torch.bmm(flux.transpose(0, 1), tables.to(flux.dtype)).transpose(0, 1)
 
 
@@ -196,7 +196,7 @@ class StellarPerceptronEncoder(nn.Module):
     Parameters
     ----------
     embedding_dim, head_num, dense_num, dropout_rate, attention_dropout_rate, activation
-        See `TransformerBlock`; the numbers of the first block.
+        Settings of the first block; see `TransformerBlock`.
     """
 
     def __init__(self, embedding_dim: int, head_num: int, dense_num: int, **block):
@@ -222,8 +222,8 @@ class StellarPerceptronDecoder(nn.Module):
     Parameters
     ----------
     embedding_dim, head_num, dense_num, dropout_rate, attention_dropout_rate, activation
-        See `TransformerBlock`; the numbers of the first block. The others have a half and a
-        quarter of its heads and width; the dense layers have 1, 1/2, 1/4, 1/8 of it.
+        Settings of the first block; see `TransformerBlock`. The other two have a half and a
+        quarter of its heads and width; the dense layers have 1, 1/2, 1/4 and 1/8 of its width.
     """
 
     def __init__(self, embedding_dim: int, head_num: int, dense_num: int, **block):
@@ -248,7 +248,7 @@ class StellarPerceptronDecoder(nn.Module):
         attend: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Answer requests; they never see each other, so any number may be asked at once.
+        """Answer requests, any number at once: they do not attend to each other.
 
         Parameters
         ----------
@@ -278,7 +278,7 @@ class StellarPerceptronDecoder(nn.Module):
         """Value and log-variance (N, Q) from the last block's output (N, Q, D)."""
         for i in range(3, 7):
             x = self.dropout(self.activation(self.get_submodule(f"decoder_dense_{i}")(x)))
-        with torch.autocast(x.device.type, enabled=False):  # rounding answers would be seen in them
+        with torch.autocast(x.device.type, enabled=False):  # answers in full precision
             x = x.to(self.decoder_out.weight.dtype)
             return self.decoder_out(x)[..., 0], self.decoder_logvar_out(x)[..., 0]
 
@@ -291,7 +291,7 @@ class StellarPerceptronTorchModel(nn.Module):
     embedding_layer
         Shared by inputs and requests.
     encoder, decoder
-        See there.
+        The encoder and the decoder.
     """
 
     def __init__(
@@ -314,7 +314,7 @@ class StellarPerceptronTorchModel(nn.Module):
             The tokens.
         nan_policy
             "mask": tokens without a value are not attended to. "attend": they are attended to as
-            zero vectors, as in the published code at inference. Padding never is attended to.
+            zero vectors, as in the published code at inference. Padding is never attended to.
 
         Returns
         -------
@@ -369,7 +369,7 @@ class StellarPerceptronTorchModel(nn.Module):
         Parameters
         ----------
         request_ids
-            (N, Q) or, alike for all stars, (Q,) integers.
+            (N, Q) integers, or (Q,) if all stars have the same requests.
         perception, attend
             As `encode` returns them.
         need_weights

@@ -1,4 +1,4 @@
-"""The model as users meet it: perceive stars, request labels, predict, fit."""
+"""The public model: perceive stars, request labels, predict, calibrate, fit."""
 
 import os
 import warnings
@@ -38,19 +38,19 @@ class StellarPerceptron(PerceivingModel):
     Parameters
     ----------
     vocabs
-        Names of all tokens, pixels and labels; see `StellarPerceptronCore`.
+        Names of all tokens (pixels and labels); see `StellarPerceptronCore`.
     embed_map
-        Which embedding row a token uses; see `StellarPerceptronCore`.
+        Embedding row of each token; see `StellarPerceptronCore`.
     device
         "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1", ...
     nan_policy
         "mask": missing values are not attended to. "attend": they are attended to as zero
         vectors, as the published code does at inference.
     seed
-        Of the initial weights; None takes PyTorch's global generator as it stands.
+        Seed of the initial weights. None: draw them from PyTorch's global generator.
     instrument
-        Whose pixels the vocabulary names. None: APOGEE if "syn_apogee0" is among them, or else no
-        instrument, and pixels are given by name.
+        Instrument whose pixels are in the vocabulary. None: APOGEE if the vocabulary has
+        "syn_apogee0"; otherwise the model has no instrument, and `predict` needs pixel names.
     **config
         Entries of `ModelConfig`; the defaults are the published sizes.
 
@@ -82,15 +82,16 @@ class StellarPerceptron(PerceivingModel):
     ) -> pd.DataFrame:
         """Predict labels from spectra with any number of pixels.
 
-        The pixels are dealt out at random, alike for all stars, into as few equal patches as the
-        context allows; each patch is perceived on its own, and their answers are combined
-        (Koblischke & Bovy 2024, section 3).
+        A spectrum that fits into the context is perceived as a whole. A longer one is split at
+        random, in the same way for all stars, into as few patches of equal size as possible. Each
+        patch is perceived on its own, and the answers are combined (Koblischke & Bovy 2024,
+        section 3).
 
         Parameters
         ----------
         spectra
-            (N, n) fluxes, NaN for bad pixels; an array or anything that is sliced like one (HDF5
-            dataset, memory map). Read in batches.
+            (N, n) fluxes, NaN for bad pixels: an array, or anything that can be sliced like one
+            (HDF5 data set, memory map). They are read batch by batch.
         wavelengths
             (n,) vacuum [Angstrom], in any order, or any unit of length. Spectra on another grid
             than the instrument's are interpolated onto it, with a warning, if they are sampled
@@ -98,27 +99,28 @@ class StellarPerceptron(PerceivingModel):
         labels
             Names of Q labels.
         names
-            (n,) names (or tokens) of the pixels; None finds the instrument's by wavelength.
+            (n,) names (or tokens) of the pixels. None: find the instrument's by wavelength.
         combine
             "mean": values and uncertainties are averaged over the patches, as published.
-            "inverse_variance": weighted with the inverse predicted variances; the uncertainty is
-            the harmonic mean of the variances, since all patches see the same star.
+            "inverse_variance": values are weighted by the inverse predicted variances. The
+            predicted variance is the harmonic mean of those of the patches, since all of them see
+            the same star.
         batch_size
             Stars at a time; None chooses by device.
         precision
             "float32", or "bfloat16" or "float16" arithmetic where matrices are multiplied.
         compile
-            Compile the network first, for one shape that all stars and patches are brought to: half
-            a minute that pays on a GPU from some ten thousand stars on.
+            Compile the network first, for batches and patches of one shape. This takes half a
+            minute and pays off on a GPU from about ten thousand stars.
         seed
-            Of the deal.
+            Seed of the shuffle before a spectrum is split into patches.
         progress
             Show a progress bar when the output is a terminal.
 
         Returns
         -------
         DataFrame
-            As from `request`.
+            See `request`.
 
         Raises
         ------
@@ -183,7 +185,7 @@ class StellarPerceptron(PerceivingModel):
                 seed,
                 fill=compile,
             )
-            request_tokens = torch.as_tensor(label_tokens, device=self.device)
+            request_ids = torch.as_tensor(label_tokens, device=self.device)
             for start in range(0, stars, batch_size):
                 flux = as_array(spectra[start : start + batch_size], dtype=np.float32)
                 flux = sentinels_to_nan(flux)
@@ -191,10 +193,10 @@ class StellarPerceptron(PerceivingModel):
                     flux = resampling(flux)
                 number = len(flux)
                 if compile:
-                    flux = np.resize(flux, (min(batch_size, stars), n))  # the same over and over
+                    flux = np.resize(flux, (min(batch_size, stars), n))  # keep the shape
                 flux = self.standardizer.standardize(torch.from_numpy(flux).to(self.device), tokens)
                 value, error = predict_patches(
-                    network, flux, patches, request_tokens, combine, self.nan_policy, compile
+                    network, flux, patches, request_ids, combine, self.nan_policy, compile
                 )
                 answers.append(torch.stack([value, error])[:, :number].double().cpu())
                 valid.append((~flux[:number].isnan()).sum(dim=1).cpu().numpy())
@@ -226,26 +228,26 @@ class StellarPerceptron(PerceivingModel):
         windows: Sequence[float] = (1.0, 0.5, 0.25, 0.125),
         seed: int = 0,
     ) -> None:
-        """Calibrate predicted standard deviations on stars that training has not seen.
+        """Calibrate predicted standard deviations on stars that were not used in training.
 
-        From the whole spectra and from random windows of them, the scale is measured for which
-        68.3 % of the stars lie within one standard deviation, label by label; a power law of the
-        number of valid pixels is fitted to these scales. `predict`, `request` and checkpoints have
-        it from then on.
+        For the whole spectra and for random windows of them, the factor is measured that makes
+        68.3 % of the stars lie within one standard deviation, label by label. A power law of the
+        number of valid pixels is fitted to these factors. `predict` and `request` apply it from
+        then on, and `save` keeps it in the checkpoint.
+
+        A label that no star has, or whose catalogue errors exceed its scatter, is left
+        uncalibrated, with a warning.
 
         Parameters
         ----------
         spectra, wavelengths, names
             See `predict`.
         labels, label_errors
-            (N, Q) of the stars, columns by label; NaN where missing.
+            (N, Q) catalogue labels and their errors, one column per label; NaN where missing.
         windows
-            Widths of the windows, as shares of the pixels.
+            Widths of the windows, as fractions of the number of pixels.
         seed
-            Of the places of the windows.
-
-        Labels without stars, or which scatter less than their catalogue errors, stay as they are,
-        with a warning.
+            Seed of the positions of the windows.
         """
         labels = pd.DataFrame(labels)
         errors = 0 * labels if label_errors is None else pd.DataFrame(label_errors)
@@ -317,42 +319,43 @@ class StellarPerceptron(PerceivingModel):
         ----------
         inputs
             A survey, or (N, n) values with the inputs and the labels as columns, NaN where
-            missing; a data frame brings its names.
+            missing. A data frame gives the names itself.
         inputs_name
             (n,) names of the columns.
         outputs_name
-            Names of the labels, which are never inputs; None: all labels of a survey.
+            Names of the labels, which are not used as inputs. None: all labels of a survey.
         inputs_err
-            (N, n) standard deviations; only those of the labels count.
+            (N, n) standard deviations; only those of the labels are used.
         inputs_wavelength
-            (n,) or (N, n) vacuum [Angstrom], 0 for columns that have none. None: none has.
+            (n,) or (N, n) vacuum [Angstrom], 0 for columns without one. None: no wavelengths.
         kind, pixels
             Which spectra and which pixels of a survey; see `SpectraDataset`.
         validation_split
-            Share of the stars that is kept for validation, drawn from `seed`.
+            Fraction of the stars kept for validation, drawn at random with `seed`.
         validation_indices
-            Rows to validate on instead.
+            Rows of the validation stars, instead of a random choice.
         lr_scheduler
-            Gives a schedule for the optimizer, stepped every epoch (every step when it has a true
-            attribute `every_step`). None: a constant learning rate.
+            Function that makes a learning-rate schedule for an optimizer. It is stepped once per
+            epoch, or once per step if its attribute `every_step` is true. None: a constant rate.
         freeze_decoder, freeze_encoder, freeze_encoder_second_layer
             See `set_trainable`.
         standardization_file
-            `config.json` of a checkpoint with this vocabulary, or the folder with it, whose
-            standardization to use.
+            `config.json` of a checkpoint with this vocabulary, or its folder: use the
+            standardization of that checkpoint.
         embed_map_file
             `embed_map.npz` of a checkpoint with this vocabulary.
         new_names_for_embed_mapping
             Names that share the embedding row of the vocabulary's first name.
         augment
-            Makes a changed copy of fluxes (B, n), given a generator; fresh on every draw.
+            Function of fluxes (B, n) and a generator that returns a changed copy of the fluxes. It
+            is called whenever stars are drawn.
         checkpoint_folder
-            Where logs and checkpoints go; None: nowhere.
+            Folder for logs and checkpoints; None: none are written.
         resume
-            Go on from the newest checkpoint there, which may be that of a training with fewer
-            epochs. False refuses a folder that has checkpoints.
+            Continue from the newest checkpoint in that folder, also one of a training with fewer
+            epochs. False: refuse a folder that has checkpoints.
         process
-            See `utils.distributed.process_group`; None: alone, on this model's device.
+            See `utils.distributed.process_group`; None: a single process on this model's device.
         progress
             Show a progress bar when the output is a terminal.
         **options
@@ -362,7 +365,7 @@ class StellarPerceptron(PerceivingModel):
         Returns
         -------
         DataFrame
-            Metrics, a row an epoch: time [s], loss, mse_loss, val_loss, val_mse_loss, lr, ...
+            Metrics, one row per epoch: time [s], loss, mse_loss, val_loss, val_mse_loss, lr, ...
 
         Raises
         ------

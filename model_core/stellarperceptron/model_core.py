@@ -1,4 +1,4 @@
-"""What a model knows beside its weights: vocabulary, standardization, configuration."""
+"""A model without its weights: vocabulary, standardization, configuration, calibration."""
 
 import math
 from collections import Counter
@@ -20,20 +20,23 @@ PADDING = "[pad]"
 
 
 class Calibration:
-    """Factors that bring predicted standard deviations to the scatter of held-out stars.
+    """Factors that scale predicted standard deviations to the scatter of held-out stars.
 
-    A label's factor is ``exp(a + b ln(n / PIXELS))`` for n valid pixels, or values, of a star.
+    The factor of a label is ``exp(a + b ln(n / PIXELS))`` for a star with n valid pixels (or other
+    values).
 
     Parameters
     ----------
     factors
-        (a, b) by label; other labels have the factor 1.
+        (a, b) of each label; other labels have a factor of 1.
     """
 
     PIXELS = 1000.0
 
     def __init__(self, factors: Mapping[str, Sequence[float]] | None = None):
         self.factors: dict[str, tuple[float, float]] = {}
+        if not isinstance(factors, Mapping | None):
+            raise ValueError(f"the calibration is {factors!r}, not two numbers for each label")
         for label, values in (factors or {}).items():
             numbers = tuple(float(value) for value in values)
             if len(numbers) != 2 or not np.isfinite(numbers).all():
@@ -41,16 +44,23 @@ class Calibration:
             self.factors[str(label)] = (numbers[0], numbers[1])
 
     def factor(self, labels: Sequence[str], pixels: np.ndarray) -> np.ndarray:
-        """Factors (N, Q) of the labels of stars with so many valid pixels (N,)."""
+        """Factors (N, Q) of labels for stars with these numbers of valid pixels (N,)."""
         a, b = np.array([self.factors.get(label, (0.0, 0.0)) for label in labels]).T
         logarithm = np.log(np.maximum(pixels, 1) / self.PIXELS)
         return np.exp(a + b * logarithm[:, None])
 
     def fit(self, label: str, pixels: np.ndarray, scales: np.ndarray) -> None:
-        """Fit a label's factor to scales (k,) that were measured at numbers of pixels (k,).
+        """Fit the factor of a label to scales (k,) measured with these numbers of pixels (k,).
 
-        The fit is by least squares in the logarithms; a single number of pixels leaves b at 0.
+        The fit is a least-squares line in the logarithms. With a single number of pixels b is 0.
+
+        Raises
+        ------
+        ValueError
+            A scale is not a positive number.
         """
+        if not np.all(np.isfinite(scales) & (np.asarray(scales) > 0)):
+            raise ValueError(f"scales {scales} of the errors of {label} are not positive numbers")
         x, y = np.log(np.asarray(pixels) / self.PIXELS), np.log(scales)
         slope = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) > 0 else 0.0
         self.factors[label] = (float(np.mean(y) - slope * np.mean(x)), slope)
@@ -62,13 +72,14 @@ def error_scale(residuals: np.ndarray, errors: np.ndarray, label_errors: np.ndar
     Parameters
     ----------
     residuals, errors, label_errors
-        (N,) predicted minus catalogue label, predicted standard deviation e, and the catalogue's,
-        c: a star is inside when ``|residual| < sqrt((s e)^2 + c^2)``. NaNs are left out.
+        (N,) predicted minus catalogue label, predicted standard deviation e and catalogue error c.
+        A star lies within one standard deviation if ``|residual| < sqrt((s e)^2 + c^2)``. NaNs are
+        left out.
 
     Returns
     -------
     float
-        NaN where there is no star, or where they scatter less than their catalogue errors.
+        NaN if there is no star, or if the scatter is smaller than the catalogue errors.
     """
     excess = np.square(residuals) - np.square(np.nan_to_num(label_errors))
     ratio = excess / np.square(errors)
@@ -83,30 +94,30 @@ class StellarPerceptronCore:
     Parameters
     ----------
     vocabs
-        Names of all tokens, pixels and labels, each once. Name i has token i + 1; token 0 is
+        Names of all tokens (pixels and labels), each once. Name i has token i + 1; token 0 is
         padding.
     config
         Sizes of the network.
     embed_map
-        Which embedding row a token uses: a mapping of names to names (others keep their own), or
-        (V + 1,) integers. None: each token its own.
+        Embedding row of each token: a mapping of names to names (others keep their own row), or
+        (V + 1,) integers. None: each token has its own row.
 
     Attributes
     ----------
     vocabs : list of str
     vocab_size : int
-        V, without padding.
+        Number of tokens V, without padding.
     embed_map : ndarray
         (V + 1,) integers.
     standardizer : Standardizer
         Center and scale of every token.
     calibration : Calibration
-        Of predicted standard deviations.
+        Calibration of predicted standard deviations.
 
     Raises
     ------
     ValueError
-        Names that appear twice or are no names; an `embed_map` that names unknown tokens.
+        A name appears twice or is reserved, or `embed_map` has unknown tokens.
     """
 
     def __init__(
@@ -131,18 +142,18 @@ class StellarPerceptronCore:
         """Number of tokens without padding."""
         return len(self.vocabs)
 
-    # The published code calls center and scale so.
+    # Names of center and scale in the published code.
     _input_mean = property(lambda self: self.standardizer.center)
     _input_std = property(lambda self: self.standardizer.scale)
     _input_standardized = property(lambda self: self.standardizer.fitted)
 
     @property
     def positions(self) -> np.ndarray:
-        """(V + 1,) where each token's pixel lies on the pixel grid; bins are counted from there."""
+        """(V + 1,) position of each token's pixel on the pixel grid, which determines its bin."""
         return np.arange(-1, self.vocab_size)
 
     def _append_vocabs(self, names: Sequence[str]) -> None:
-        """Give new names the next tokens, with no standardization and a row of their own."""
+        """Append new names: each gets the next token, no standardization and a row of its own."""
         names = [str(name) for name in names]
         counts = Counter(names)
         counts.update(list(self._token_of))
@@ -162,9 +173,9 @@ class StellarPerceptronCore:
             tokens = self.tokenize(list(embed_map))
             targets = self.tokenize(list(embed_map.values()))
             if not (tokens.all() and targets.all()):
-                raise ValueError(f"embed_map: {PADDING} has a row of its own, for nothing else")
+                raise ValueError(f"embed_map: {PADDING} has a row of its own that no token shares")
             for token, target in zip(tokens, targets, strict=True):
-                # The row that the target uses, which need not be its own.
+                # The target may itself use the row of another token.
                 self.embed_map[token] = self.embed_map[target]
             return
         rows = np.asarray(embed_map)
@@ -184,7 +195,7 @@ class StellarPerceptronCore:
         Parameters
         ----------
         names
-            Names, any shape, "[pad]" for padding. Integers are taken for tokens and checked.
+            Names of any shape, "[pad]" for padding. Integers are checked and returned as tokens.
 
         Returns
         -------
@@ -194,7 +205,7 @@ class StellarPerceptronCore:
         Raises
         ------
         ValueError
-            Names (or tokens) that are not in the vocabulary, with the nearest that are.
+            A name or token is not in the vocabulary; the message lists the nearest names.
         """
         names = np.asarray(names)
         if names.dtype.kind in "iu":
@@ -230,18 +241,18 @@ class StellarPerceptronCore:
         values
             (..., L) tokens, standardized values or wavelengths.
         fill
-            What to pad with; 0 is padding in all three.
+            Value to pad with; 0 stands for padding in all three.
 
         Raises
         ------
         ValueError
-            When L is more than the context length.
+            L exceeds the context length.
         """
         values = np.asarray(values)
         missing = self.config.context_length - values.shape[-1]
         if missing < 0:
             raise ValueError(
-                f"{values.shape[-1]} tokens are more than the context of "
+                f"{values.shape[-1]} tokens exceed the context length of "
                 f"{self.config.context_length}"
             )
         width = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
@@ -258,11 +269,11 @@ class StellarPerceptronCore:
         Parameters
         ----------
         values
-            (N, n) values, one column a name.
+            (N, n) values, one column per name.
         names
             (n,) names or tokens of the columns.
         device
-            Where medians are taken: for 100,000 spectra they are minutes on a CPU core.
+            Device that computes the medians. For 100,000 spectra a CPU core takes minutes.
 
         Raises
         ------
@@ -281,7 +292,7 @@ class StellarPerceptronCore:
         Raises
         ------
         ValueError
-            Names them.
+            There are some; the message names them.
         """
         missing = self.standardizer.missing(tokens)
         if len(missing):
@@ -292,13 +303,13 @@ class StellarPerceptronCore:
             )
 
     def get_config(self) -> dict[str, dict[str, Any]]:
-        """Everything but the weights, as plain lists and numbers.
+        """Everything but the weights, in lists and numbers.
 
         Returns
         -------
         dict
             The published sections `nn_config`, `tokenizer_config` and `norm_config`, and
-            `stellarperceptron` with the entries that the published format does not know.
+            `stellarperceptron` with entries that are not part of the published format.
         """
         entries = asdict(self.config)
         published = {key: entries.pop(key) for key in PUBLISHED_KEYS}

@@ -30,7 +30,7 @@ def _sum_requests_mean_stars(loss: Tensor, known: Tensor) -> Tensor:
 
 
 def _known(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-    """Which labels are known, and labels with the prediction in place of those that are not.
+    """Mask of the known labels, and labels with unknown ones replaced by their prediction.
 
     A NaN that is only masked in the loss would still reach the gradient, as 0 times NaN.
     """
@@ -49,7 +49,7 @@ def robust_mean_squared_error(
     Parameters
     ----------
     y_true, y_pred, logvar
-        (N, Q) or (N,), standardized. Labels that are NaN count as 0.
+        (N, Q) or (N,), standardized. Labels that are NaN add nothing.
     labels_err
         Standard deviations of `y_true`, same shape; None for none.
 
@@ -72,7 +72,7 @@ def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
     Parameters
     ----------
     y_true, y_pred
-        (N, Q) or (N,), standardized. Labels that are NaN count as 0.
+        (N, Q) or (N,), standardized. Labels that are NaN add nothing.
     """
     known, y_true = _known(y_true, y_pred)
     return _sum_requests_mean_stars((y_true - y_pred).square(), known)
@@ -81,9 +81,9 @@ def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
 def mean_squared_pull(
     y_true: Tensor, y_pred: Tensor, logvar: Tensor, labels_err: Tensor | None = None
 ) -> Tensor:
-    """Squared error over its predicted variance and that of the labels, mean of the known labels.
+    """Squared error divided by predicted variance plus label variance, averaged over known labels.
 
-    It is 1 where the predicted variances are right. Parameters are those of
+    It is 1 if the predicted variances are right. Parameters are those of
     `robust_mean_squared_error`.
     """
     known, y_true = _known(y_true, y_pred)
@@ -97,12 +97,12 @@ def mean_squared_pull(
 def cosine_annealing_warm_restarts(
     optimizer: torch.optim.Optimizer, restart_steps: int, minimum_lr: float = 1e-10
 ) -> LRScheduler:
-    """Cosine from the optimizer's learning rate to `minimum_lr`, starting again every period.
+    """Cosine from the optimizer's learning rate to `minimum_lr`, restarted every period.
 
     Parameters
     ----------
     optimizer
-        Its learning rate is the highest.
+        Its learning rate is the highest of the schedule.
     restart_steps
         Steps in a period; the published stage 1 restarts every 50 epochs.
     minimum_lr
@@ -124,7 +124,7 @@ def warmup_cosine_annealing_warm_restarts(
     Parameters
     ----------
     optimizer
-        Its learning rate is reached after the warm-up. All its parameter groups have the same.
+        Its learning rate is reached after the warm-up; all parameter groups must have the same.
     warmup_steps
         Steps of the warm-up, at least 1.
     restart_steps, minimum_lr
@@ -139,7 +139,7 @@ def warmup_cosine_annealing_warm_restarts(
 def linear_warmup_cosine(
     optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int
 ) -> LRScheduler:
-    """Linear warm-up, then one cosine to zero; stepped with every optimizer step.
+    """Linear warm-up, then one cosine to zero, updated at every optimizer step.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def linear_warmup_cosine(
     warmup_steps
         Optimizer steps of the warm-up; 0 for none.
     steps
-        All optimizer steps of the training, warm-up included.
+        Optimizer steps of the whole training, including the warm-up.
     """
 
     def factor(step: int) -> float:
@@ -163,7 +163,7 @@ def linear_warmup_cosine(
 
 
 def __getattr__(name: str) -> Any:
-    # The published code has the generator here; ours needs what lies above this module.
+    # The published code has the generator here; ours depends on modules that import this one.
     if name == "TrainingGenerator":
         from stellarperceptron.training.batches import TrainingGenerator
 

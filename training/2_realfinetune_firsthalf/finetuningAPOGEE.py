@@ -2,7 +2,7 @@ r"""Stage 2: fine-tune the pre-trained model on observed spectra, first half of 
 
 One process:
     python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/2_realfinetune_firsthalf \
-        --checkpoint runs/laptop/1_basemodel_synthetic/epoch_20
+        --checkpoint runs/laptop/1_basemodel_synthetic
 Several GPUs: the same behind `torchrun --nproc-per-node=4`.
 """
 

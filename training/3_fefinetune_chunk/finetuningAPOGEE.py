@@ -4,7 +4,7 @@ Decoder and second encoder block are frozen. Five folds of the 100 stars choose 
 the profile says otherwise; its checkpoint is OUTPUT/selected.
 
     python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/3_fefinetune_chunk \
-        --checkpoint runs/laptop/2_realfinetune_firsthalf/epoch_8
+        --checkpoint runs/laptop/2_realfinetune_firsthalf
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from stellarperceptron.training.run.script import (
 from stellarperceptron.training.stages import (
     describe_data,
     five_folds,
+    label_names,
     place_stars,
     read_stars,
     train_stage,
@@ -96,9 +97,9 @@ def main() -> None:
             if profile.selection.name == "folds":
                 folds = [
                     train(rich[some], rich[others], output / f"fold_{i + 1}")[1]
-                    for i, (some, others) in enumerate(five_folds(100, profile.training.seed))
+                    for i, (some, others) in enumerate(five_folds(len(rich), profile.training.seed))
                 ]
-                epochs = int(np.argmin(np.mean(folds, axis=0)[:, 0])) + 1
+                epochs = int(np.nanargmin(np.mean(folds, axis=0)[:, 0])) + 1
             settings = dataclasses.replace(
                 profile, training=dataclasses.replace(profile.training, epochs=epochs)
             )
@@ -110,8 +111,8 @@ def main() -> None:
                 content["validation_loss"] = loss.round(5).tolist()
                 # Errors of the chosen epoch are scaled to the scatter of the held-out stars.
                 scale = float(np.sqrt(squared_pull[model.epoch - 1]))
-                (label,) = profile.data.labels
-                model.calibration.fit(label, np.ones(1), np.array([scale]))
+                for label in label_names(dataset, profile):
+                    model.calibration.fit(label, np.ones(1), np.array([scale]))
                 content["error_scale"] = round(scale, 4)
             model.save(output / "selected", overwrite=True)
             with atomic_output(output / "selection.json") as temporary:

@@ -86,7 +86,7 @@ def main() -> None:
         if errors:
             # The folds have equal sizes, so the mean of their squares is that of all stars.
             rmse = np.sqrt(np.mean(np.square(errors), axis=0))
-            epochs = int(np.argmin(rmse)) + 1
+            epochs = int(np.nanargmin(rmse)) + 1
         network, _ = train(everyone, None, output / "all_hundred", epochs)
         network.save(output / "selected")
         content = {"selection": profile.selection.name, "epochs": network.epoch}

@@ -224,10 +224,10 @@ def _log_pixels(wavelength: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _lines(flux: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Flux (N, P) less its running mean on the grid (N, L), of norm 1; zero where missing."""
-    spread = np.zeros((len(flux), position[-1] + 1))
-    weight = np.zeros_like(spread)
+    on_grid = np.zeros((len(flux), position[-1] + 1))
+    weight = np.zeros_like(on_grid)
     valid = np.isfinite(flux)
-    spread[:, position], weight[:, position] = np.where(valid, flux, 0.0), valid
+    on_grid[:, position], weight[:, position] = np.where(valid, flux, 0.0), valid
 
     def running_sum(values: np.ndarray) -> np.ndarray:
         total = np.pad(np.cumsum(values, axis=1), ((0, 0), (1, 0)))
@@ -238,11 +238,11 @@ def _lines(flux: np.ndarray, position: np.ndarray) -> np.ndarray:
             - total[:, np.maximum(places - half, 0)]
         )
 
-    mean = running_sum(spread) / np.maximum(running_sum(weight), 1.0)
-    lines = (spread - mean) * weight
+    mean = running_sum(on_grid) / np.maximum(running_sum(weight), 1.0)
+    lines = (on_grid - mean) * weight
     # A spike that is no line must not decide alone.
-    spread_of_lines = np.sqrt((lines**2).sum(1) / np.maximum(weight.sum(1), 1.0))[:, None]
-    lines = np.clip(lines, -5 * spread_of_lines, 5 * spread_of_lines)
+    scatter = np.sqrt((lines**2).sum(1) / np.maximum(weight.sum(1), 1.0))[:, None]
+    lines = np.clip(lines, -5 * scatter, 5 * scatter)
     norm = np.sqrt((lines**2).sum(1, keepdims=True))
     return np.divide(lines, norm, out=np.zeros_like(lines), where=norm > 0)
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from stellarperceptron.network.checkpoint import (
     load_weights,
+    read_weights,
     require_finite,
     require_replaceable,
 )
 from stellarperceptron.network.kernels.linear import Linear
-from stellarperceptron.network.tensor_files import load_tensors, save_tensors, tensor_bytes
+from stellarperceptron.network.tensor_files import save_tensors, tensor_bytes
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = ["BaselineNetwork"]
@@ -49,15 +50,15 @@ class BaselineNetwork(nn.Module):
             for inputs, outputs in zip((pixels, *WIDTHS), WIDTHS, strict=False):
                 layers += [Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout_rate)]
             self.layers = nn.Sequential(*layers, Linear(WIDTHS[-1], 2))
-        # Median and spread of each pixel and of the label, from the training stars.
+        # Median and scale of each pixel and of the label, from the training stars.
         self.register_buffer("flux_statistics", torch.tensor([[0.0], [1.0]]).repeat(1, pixels))
         self.register_buffer("label_statistics", torch.tensor([0.0, 1.0]))
 
     def forward(self, flux: Tensor) -> tuple[Tensor, Tensor]:
         """(N, P) fluxes, NaN for bad pixels -> standardized value and log-variance (N,)."""
-        median, spread = self.flux_statistics
+        median, scale = self.flux_statistics
         # A bad pixel is given its median.
-        value, logvar = self.layers(((flux - median) / spread).nan_to_num(nan=0.0)).unbind(dim=1)
+        value, logvar = self.layers(((flux - median) / scale).nan_to_num(nan=0.0)).unbind(dim=1)
         return value, logvar
 
     @torch.no_grad()
@@ -68,8 +69,8 @@ class BaselineNetwork(nn.Module):
         for start in range(0, len(flux), batch_size):
             part = np.asarray(flux[start : start + batch_size], dtype=np.float32)
             value, logvar = self(torch.from_numpy(part).to(self.flux_statistics.device))
-            median, spread = self.label_statistics
-            parts.append(torch.stack([value * spread + median, (0.5 * logvar).exp() * spread], 1))
+            median, scale = self.label_statistics
+            parts.append(torch.stack([value * scale + median, (0.5 * logvar).exp() * scale], 1))
         columns = [self.label, f"{self.label}_error"]
         answers = torch.cat(parts).double().cpu().numpy() if parts else np.empty((0, 2))
         return pd.DataFrame(answers, columns=columns)
@@ -129,14 +130,11 @@ class BaselineNetwork(nn.Module):
             pixels, label = int(content["pixels"]), str(content["label"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder} is no checkpoint of a baseline network: {error}") from error
-        weights = load_tensors(folder / "weights.pt")
-        state = weights.get("model_state_dict") if isinstance(weights, dict) else None
-        if not isinstance(state, dict):
-            raise ValueError(f"{folder / 'weights.pt'} holds no 'model_state_dict'")
+        weights, state = read_weights(folder / "weights.pt")
         if pixels > sum(tensor.numel() for tensor in state.values()):
             raise ValueError(f"{folder / 'weights.pt'} has fewer weights than {pixels} pixels")
         network = cls(pixels, label)
-        require_finite(weights["model_state_dict"], folder / "weights.pt")
-        load_weights(network, weights["model_state_dict"], f"weights of {folder}")
-        network.epoch = weights["epoch"]
+        require_finite(state, folder / "weights.pt")
+        load_weights(network, state, f"weights of {folder}")
+        network.epoch = int(weights.get("epoch") or 0)
         return network.eval()

@@ -33,6 +33,7 @@ __all__ = [
     "read_checkpoint",
     "read_config",
     "read_embed_map",
+    "read_weights",
     "require_finite",
     "require_replaceable",
     "weights_sha256",
@@ -95,14 +96,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         raise FileNotFoundError(f"{folder} is no checkpoint: it {what}{hint}")
     config = read_config(folder)
     path = folder / "weights.pt"
-    weights = load_tensors(path)
-    state = weights.get("model_state_dict") if isinstance(weights, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds no 'model_state_dict'")
-    for name, tensor in state.items():
-        plain = isinstance(tensor, Tensor) and tensor.is_floating_point()
-        if not (isinstance(name, str) and plain):
-            raise ValueError(f"{path}: {name!r} is not the name of a plain tensor of numbers")
+    weights, state = read_weights(path)
     epoch = weights.get("epoch") or 0
     if not isinstance(epoch, int):
         raise ValueError(f"{path}: epoch = {epoch!r} is no number")
@@ -120,6 +114,25 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         epoch=epoch,
         embed_map=read_embed_map(path) if path.is_file() else None,
     )
+
+
+def read_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """Read `weights.pt`: all of its content, and the weights by name.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        See `load_tensors`; the weights are missing or are not floating-point tensors with names.
+    """
+    content = load_tensors(path)
+    state = content.get("model_state_dict") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds no 'model_state_dict'")
+    for name, tensor in state.items():
+        plain = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if not (isinstance(name, str) and plain):
+            raise ValueError(f"{path}: {name!r} is not the name of a plain tensor of numbers")
+    return content, state
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -158,13 +171,9 @@ def weights_sha256(folder: str | os.PathLike) -> str:
     Raises
     ------
     FileNotFoundError, ValueError
-        See `load_tensors`.
+        See `read_weights`.
     """
-    path = Path(folder) / "weights.pt"
-    content = load_tensors(path)
-    state = content.get("model_state_dict") if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds no 'model_state_dict'")
+    _, state = read_weights(Path(folder) / "weights.pt")
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{_without_prefixes(name)} {tensor.dtype} {tuple(tensor.shape)};".encode())

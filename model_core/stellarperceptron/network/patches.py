@@ -14,7 +14,6 @@ __all__ = [
     "group_pixels",
     "group_values",
     "mean_wavelengths",
-    "normalized_attention",
     "pixel_ids",
     "predict_patches",
     "split_into_patches",
@@ -232,16 +231,3 @@ def predict_patches(
     if combine != "mean":
         error = error.sqrt()  # 1 / error^2 is the mean of the patches' 1 / error^2
     return total / total_weight, error
-
-
-def normalized_attention(weights: Tensor, attend: Tensor | None, normalization: str) -> Tensor:
-    """Attention (N, L, L) of token to token from softmax weights (N, L, L + 1) of the encoder.
-
-    See `StellarPerceptron.perceive` for the two normalizations.
-    """
-    weights = weights[..., :-1]
-    if attend is not None:
-        weights = weights * attend[..., None]  # rows of tokens that were not there
-    if normalization == "published":
-        return weights / weights.sum(dim=1, keepdim=True)
-    return (weights / weights.sum(dim=2, keepdim=True)).nan_to_num(nan=0.0)

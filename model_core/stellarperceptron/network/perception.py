@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.base import StellarPerceptronBase, one_of
-from stellarperceptron.network.patches import group_values, normalized_attention
+from stellarperceptron.network.patches import group_values
 from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
 __all__ = ["PerceivingModel"]
@@ -140,7 +140,7 @@ class PerceivingModel(StellarPerceptronBase):
                     masks.append(attend)
                 if return_attention_scores:
                     scores.append(
-                        normalized_attention(weights, attend, attention_normalization).cpu()
+                        _normalized_attention(weights, attend, attention_normalization).cpu()
                     )
             shape = (0, length, self.config.embedding_dim)
             perception = torch.cat(perceptions) if perceptions else torch.empty(shape)
@@ -188,7 +188,7 @@ class PerceivingModel(StellarPerceptronBase):
         if self._perception is None:
             raise RuntimeError("nothing has been perceived yet: call perceive before request")
         perception, mask = self._perception
-        request_tokens = torch.as_tensor(tokens, device=self.device)
+        request_ids = torch.as_tensor(tokens, device=self.device)
         scores_per_star = len(labels) * self.config.decoder_head_num * (perception.shape[1] + 1)
         batch_size = self._batch_size(batch_size, scores_per_star)
         answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
@@ -197,7 +197,7 @@ class PerceivingModel(StellarPerceptronBase):
             for start in range(0, len(perception), batch_size):
                 part = slice(start, start + batch_size)
                 value, logvar, weights = self.torch_model.decode(
-                    request_tokens,
+                    request_ids,
                     perception[part],
                     None if mask is None else mask[part],
                     need_weights=return_attention_scores,
@@ -215,3 +215,16 @@ class PerceivingModel(StellarPerceptronBase):
         attention = torch.cat(scores).transpose(1, 2).numpy().copy()
         attention[empty] = np.nan
         return frame, attention
+
+
+def _normalized_attention(weights: Tensor, attend: Tensor | None, normalization: str) -> Tensor:
+    """Attention (N, L, L) of token to token from softmax weights (N, L, L + 1) of the encoder.
+
+    See `PerceivingModel.perceive` for the two normalizations.
+    """
+    weights = weights[..., :-1]
+    if attend is not None:
+        weights = weights * attend[..., None]  # rows of tokens that were not there
+    if normalization == "published":
+        return weights / weights.sum(dim=1, keepdim=True)
+    return (weights / weights.sum(dim=2, keepdim=True)).nan_to_num(nan=0.0)

@@ -59,7 +59,8 @@ class _Checkpoints:
         optimizer_state = trainer.task.load(checkpoint)
         trainer.restore(load_tensors(checkpoint / "training_state.pt"), optimizer_state)
         self.history = folder.read_metrics(before_epoch=trainer.epoch)
-        self.best_loss = min((row["val_loss"] for row in self.history), default=math.inf)
+        losses = [row["val_loss"] for row in self.history]
+        self.best_loss = min((x for x in losses if not math.isnan(x)), default=math.inf)
         folder.log(f"going on from {checkpoint}, epoch {trainer.epoch}, batch {trainer.batch}")
 
     def epoch_is_over(self, row: dict[str, float]) -> None:

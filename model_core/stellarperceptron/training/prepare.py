@@ -262,16 +262,16 @@ class TrainingData:
         standardized
             (B, n) values, see `standardized`.
         positions
-            (B, L) or, alike for all stars, (L,) which of the T tokens.
+            (L,) which of the T tokens, for all stars, or (B, L) for each star (P = 1 only).
         stars
             (B,) rows of the stars.
         """
         groups, ids = self.groups[positions], self.ids[positions]
-        if groups.shape[-1] == 1 and positions.dim() == 2:  # gathering is the faster way
+        if positions.dim() == 2:  # tokens of one pixel, see `TrainingGenerator`
             values = standardized.gather(1, groups[..., 0])[..., None]
         else:
             padded = torch.nn.functional.pad(standardized, (0, 1), value=math.nan)
-            values = padded[:, groups] if positions.dim() == 1 else _of_each(padded, groups)
+            values = padded[:, groups]
         encoding = None
         if self.wavelengths is not None:
             own = self.wavelengths[stars]
@@ -280,11 +280,6 @@ class TrainingData:
         elif self.encoding is not None:
             encoding = self.encoding[positions]
         return Tokens(ids, values, encoding)
-
-
-def _of_each(values: Tensor, groups: Tensor) -> Tensor:
-    """Values (B, n) at the groups (B, L, P) of each star: (B, L, P)."""
-    return values.gather(1, groups.flatten(1)).view(groups.shape)
 
 
 def prepare_training_data(

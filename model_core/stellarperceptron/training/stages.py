@@ -371,7 +371,9 @@ def fit_model(
     ValueError
         Impossible options, validation stars that do not exist, or no star to train on.
     """
-    settings = TrainingOptions(**options)
+    # Tokens of several pixels are the same for all stars of a batch.
+    choice = "star" if model.config.pixels_per_token == 1 else "batch"
+    settings = TrainingOptions(**{"choice": choice, **options})
     if not 0 <= validation_split < 1:
         raise ValueError(f"validation_split = {validation_split} is not in [0, 1)")
     fit_standardization(model, stars)

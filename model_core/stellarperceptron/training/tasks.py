@@ -250,8 +250,8 @@ def train_baseline(
         With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
     """
     settings = TrainingOptions(**{"weight_decay": 0.0, "seed": network.seed, **options})
-    spread = mad_std(flux, axis=0, ignore_nan=True)
-    statistics = np.stack([np.nanmedian(flux, axis=0), np.where(spread > 0, spread, 1.0)])
+    scale = mad_std(flux, axis=0, ignore_nan=True)
+    statistics = np.stack([np.nanmedian(flux, axis=0), np.where(scale > 0, scale, 1.0)])
     network.flux_statistics.copy_(torch.as_tensor(statistics))
     network.label_statistics.copy_(torch.tensor([np.median(labels), mad_std(labels)]))
     if validation is None:
@@ -275,8 +275,8 @@ def train_baseline(
         )
     )
     network.epoch = settings.epochs
-    scale = float(network.label_statistics[1])
-    return history.assign(val_rmse=scale * np.sqrt(history["val_mse_loss"]))
+    label_scale = float(network.label_statistics[1])
+    return history.assign(val_rmse=label_scale * np.sqrt(history["val_mse_loss"]))
 
 
 @dataclass(frozen=True)
@@ -300,14 +300,14 @@ class _Stars:
         seed: int | None = None,
     ):
         device = network.flux_statistics.device
-        median, spread = network.label_statistics
+        median, scale = network.label_statistics
         self.rows, self.batch_size, self.seed = np.arange(len(flux)), batch_size, seed
         self.flux, labels, errors = (
             torch.as_tensor(values, dtype=torch.float32, device=device)
             for values in (flux, labels, label_errors)
         )
-        self.labels = (labels - median) / spread
-        self.label_errors = (errors / spread).nan_to_num(nan=0.0)
+        self.labels = (labels - median) / scale
+        self.label_errors = (errors / scale).nan_to_num(nan=0.0)
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
