@@ -104,7 +104,7 @@ class PerceptronTask:
     def losses(
         self, module: nn.Module, batch: Batch
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Terms of the loss and metrics; a further term is a further entry."""
+        """The likelihood and metrics; a further term of the loss is a further entry."""
         stars = len(batch.stars)
         given = batch
         if self.compile:  # keep one shape: every other is compiled again

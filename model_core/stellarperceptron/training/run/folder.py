@@ -236,7 +236,7 @@ class RunFolder:
             try:
                 state = load_tensors(folder / "training_state.pt")
                 load_tensors(folder / "weights.pt")
-                json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
                 sound.append(((int(state["epoch"]), int(state["batch"])), folder))
             except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
                 damaged.append((folder, error))
