@@ -173,7 +173,7 @@ def mock_data(model, sizes: Sizes) -> TrainingData:
 
 
 def epoch_rows(sizes: Sizes) -> dict[str, Any]:
-    """Whole epochs as `training.train` takes them, batches and losses included."""
+    """Whole epochs as `tasks.train` takes them, batches and losses included."""
     limits = ceilings(sizes.device)
     rows = {}
     for batch_size in sizes.batches:

@@ -250,30 +250,39 @@ class StellarPerceptron(PerceivingModel):
             Seed of the positions of the windows.
         """
         labels = pd.DataFrame(labels)
-        errors = 0 * labels if label_errors is None else pd.DataFrame(label_errors)
-        random, size = np.random.default_rng(seed), len(wavelengths)
-        self.calibration = Calibration(
-            {k: v for k, v in self.calibration.factors.items() if k not in labels}
-        )
+        known_as, _ = self._label_tokens(list(labels))
+        labels = labels.set_axis(known_as, axis=1)
+        errors = 0 * labels
+        if label_errors is not None:
+            errors = pd.DataFrame(label_errors).set_axis(known_as, axis=1)
+        wavelengths = as_array(wavelengths, unit="Angstrom", name="wavelengths")
+        random, order = np.random.default_rng(seed), np.argsort(wavelengths)
+        old, self.calibration = self.calibration, Calibration()
         pixels: list[float] = []
         scales: dict[str, list[float]] = {label: [] for label in labels}
-        for share in windows:
-            length = max(1, round(share * size))
-            start = int(random.integers(size - length + 1))
-            part = slice(start, start + length)
-            flux = as_array(spectra[:, part], dtype=np.float32)
-            predicted = self.predict(
-                flux,
-                wavelengths[part],
-                list(labels),
-                names=None if names is None else names[part],
-                progress=False,
-            )
-            pixels.append(max(1.0, float(np.median(np.isfinite(flux).sum(axis=1)))))
-            for label in labels:
-                residual = (predicted[label] - labels[label].to_numpy()).to_numpy()
-                error = predicted[f"{label}_error"].to_numpy()
-                scales[label].append(error_scale(residual, error, errors[label].to_numpy()))
+        try:
+            for share in windows:
+                length = max(1, round(share * len(order)))
+                start = int(random.integers(len(order) - length + 1))
+                part = order[start : start + length]
+                flux = as_array(spectra, dtype=np.float32)[:, part]
+                predicted = self.predict(
+                    flux,
+                    wavelengths[part],
+                    known_as,
+                    names=None if names is None else np.asarray(names)[part],
+                    progress=False,
+                )
+                pixels.append(max(1.0, float(np.median(np.isfinite(flux).sum(axis=1)))))
+                for label in labels:
+                    residual = (predicted[label] - labels[label].to_numpy()).to_numpy()
+                    error = predicted[f"{label}_error"].to_numpy()
+                    scales[label].append(error_scale(residual, error, errors[label].to_numpy()))
+        except BaseException:
+            self.calibration = old
+            raise
+        kept = {k: v for k, v in old.factors.items() if k not in labels}
+        self.calibration = Calibration(kept)
         for label, values in scales.items():
             known = np.isfinite(values)
             if known.any():

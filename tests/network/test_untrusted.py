@@ -38,12 +38,16 @@ def change_config(folder, section, **entries):
         {"encoder_dense_num": 10**9},
         {"decoder_dense_num": 8 * 10**8},
         {"embedding_dim": 2**20},
-        {"pixels_per_token": 10**9},
     ],
 )
 def test_a_network_larger_than_its_weights_is_not_made(saved, entries):
     change_config(saved, "nn_config", **entries)
     refused(saved, r"config\.json: nn_config .* asks for \d+ parameters or more, but weights\.pt")
+
+
+def test_tokens_of_too_many_pixels_are_refused(saved):
+    change_config(saved, "stellarperceptron", pixels_per_token=10**9)
+    refused(saved, "pixels_per_token = 1000000000 is above")
 
 
 def test_baselines_of_too_many_pixels_are_not_made(tmp_path):

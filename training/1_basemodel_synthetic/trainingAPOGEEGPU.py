@@ -1,4 +1,4 @@
-"""Stage 1: pre-train a model from scratch on synthetic spectra, all 7,514 pixels.
+"""Stage 1: pre-train a model from scratch on all 7,514 pixels of synthetic spectra.
 
 One process:
     python trainingAPOGEEGPU.py --data survey.h5 --output runs/laptop/1_basemodel_synthetic
@@ -27,7 +27,7 @@ from stellarperceptron.utils.distributed import process_group
 
 
 def main() -> None:
-    """Arguments, data, model, run."""
+    """Train the model of this stage and calibrate its errors."""
     arguments = stage_arguments(__file__, __doc__, "stage_1", needs_checkpoint=False)
     profile = arguments.profile_settings
     with (

@@ -1,9 +1,9 @@
-r"""Stage 2: fine-tune the pre-trained model on observed spectra, first half of the band.
+r"""Stage 2: fine-tune the pre-trained model on the first half of observed spectra.
 
 One process:
     python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/2_realfinetune_firsthalf \
         --checkpoint runs/laptop/1_basemodel_synthetic
-Several GPUs: the same behind `torchrun --nproc-per-node=4`.
+Several GPUs: put `torchrun --nproc-per-node=4` in place of `python`.
 """
 
 from stellarperceptron import StellarPerceptron
@@ -28,7 +28,7 @@ from stellarperceptron.utils.distributed import process_group
 
 
 def main() -> None:
-    """Arguments, data, model, run."""
+    """Train the model of this stage and calibrate its errors."""
     arguments = stage_arguments(__file__, __doc__, "stage_2", needs_checkpoint=True)
     profile = arguments.profile_settings
     sha256 = weights_sha256(arguments.checkpoint)
@@ -38,8 +38,8 @@ def main() -> None:
         SpectraDataset.open(arguments.data) as dataset,
         stage_folder(arguments.output, process, fresh=fresh),
     ):
-        # Pixels keep the names, the embedding row and the standardization of the synthetic ones:
-        # what the model knows about a flux at a wavelength is what fine-tuning starts from.
+        # Pixels keep the names, embeddings and standardization of the synthetic ones, so that
+        # fine-tuning starts from what the model has learned about them.
         model = StellarPerceptron.load_for_finetuning(arguments.checkpoint, device=process.device)
         data = place_stars(model, dataset, read_stars(dataset, profile), profile)
         training, validation = split_rows(dataset, profile)

@@ -1,7 +1,7 @@
 r"""Stage 3: fine-tune on 100 iron-rich stars, [Fe/H] from a narrow chunk around two iron lines.
 
-Decoder and second encoder block are frozen. Five folds of the 100 stars choose the epoch, unless
-the profile says otherwise; its checkpoint is OUTPUT/selected.
+The decoder and the second encoder block are frozen. Unless the profile says otherwise, the epoch is
+chosen by five-fold cross-validation on the 100 stars; its checkpoint is OUTPUT/selected.
 
     python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/3_fefinetune_chunk \
         --checkpoint runs/laptop/2_realfinetune_firsthalf
@@ -35,12 +35,12 @@ from stellarperceptron.training.stages import (
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import process_group
 
-# Metal-poor stars on which `selection.name = "published"` validates.
+# Number of metal-poor validation stars for `selection.name = "published"`.
 VALIDATION_STARS = 500
 
 
 def main() -> None:
-    """Arguments, data, folds, model, run, selection."""
+    """Train the folds, choose the epoch, train the model and calibrate its errors."""
     arguments = stage_arguments(__file__, __doc__, "stage_3", needs_checkpoint=True)
     profile = arguments.profile_settings
     sha256 = weights_sha256(arguments.checkpoint)
@@ -84,7 +84,7 @@ def main() -> None:
                 output,
                 inputs=inputs,
                 resume=not fresh,
-                extensible=False,  # the epoch is chosen among all of them
+                extensible=False,  # the epoch is chosen among all epochs
             )
             return model, pd.DataFrame(history)[["val_loss", "val_squared_pull"]].to_numpy()
 
@@ -109,7 +109,7 @@ def main() -> None:
             if folds:
                 loss, squared_pull = np.mean(folds, axis=0).T
                 content["validation_loss"] = loss.round(5).tolist()
-                # Errors of the chosen epoch are scaled to the scatter of the held-out stars.
+                # Scale the errors of the chosen epoch to the scatter of the validation stars.
                 scale = float(np.sqrt(squared_pull[model.epoch - 1]))
                 for label in label_names(dataset, profile):
                     model.calibration.fit(label, np.ones(1), np.array([scale]))

@@ -1,8 +1,8 @@
 """The baseline: a plain network trained from scratch on the 100 stars of stage 3.
 
 512-2048-1280-1024 ReLU units with dropout, value and log-variance (4,987,138 parameters), Adam.
-Five folds of the 100 stars choose the number of epochs, unless the profile says otherwise. The
-network is saved in OUTPUT/selected.
+Unless the profile says otherwise, the number of epochs is chosen by five-fold cross-validation on
+the 100 stars. The network is saved in OUTPUT/selected.
 
     python TrainingNN.py --data survey.h5 --output runs/laptop/basic_NN
 """
@@ -30,7 +30,7 @@ from stellarperceptron.utils.distributed import process_group
 
 
 def main() -> None:
-    """Arguments, data, folds, network, run, selection."""
+    """Train the folds, choose the number of epochs and train the network."""
     arguments = stage_arguments(__file__, __doc__, "baseline", needs_checkpoint=False)
     profile, output = arguments.profile_settings, arguments.output
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def main() -> None:
             validation = read(dataset.test, known)
             errors.append(train(everyone, validation, output / "validated_on_test_stars")[1])
         if errors:
-            # The folds have equal sizes, so the mean of their squares is that of all stars.
+            # The folds have equal sizes: the mean of their squares is that of all stars.
             rmse = np.sqrt(np.mean(np.square(errors), axis=0))
             epochs = int(np.nanargmin(rmse)) + 1
         network, _ = train(everyone, None, output / "all_hundred", epochs)

@@ -1,9 +1,9 @@
-"""One way to open spectra and labels, whether from a survey file or from the published arrays.
+"""Spectra and labels of a survey file or of the published arrays, with one interface.
 
 A survey file is HDF5: `wavelength` at the root; groups `train` and `test`, each with `synthetic`
 and `observed` spectra, `labels`, `label_errors`, `ids` and, for mock surveys, `true_labels`. NaN
 is a bad pixel or a missing label. `SurveyWriter` writes it. The published data are a folder of
-.npy arrays. Spectra stay on the disk until they are asked for.
+.npy arrays. Spectra are read from the disk on demand.
 """
 
 import math
@@ -37,9 +37,9 @@ class Split:
     n_stars, n_pixels : int
         Shape of its spectra.
     instrument : Instrument
-        What they were observed with.
+        Instrument of the spectra.
     kinds : tuple of str
-        Which of "synthetic" and "observed" there are.
+        Available kinds of spectra, "synthetic" or "observed" or both.
     has_errors : bool
         Whether there are standard deviations of the observed spectra, "observed_errors".
     """
@@ -70,14 +70,14 @@ class Split:
 
     @cached_property
     def true_labels(self) -> np.ndarray | None:
-        """Labels (N, L) float32 that a mock spectrum was made with; None for real stars."""
+        """Labels (N, L) float32 from which mock spectra were made; None for real stars."""
         if "true_labels" not in self._arrays:
             return None
         return self._load("true_labels", slice(None), slice(None))
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Names of the stars (N,); their row numbers where the data have no names."""
+        """Names of the stars (N,); row numbers if the data have no names."""
         if "ids" not in self._arrays:
             return np.arange(self.n_stars).astype(str)
         try:
@@ -91,7 +91,7 @@ class Split:
             ) from error
 
     def pixel_range(self, pixels: str | slice | Sequence[int]) -> slice:
-        """Pixels of the spectra as a slice; see `Instrument.pixel_range`.
+        """Slice of the pixels in a range; see `Instrument.pixel_range`.
 
         Raises
         ------
@@ -112,14 +112,14 @@ class Split:
         Parameters
         ----------
         kind
-            "synthetic" or "observed", or "observed_errors" where `has_errors`.
+            "synthetic" or "observed", or "observed_errors" if `has_errors`.
         rows
-            Which stars: a slice, row numbers in any order, or a mask (N,) of booleans; all when
-            left out.
+            Stars to read: a slice, row numbers in any order, or a mask (N,) of booleans. None: all
+            stars.
         pixels
-            Which pixels; see `pixel_range`.
+            Pixels to read; see `pixel_range`.
         out : (n, p) float32, optional
-            Where to put the result, for instance pinned memory.
+            Array for the result, for instance in pinned memory.
 
         Returns
         -------
@@ -129,9 +129,9 @@ class Split:
         Raises
         ------
         DatasetError
-            When the data set has no spectra of this kind, or its file is damaged.
+            The data set has no spectra of this kind, or its file is damaged.
         IndexError
-            For rows outside the split.
+            A row is outside the split.
         """
         if kind not in self.kinds and not (kind == ERRORS and self.has_errors):
             raise DatasetError(
@@ -181,10 +181,10 @@ class Split:
     def validation_split(
         self, fraction: float = 0.1, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Divide the stars at random into training and validation stars.
+        """Split the stars at random into training and validation stars.
 
-        The first ceil(fraction N) stars of a seeded permutation are the validation stars, the same
-        on every machine and in every process: 102,747 stars become 92,472 + 10,275.
+        The validation stars are the first ceil(fraction N) of a seeded permutation, the same on
+        every machine and in every process: 102,747 stars become 92,472 + 10,275.
 
         Returns
         -------
@@ -212,7 +212,7 @@ class Split:
         Raises
         ------
         DatasetError
-            When there are fewer such stars.
+            There are fewer such stars.
         """
         try:
             return draw_iron_rich(self._label("FE_H"), n_stars, min_fe_h, seed)
@@ -233,7 +233,7 @@ def draw_iron_rich(
     Raises
     ------
     ValueError
-        When there are fewer such stars.
+        There are fewer such stars.
     """
     candidates = np.flatnonzero(fe_h > min_fe_h)
     if len(candidates) < n_stars:
@@ -244,15 +244,15 @@ def draw_iron_rich(
 
 
 def _frozen_random(seed: int) -> np.random.RandomState:
-    """Random numbers that no release of NumPy will change (NEP 19), unlike default_rng's."""
+    """Random numbers that are the same in every release of NumPy (NEP 19), unlike default_rng."""
     return np.random.RandomState(seed)
 
 
 def _gather(array: Any, rows: np.ndarray, columns: slice, out: np.ndarray) -> None:
-    """Read scattered rows: neighbours together, in the order in which they lie on the disk."""
+    """Read scattered rows in the order of the file, neighbouring rows together."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
-    # A new read begins after a gap of more than a few rows, and when a read grows too large.
+    # A new read begins after a gap of several rows, or when a read becomes too large.
     breaks = np.flatnonzero(np.diff(ordered) > 8) + 1
     for run in np.split(np.arange(len(ordered)), breaks):
         for first in range(0, len(run), 1024):
@@ -265,16 +265,16 @@ def _gather(array: Any, rows: np.ndarray, columns: slice, out: np.ndarray) -> No
 
 
 class SpectraDataset:
-    """Spectra, labels and wavelengths of a survey, read when they are asked for.
+    """Spectra, labels and wavelengths of a survey, read on demand.
 
     Attributes
     ----------
     path : pathlib.Path
         The file or folder.
     instrument : Instrument
-        What the spectra were observed with.
+        Instrument of the spectra.
     wavelength : (P,) float64
-        Wavelengths of the pixels [A, vacuum], all of the instrument's or some.
+        Wavelengths of the pixels [A, vacuum], all or some of the instrument's.
     label_names, label_units : tuple of str
         Names and units of the columns of the labels; "" for a unit that is unknown.
     provenance : dict
@@ -309,19 +309,19 @@ class SpectraDataset:
         path
             The file, or the folder with `synspec_train.npy`, `aspcap_spectra_train.npy`,
             `labels_train.npy`, `label_errs_train.npy`, the same with `_test`, and
-            `apogee_wavelength_sol.csv`. Of the two kinds of spectra one may be absent. Names of
-            stars are read from `ids_train.npy` if it holds texts, also as Python's objects, whose
-            pickle is searched and never run; otherwise rows are numbered.
+            `apogee_wavelength_sol.csv`. One of the two kinds of spectra may be missing. Names of
+            stars are read from `ids_train.npy` if it holds text, even in the form of Python
+            objects, whose pickle is searched but never executed. Otherwise the stars are numbered.
         label_names
-            Labels that the data must have, among others and in any order; None accepts any.
+            Labels that the data must have, in any order, possibly among others. None: any labels.
 
         Raises
         ------
         FileNotFoundError
-            When there is nothing at `path`.
+            There is no such file or folder.
         DatasetError
-            For a damaged or half-written file, a missing part, a wrong number of pixels or a
-            missing label; the message names the file and what helps.
+            The file is damaged, incomplete, or has a wrong number of pixels, or a label is missing;
+            the message names the file and a remedy.
         """
         dataset = cls(open_source(path))
         missing = [name for name in label_names or () if name not in dataset.label_names]
@@ -343,6 +343,6 @@ class SpectraDataset:
         self.close()
 
     def close(self) -> None:
-        """Close the file; spectra cannot be read afterwards."""
+        """Close the file; spectra cannot be read any more."""
         if self._file is not None:
             self._file.close()

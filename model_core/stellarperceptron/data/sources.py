@@ -1,4 +1,4 @@
-"""Where data sets come from: survey files and folders of published arrays, opened and checked."""
+"""Opening and checking of survey files and of folders of published arrays."""
 
 import json
 import math
@@ -21,7 +21,7 @@ __all__ = ["REMEDY", "DatasetError", "Source", "open_source"]
 
 REMEDY = "make it anew (dataset/create_mock_survey.py or dataset/create_dataset.py)"
 
-# File names of the published arrays: what goes before "_train.npy" and "_test.npy".
+# File names of the published arrays, without "_train.npy" and "_test.npy".
 _PUBLISHED = {
     "synthetic": "synspec",
     "observed": "aspcap_spectra",
@@ -30,7 +30,7 @@ _PUBLISHED = {
 }
 _PUBLISHED_WAVELENGTH = "apogee_wavelength_sol.csv"
 
-# Instructions of a pickle (see Python's `pickletools`): a text, and what fills a list with them.
+# Instructions of a pickle (see Python's `pickletools`) for texts, and for a list of them.
 _TEXT_INSTRUCTIONS = {
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -42,27 +42,27 @@ _LIST_INSTRUCTIONS = {
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be used: damaged, half-written, or not what it should be."""
+    """A data set that is damaged, incomplete, or cannot be used for another reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An open data set, nothing of the spectra and labels read yet.
+    """An open data set, whose spectra and labels have not been read yet.
 
     Attributes
     ----------
     path : pathlib.Path
         The file or folder.
     instrument : Instrument
-        Which instrument the spectra are of.
+        Instrument of the spectra.
     wavelength : (P,) float64
-        Wavelengths of the pixels [A, vacuum], all of the instrument's or some.
+        Wavelengths of the pixels [A, vacuum], all or some of the instrument's.
     label_names, label_units : tuple of str
         Names and units of the columns of the labels; "" for a unit that is unknown.
     provenance : dict
         How the data were made.
     splits : dict
-        For "train" and "test" the arrays by name: data sets of the file or memory maps.
+        Arrays by name of "train" and "test": data sets of the file, or memory maps.
     file : h5py.File or None
         The open file.
     """
@@ -97,10 +97,10 @@ def open_source(path: str | os.PathLike) -> Source:
     Raises
     ------
     FileNotFoundError
-        When there is nothing at `path`.
+        There is no such file or folder.
     DatasetError
-        For whatever cannot be used, such as wavelengths that do not ascend or that are not the
-        instrument's; the message names the file and what helps.
+        The data cannot be used, for example because wavelengths do not ascend or are not those of
+        the instrument; the message names the file and a remedy.
     """
     path = Path(path)
     if not path.exists():
@@ -109,7 +109,7 @@ def open_source(path: str | os.PathLike) -> Source:
 
 
 def _open_hdf5(path: Path) -> Source:
-    """Open a survey file; it stays open only when it is in order."""
+    """Open a survey file; close it again if it cannot be used."""
     try:
         file = h5py.File(path, "r")
     except PermissionError as error:
@@ -130,7 +130,7 @@ def _open_hdf5(path: Path) -> Source:
 
 
 def _read_layout(path: Path, file: h5py.File) -> Source:
-    """Read what describes a survey file."""
+    """Read the attributes and the layout of a survey file."""
     if not file.attrs.get("complete", False):
         raise DatasetError(f"{path} is half-written: {REMEDY}")
     version = file.attrs.get("format_version")
@@ -159,7 +159,7 @@ def _read_layout(path: Path, file: h5py.File) -> Source:
 
 
 def _read_instrument(path: Path, file: h5py.File) -> Instrument:
-    """Read which instrument a survey file's spectra are of."""
+    """Read the instrument of a survey file."""
     text = _text(file.attrs["instrument"])
     try:
         return Instrument.from_dict(json.loads(text))
@@ -209,10 +209,10 @@ def _open_folder(path: Path) -> Source:
 
 
 def _read_names(path: Path) -> np.ndarray:
-    """Names of stars (N,), from an array of texts or of Python's objects, if those are texts.
+    """Names of stars (N,), from an array of texts, or of Python objects that are texts.
 
-    Objects lie in an array as a pickle, which could run any code. It is not run: its instructions
-    are listed, and the texts of the one list in it are taken.
+    NumPy stores objects as a pickle, which could run any code. It is not executed: its instructions
+    are listed, and the texts in its only list are returned.
     """
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
@@ -244,7 +244,7 @@ def _read_names(path: Path) -> np.ndarray:
 
 
 def _map_npy(path: Path) -> np.ndarray:
-    """Map an array into memory; one with pickled objects is refused."""
+    """Map an array into memory; arrays with pickled objects are refused."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except PermissionError:
@@ -259,7 +259,7 @@ def _map_npy(path: Path) -> np.ndarray:
 
 
 def _where(path: Path) -> str:
-    """Where the wavelengths of a data set lie."""
+    """Location of the wavelengths of a data set, for messages."""
     return f"{path / _PUBLISHED_WAVELENGTH}" if path.is_dir() else f"{path}: wavelength"
 
 
@@ -273,7 +273,7 @@ def _check_wavelength(path: Path, wavelength: np.ndarray) -> None:
 
 
 def _check_pixels(path: Path, wavelength: np.ndarray, instrument: Instrument) -> None:
-    """Check that wavelengths (P,) [A] are the instrument's, to a twentieth of a pixel."""
+    """Check that wavelengths (P,) [A] agree with the instrument's to a twentieth of a pixel."""
     pixels = instrument.nearest_pixels(wavelength)
     difference = np.abs(wavelength - instrument.wavelength[pixels])
     if (difference > 0.05 * instrument.pixel_width[pixels]).any():
@@ -284,7 +284,7 @@ def _check_pixels(path: Path, wavelength: np.ndarray, instrument: Instrument) ->
 
 
 def _check(path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_labels: int) -> None:
-    """Check that a split has all its parts and that they belong together."""
+    """Check that a split is complete and that its arrays have matching shapes."""
     if path.is_dir():
         names = {name: f"{stem}_{split}.npy" for name, stem in _PUBLISHED.items()}
     else:
@@ -318,21 +318,21 @@ def _check(path: Path, split: str, arrays: Mapping[str, Any], n_pixels: int, n_l
         raise DatasetError(f"{path}: the names of the '{split}' stars are not {n_stars} texts")
 
 
-# --- HDF5 that leads elsewhere -------------------------------------------------------------------
+# --- HDF5 links to other files -------------------------------------------------------------------
 
 MOST_COMPRESSED = 100
-"""How many times longer than its stored bytes a compressed data set may be."""
+"""Largest ratio of declared to stored bytes of a compressed data set."""
 
 
 def _require_own_link(group: h5py.Group, name: str, path: Path) -> None:
-    """Check that a name is there and means an object of this file.
+    """Check that a name exists and refers to an object in the same file.
 
     Raises
     ------
     KeyError
-        There is none.
+        There is no such name.
     ValueError
-        It is a link to another place or file, which is not followed.
+        It is a link to another place or file. Links are not followed.
     """
     link = group.get(name, getlink=True)
     if link is None:
@@ -347,14 +347,14 @@ def _require_own_link(group: h5py.Group, name: str, path: Path) -> None:
 
 
 def own_group(file: h5py.Group, name: str, path: Path) -> h5py.Group:
-    """Group of a file that is no link to another one.
+    """Group in a file; links are refused.
 
     Raises
     ------
     KeyError
-        There is none.
+        There is no such name.
     ValueError
-        It is a link, or no group.
+        It is a link or not a group.
     """
     _require_own_link(file, name, path)
     group = file[name]
@@ -364,15 +364,15 @@ def own_group(file: h5py.Group, name: str, path: Path) -> h5py.Group:
 
 
 def own_dataset(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
-    """Data set that has all its data in its own file.
+    """Data set with all of its data in the same file.
 
     Raises
     ------
     KeyError
-        There is none.
+        There is no such name.
     ValueError
-        It is a link, a virtual data set, has its data in other files, or declares more than it
-        has.
+        It is a link, a virtual data set, has data in other files, or declares more data than it
+        holds.
     """
     _require_own_link(group, name, path)
     dataset = group[name]
@@ -387,7 +387,7 @@ def own_dataset(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
         )
     declared = math.prod(dataset.shape or (0,)) * dataset.dtype.itemsize
     stored = dataset.id.get_storage_size()
-    # Filters other than checksums may make the data shorter.
+    # Filters other than checksums and shuffling may compress the data.
     filters = dataset.id.get_create_plist()
     codes = {filters.get_filter(i)[0] for i in range(filters.get_nfilters())}
     compressed = bool(codes - {h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SHUFFLE})

@@ -1,7 +1,7 @@
-"""Standardization: how values of each token become numbers of order one.
+"""Standardization of values, token by token.
 
-Flux, labels and other values are centred on the median of the training stars and scaled by their
-median absolute deviation, token by token (published implementation of Koblischke & Bovy 2024).
+Flux, labels and other values are centred on the median of the training stars and divided by their
+scaled median absolute deviation (published implementation of Koblischke & Bovy 2024).
 """
 
 import math
@@ -18,11 +18,11 @@ MAXIMUM_DEVIATION = 10.0
 """Standardized values beyond this count as bad pixels (published implementation)."""
 
 _ROUNDING = 1e-9  # relative deviations below this are rounding
-_COLUMNS = 256  # whose medians are taken at once
+_COLUMNS = 256  # columns whose medians are computed at once
 
 
 def _median_and_scale(x: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Median and scale of each column (N, n) without its NaNs, float64; 0, 0 without a value."""
+    """Median and scale (float64) of each column (N, n) without NaNs; 0 and 0 without values."""
     if device.type == "cpu":
         x = np.asarray(x, dtype=np.float64)
         x = np.where(np.isfinite(x).any(axis=0), x, 0.0)
@@ -34,7 +34,7 @@ def _median_and_scale(x: np.ndarray, device: torch.device) -> tuple[np.ndarray, 
 
 
 def _by_sorting(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The same numbers by sorting, which suits a GPU."""
+    """The same by sorting, which is fast on a GPU."""
 
     def median(x: Tensor) -> Tensor:
         valid = (~x.isnan()).sum(dim=0)  # NaN comes last
@@ -54,12 +54,12 @@ def _by_sorting(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Standardizer:
-    """Center and scale of tokens, and whether they are known.
+    """Center and scale of tokens, and whether they have been fitted.
 
     Parameters
     ----------
     size
-        Number of tokens, padding included; none of them is fitted.
+        Number of tokens, including padding. None of them is fitted at first.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class Standardizer:
         self.fitted = np.append(self.fitted, np.zeros(number, dtype=bool))
 
     def copy_from(self, other: "Standardizer") -> None:
-        """Take over another's first tokens, as many as it has."""
+        """Copy all tokens of another standardizer to the first tokens of this one."""
         size = len(other.center)
         self.center[:size], self.scale[:size] = other.center, other.scale
         self.fitted[:size] = other.fitted
@@ -90,16 +90,16 @@ class Standardizer:
     def fit(
         self, values: np.ndarray, tokens: np.ndarray, device: torch.device | str = "cpu"
     ) -> None:
-        """Fit tokens that are not fitted yet; the others keep what they have.
+        """Fit tokens that are not fitted yet; the others are left unchanged.
 
         Parameters
         ----------
         values
-            (N, n), one column a token; NaNs are left out.
+            (N, n), one column per token; NaNs are ignored.
         tokens
-            (n,) integers; 0 is passed over.
+            (n,) integers; 0 is ignored.
         device
-            Where medians are taken.
+            Device that computes the medians.
         """
         new = np.flatnonzero((tokens > 0) & ~self.fitted[tokens])
         for columns in np.array_split(new, max(1, math.ceil(len(new) / _COLUMNS))):
@@ -111,7 +111,7 @@ class Standardizer:
             self.fitted[tokens[columns]] = True
 
     def missing(self, tokens: np.ndarray) -> np.ndarray:
-        """Those of the tokens that are not fitted, once each."""
+        """Tokens among these that are not fitted, each once."""
         return np.unique(tokens[(tokens > 0) & ~self.fitted[tokens]])
 
     def statistics(self, tokens: np.ndarray, like: np.ndarray | Tensor) -> list:
@@ -176,7 +176,7 @@ class Standardizer:
         Raises
         ------
         ValueError
-            Names what has the wrong size or holds impossible numbers.
+            An entry has the wrong size or impossible numbers; the message names it.
         """
         result, values = cls(size), {}
         for key in ("_input_mean", "_input_std", "_input_standardized"):

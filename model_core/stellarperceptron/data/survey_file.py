@@ -1,4 +1,4 @@
-"""Survey files: their layout, and writing them star after star, complete or not at all."""
+"""Layout of survey files, and a writer that leaves no incomplete file."""
 
 import errno
 import json
@@ -20,64 +20,64 @@ __all__ = ["ERRORS", "FORMAT_VERSION", "KINDS", "SPLITS", "SurveyWriter"]
 FORMAT_VERSION = 2
 """Version of the layout of a survey file.
 
-1: spectra of APOGEE. 2: the file says of which instrument, and in which units its labels are.
+1: spectra of APOGEE. 2: the file names its instrument and the units of its labels.
 """
 
 SPLITS = ("train", "test")
 KINDS = ("synthetic", "observed")
 ERRORS = "observed_errors"
-"""Standard deviations of the observed spectra, which a survey file may hold."""
+"""Name of the standard deviations of the observed spectra, which are optional."""
 
-_ROWS_PER_CHUNK = 16  # half a megabyte of APOGEE spectra: a batch of random rows stays cheap
-_RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memory [bytes]
+_ROWS_PER_CHUNK = 16  # half a megabyte of APOGEE spectra, so that random rows are read fast
+_RESERVE = 32_000_000  # free space to keep for data that HDF5 has not written yet [bytes]
 _ID_BYTES = 32
 _TEXT = h5py.string_dtype("utf-8", _ID_BYTES)
 
 
 class SurveyWriter:
-    """Write a survey file in one pass; nothing is at `path` until all of it is there.
+    """Write a survey file in one pass; it appears at `path` when it is complete.
 
-    The size is fixed beforehand, so that the free space on the disk is checked first. Everything
-    carries checksums (the data Fletcher's, 32 bits a chunk), so that damage is noticed when it is
-    read. The same input gives the same bytes.
+    The size is known beforehand, so that the free disk space is checked first. All parts have
+    checksums (data: Fletcher, 32 bits per chunk), which reveal damage on reading. The same input
+    gives the same bytes.
 
     Parameters
     ----------
     path
-        Where the file belongs.
+        Path of the file.
     counts
-        Number of stars of "train" and of "test".
+        Number of stars in "train" and in "test".
     provenance
-        How the data are made: generator, version, arguments, seed; stored as JSON.
+        Origin of the data: generator, version, arguments, seed; stored as JSON.
     instrument
-        Which instrument the spectra are of.
+        Instrument of the spectra.
     wavelength : (P,), optional
-        Wavelengths of the pixels [A, vacuum], if the file holds only some of the instrument's.
+        Wavelengths of the pixels [A, vacuum], if the file has only some of the instrument's.
     label_names
-        Names of the labels' columns, each once.
+        Names of the labels, in the order of the columns, each once.
     label_units
-        Their units; None: those of `stellarperceptron.labels`.
+        Units of the labels; None: those in `stellarperceptron.labels`.
     kinds
-        Which spectra there are: "synthetic", "observed".
+        Kinds of spectra: "synthetic", "observed".
     true_labels
-        Whether the labels are stored that mock spectra are made with.
+        Whether to store the labels from which mock spectra are made.
     errors
-        Whether the standard deviations of the observed spectra are stored (`ERRORS`).
+        Whether to store standard deviations of the observed spectra (`ERRORS`).
     format_version
-        Of the layout, see `FORMAT_VERSION`; format 1 holds spectra of APOGEE only.
+        Version of the layout; see `FORMAT_VERSION`. Format 1 is for APOGEE only.
 
     Attributes
     ----------
     written : dict
-        Number of stars of "train" and of "test" so far.
+        Number of stars written so far to "train" and to "test".
 
     Raises
     ------
     OSError
-        When the disk has not enough room, before or while writing; the message says how much is
-        needed, and the temporary file is removed.
+        The disk is too full, before or during writing; the message gives the required space, and
+        the temporary file is removed.
     ValueError
-        For arrays that do not fit, and at the end when stars are missing.
+        Arrays do not fit, or stars are missing at the end.
 
     Examples
     --------
@@ -132,7 +132,7 @@ class SurveyWriter:
         self._columns |= {ERRORS: len(self._wavelength)} if errors else {}
         self._columns |= {"labels": n_labels, "label_errors": n_labels}
         self._columns |= {"true_labels": n_labels} if true_labels else {}
-        # Kept open: closing a data set would write its last chunks, and again after each append.
+        # Kept open: closing a data set after each append would write its last chunk each time.
         self._members: dict[str, dict[str, h5py.Dataset]] = {}
 
     @property
@@ -150,7 +150,7 @@ class SurveyWriter:
 
     @property
     def _row_bytes(self) -> int:
-        """Size of what is stored of one star [bytes]."""
+        """Size of the data of one star [bytes]."""
         return 4 * sum(self._columns.values()) + _ID_BYTES
 
     def __enter__(self) -> "SurveyWriter":
@@ -158,7 +158,7 @@ class SurveyWriter:
             temporary = stack.enter_context(
                 atomic_output(self.path, expected_bytes=self.n_bytes + _RESERVE)
             )
-            # Since version 1.10 of the format, what describes the data has checksums too.
+            # Since version 1.10 of HDF5's format, metadata have checksums too.
             file = h5py.File(temporary, "w", libver=("v110", "v110"), rdcc_nbytes=8 * 1024**2)
             self._file = stack.enter_context(file)
             self._create()
@@ -176,7 +176,7 @@ class SurveyWriter:
         return None
 
     def _create(self) -> None:
-        """Lay out the file."""
+        """Create the attributes, groups and data sets of the file."""
         self._file.attrs["complete"] = False
         self._file.attrs["format_version"] = self._format_version
         self._describe("label_names", self._label_names)
@@ -203,7 +203,7 @@ class SurveyWriter:
 
     def _describe(self, name: str, texts: str | tuple[str, ...]) -> None:
         """Store texts as an attribute."""
-        # Texts of fixed length lie within the checksums; the heap of the others has none.
+        # Text of fixed length is covered by checksums; text of variable length is not.
         encoded = np.char.encode(np.array(texts), "utf-8")
         longest = max(encoded.dtype.itemsize, 1)
         text = encoded.astype(h5py.string_dtype("utf-8", longest))
@@ -219,15 +219,14 @@ class SurveyWriter:
         ids
             Names of n stars, at most 32 bytes in UTF-8 each.
         **arrays : (n, P) or (n, L)
-            Every array of the file: the kinds of spectra, `labels`, `label_errors` and, if the
-            file has them, `observed_errors` and `true_labels`. NaN is a bad pixel or a missing
-            label.
+            All arrays of the file: the kinds of spectra, `labels`, `label_errors` and, if the file
+            has them, `observed_errors` and `true_labels`. NaN is a bad pixel or a missing label.
 
         Raises
         ------
         ValueError
-            For a missing or unknown array, a wrong shape, a name that is too long, or more stars
-            than announced.
+            An array is missing, unknown or of a wrong shape, a name is too long, or there are more
+            stars than announced.
         """
         if split not in SPLITS:
             raise ValueError(f"split is '{split}': it must be one of {SPLITS}")

@@ -28,25 +28,25 @@ SPEED_OF_LIGHT = 299_792.458
 _SMOOTHING = 150  # pixels of 1.8 km/s to 4.1 km/s: broader than any line, narrower than a chip
 _ROWS_AT_ONCE = 128
 LEAST_SIGNIFICANCE = 5.0
-"""Below, the peak of a cross-correlation may be noise (Tonry & Davis 1979, section III)."""
+"""A cross-correlation peak of lower significance may be noise (Tonry & Davis 1979, section III)."""
 
 
 def interpolate(x: np.ndarray, y: np.ndarray, target: np.ndarray, points: int = 6) -> np.ndarray:
     """Interpolate y(x) at `target` by Lagrange polynomials through neighbouring points.
 
-    Lines that span four pixels and more are met to a few thousandths of their depth with six
-    points; linear interpolation misses a tenth.
+    With six points, lines of four pixels and more are reproduced to a few thousandths of their
+    depth; linear interpolation is wrong by a tenth.
 
     Parameters
     ----------
     x : (n,)
-        Ascending, at least `points` of them, at any distances.
+        At least `points` ascending numbers with any spacing.
     y : (n,)
         Values at x.
     target : (m,)
-        Where to interpolate, within x.
+        Positions at which to interpolate, within the range of x.
     points
-        How many neighbours each polynomial goes through.
+        Number of neighbours through which each polynomial passes.
 
     Returns
     -------
@@ -74,12 +74,12 @@ def _refractive_index(vacuum: np.ndarray) -> np.ndarray:
 
 
 def vacuum_to_air(wavelength: np.ndarray) -> np.ndarray:
-    """Wavelengths in standard air of vacuum wavelengths [A]: in the H band 4.4 A shorter."""
+    """Convert vacuum wavelengths to standard air [A]; in the H band they are 4.4 A shorter."""
     return wavelength / _refractive_index(wavelength)
 
 
 def air_to_vacuum(wavelength: np.ndarray) -> np.ndarray:
-    """Vacuum wavelengths of wavelengths in standard air [A]; `vacuum_to_air` to 1e-9 A."""
+    """Convert wavelengths in standard air to vacuum [A]; inverts `vacuum_to_air` to 1e-9 A."""
     vacuum = wavelength * _refractive_index(wavelength)
     return wavelength * _refractive_index(vacuum)
 
@@ -99,29 +99,29 @@ def line_shift(
     Parameters
     ----------
     flux : (N, P) or (P,)
-        Normalized flux, NaN in pixels that take no part.
+        Normalized flux, NaN in pixels to ignore.
     template : (P,), (1, P) or (N, P)
-        Spectra with the same lines at rest: a mean of many stars does.
+        Spectra with the same lines at rest; a mean of many stars is sufficient.
     wavelength : (P,)
-        Equidistant in the logarithm, ascending, with or without gaps.
+        Ascending, in equal steps of the logarithm, with or without gaps.
     max_velocity
-        Largest shift that is looked for, in either direction [km/s].
+        Largest shift considered, in either direction [km/s].
 
     Returns
     -------
     velocity : (N,)
-        Shift [km/s]; positive where the lines lie at longer wavelengths than in `template`.
+        Shift [km/s]; positive if lines are at longer wavelengths than in `template`.
     significance : (N,)
-        Height of the correlation's peak over the noise of the correlation, which is what its part
-        antisymmetric about the peak shows (the R of Tonry & Davis 1979, AJ 84, 1511). Shifts below
-        `LEAST_SIGNIFICANCE` mean nothing.
+        Height of the correlation peak divided by the noise, which is estimated from the part of the
+        correlation that is antisymmetric about the peak (R of Tonry & Davis 1979, AJ 84, 1511).
+        Shifts below `LEAST_SIGNIFICANCE` are not significant.
 
     Both are NaN for a spectrum without valid pixels.
 
     Raises
     ------
     ValueError
-        When the numbers of pixels differ, or the wavelengths are not equidistant.
+        The numbers of pixels differ, or wavelengths are not in equal steps of the logarithm.
     """
     flux, template = np.atleast_2d(flux), np.atleast_2d(template)
     if not flux.shape[1] == template.shape[1] == len(wavelength):
@@ -156,9 +156,9 @@ def air_or_vacuum(
 ) -> np.ndarray:
     """Tell from the lines whether wavelengths are those in air or in vacuum.
 
-    In air all lines lie at shorter wavelengths, by 4.4 Angstrom or 82 km/s in the H band, and by
-    nearly as many km/s in the visible. A single star that is not at rest can have this velocity;
-    many stars cannot: let the majority decide.
+    In air all lines are at shorter wavelengths, by 4.4 Angstrom or 82 km/s in the H band, and by
+    nearly the same velocity in the visible. A single star may have this velocity, but not many
+    stars: let the majority decide.
 
     Parameters
     ----------
@@ -171,12 +171,12 @@ def air_or_vacuum(
     template_flux : (Q,)
         A spectrum with the same lines, such as the mean of many stars, over its continuum.
     tolerance
-        How far the shift may be from that of air or vacuum [km/s].
+        Largest difference of a shift from that of air or vacuum [km/s].
 
     Returns
     -------
     (N,) str
-        ``"air"``, ``"vacuum"``, or an empty text where the lines say neither.
+        ``"air"``, ``"vacuum"``, or an empty text if the lines indicate neither.
     """
     order = np.argsort(wavelength)
     wavelength, flux = np.asarray(wavelength)[order], np.atleast_2d(flux)[:, order]
@@ -199,7 +199,7 @@ def air_or_vacuum(
 
 
 def _onto(grid: np.ndarray, wavelength: np.ndarray, flux: np.ndarray) -> np.ndarray:
-    """Flux at other wavelengths; NaN beside missing pixels and in gaps of the wavelengths."""
+    """Flux at other wavelengths; NaN near missing pixels and in gaps of the wavelengths."""
     valid = np.isfinite(flux)
     if not valid.any():
         return np.full(grid.shape, np.nan)
@@ -212,7 +212,7 @@ def _onto(grid: np.ndarray, wavelength: np.ndarray, flux: np.ndarray) -> np.ndar
 
 
 def _log_pixels(wavelength: np.ndarray) -> tuple[np.ndarray, float]:
-    """Places (P,) of wavelengths on their logarithmic grid, and its step (natural logarithm)."""
+    """Positions (P,) of wavelengths on their logarithmic grid, and its step (natural logarithm)."""
     logarithm = np.log(np.asarray(wavelength, dtype=np.float64))
     step = float(np.median(np.diff(logarithm)))
     offset = (logarithm - logarithm[0]) / step if step > 0 else np.zeros(len(logarithm))
@@ -223,7 +223,7 @@ def _log_pixels(wavelength: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _lines(flux: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Flux (N, P) less its running mean on the grid (N, L), of norm 1; zero where missing."""
+    """Flux (N, P) minus its running mean, on the grid (N, L), of norm 1; zero where missing."""
     on_grid = np.zeros((len(flux), position[-1] + 1))
     weight = np.zeros_like(on_grid)
     valid = np.isfinite(flux)
@@ -240,7 +240,7 @@ def _lines(flux: np.ndarray, position: np.ndarray) -> np.ndarray:
 
     mean = running_sum(on_grid) / np.maximum(running_sum(weight), 1.0)
     lines = (on_grid - mean) * weight
-    # A spike that is no line must not decide alone.
+    # Limit the influence of single spikes.
     scatter = np.sqrt((lines**2).sum(1) / np.maximum(weight.sum(1), 1.0))[:, None]
     lines = np.clip(lines, -5 * scatter, 5 * scatter)
     norm = np.sqrt((lines**2).sum(1, keepdims=True))
@@ -248,7 +248,7 @@ def _lines(flux: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 
 def _peaks(correlation: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the peaks [pixels] and their significance, of correlations (N, 4 reach + 1)."""
+    """Positions [pixels] and significance of the peaks of correlations (N, 4 reach + 1)."""
     rows = np.arange(len(correlation))
     middle = 2 * reach
     inner = correlation[:, reach : 3 * reach + 1]

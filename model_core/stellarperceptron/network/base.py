@@ -1,4 +1,4 @@
-"""A model as an object: network, device, files."""
+"""A model with its network, its device and its files."""
 
 import math
 import os
@@ -29,14 +29,14 @@ from stellarperceptron.utils.distributed import usable_device
 
 __all__ = ["StellarPerceptronBase", "one_of"]
 
-# Attention scores that are held at once; 2^26 of them take 256 MB.
+# Attention scores held in memory at once; 2^26 of them take 256 MB.
 _MOST_SCORES = 2**26
 
 _NAN_POLICIES = ("mask", "attend")
 
 
 def one_of(name: str, value: str, known: Sequence[str]) -> str:
-    """Give back a choice that is known; name the known ones otherwise."""
+    """Return a known choice; for any other raise a `ValueError` that lists the known ones."""
     if value not in known:
         raise ValueError(f"{name} = {value!r} is not one of {', '.join(known)}")
     return value
@@ -73,9 +73,9 @@ def _build_network(config: ModelConfig, vocab_size: int, embed_map: np.ndarray):
 
 
 class StellarPerceptronBase(StellarPerceptronCore):
-    """A model with its network, which is saved and loaded.
+    """A model with its network, which can be saved and loaded.
 
-    Parameters, apart from those of `StellarPerceptronCore`, are those of `StellarPerceptron`.
+    For the parameters, see `StellarPerceptron`.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
                 torch.manual_seed(seed)
             self.torch_model = _build_network(self.config, self.vocab_size, self.embed_map)
         if self.config.pixels_per_token > 1:
-            # The embedding of a bin is a sum over its pixels: its variance should be that of one.
+            # The embedding of a bin is a sum over its pixels; give it the variance of one pixel.
             layer, pixels = self.torch_model.embedding_layer, self._pixel_tokens()
             with torch.no_grad():
                 for table in (layer.embeddings, layer.bias):
@@ -108,7 +108,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.torch_model.to(self.device).eval()
 
     def _known_instrument(self) -> Instrument | None:
-        """The instrument whose pixels the vocabulary names, if it is known by name."""
+        """The instrument of `INSTRUMENTS` whose pixels are in the vocabulary, if there is one."""
         for known in INSTRUMENTS.values():
             if f"{known.pixel_prefix}0" in self._token_of:
                 return known
@@ -121,7 +121,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
 
     @property
     def positions(self) -> np.ndarray:
-        """(V + 1,) where each pixel lies on the instrument's grid; bins are counted from there."""
+        """(V + 1,) position of each pixel on the instrument's grid, which determines its bin."""
         positions = super().positions
         if self.instrument is not None:
             index = dict(
@@ -133,7 +133,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
 
     @property
     def label_names(self) -> list[str]:
-        """Names in the vocabulary that are no pixels of the instrument."""
+        """Names in the vocabulary that are not pixels of the instrument."""
         pixels = set() if self.instrument is None else set(self.instrument.pixel_names().tolist())
         return [name for name in self.vocabs if name not in pixels]
 
@@ -177,7 +177,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _batch_size(self, given: int | None, scores_per_star: int = 1) -> int:
-        """Stars at a time: those asked for, or what suits the device and its memory."""
+        """Stars per batch: as given, or chosen by the device and its memory."""
         if given is not None:
             if given < 1:
                 raise ValueError(f"batch_size = {given} is below 1")
@@ -188,7 +188,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
-        """Without gradients and dropout, whatever the network is in the middle of."""
+        """Evaluate without gradients and dropout; the network's mode is restored afterwards."""
         training = self.torch_model.training
         self.torch_model.eval()
         try:
@@ -204,7 +204,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         known = set(self.vocabs)
         if PADDING in labels:
             raise ValueError("padding is no label")
-        if not known.issuperset(labels):  # names as people write them
+        if not known.issuperset(labels):  # such as "[Fe/H]"
             labels = list(resolve_label_names(labels, self.label_names))
         tokens = self.tokenize(labels)
         self.require_standardization(tokens)
@@ -225,12 +225,12 @@ class StellarPerceptronBase(StellarPerceptronCore):
         freeze_encoder: bool = False,
         freeze_encoder_second_layer: bool = False,
     ) -> int:
-        """Choose what training may change; everything that is not frozen.
+        """Choose which parts of the network are trained: all that are not frozen.
 
         Parameters
         ----------
         freeze_decoder, freeze_encoder, freeze_encoder_second_layer
-            Freeze the decoder, both encoder blocks, or the second only. The published stage 3
+            Freeze the decoder, both encoder blocks, or only the second one. The published stage 3
             freezes the decoder and the second encoder block.
 
         Returns
@@ -247,7 +247,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
     def set_embed_map(self, embed_map: Mapping[str, str] | np.ndarray) -> None:
-        """Change which embedding row tokens use; see `StellarPerceptronCore`."""
+        """Change the embedding rows that tokens use; see `StellarPerceptronCore`."""
         self._update_embed_map(embed_map)
         self.torch_model.embedding_layer.embed_map.copy_(torch.from_numpy(self.embed_map))
 
@@ -265,18 +265,18 @@ class StellarPerceptronBase(StellarPerceptronCore):
         optimizer: torch.optim.Optimizer | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Save a checkpoint folder that the published code can load, too.
+        """Save a checkpoint folder, which the published code can load as well.
 
         Parameters
         ----------
         folder
-            Its parent is made when it is missing.
+            Folder of the checkpoint; missing parent folders are created.
         overwrite
-            Replace an existing checkpoint; a save that fails leaves it as it was.
+            Replace an existing checkpoint. If saving fails, the old one stays.
         optimizer
-            Its state is saved with the weights.
+            Optimizer whose state is saved with the weights.
         dtype
-            Of the weights in the file: torch.float16 halves it, to be shipped or sent.
+            Type of the weights in the file; torch.float16 halves its size.
 
         Raises
         ------
@@ -309,9 +309,9 @@ class StellarPerceptronBase(StellarPerceptronCore):
         Parameters
         ----------
         config
-            As `get_config` gives it; files of the published code and of Leung & Bovy (2023) too.
+            Result of `get_config`, or that of the published code or of Leung & Bovy (2023).
         embed_map
-            (V + 1,) integers; None: each token its own row.
+            (V + 1,) integers. None: each token has its own row.
         device, nan_policy, seed
             See the class.
         """
@@ -344,22 +344,23 @@ class StellarPerceptronBase(StellarPerceptronCore):
         device: str | torch.device = "auto",
         nan_policy: str = "mask",
     ) -> Self:
-        """Load a checkpoint: ours, the published ones, or Leung & Bovy's (2023).
+        """Load a checkpoint of this package, of the published code, or of Leung & Bovy (2023).
 
         Parameters
         ----------
         folder
-            With `config.json`, `weights.pt` and, unless every token has its own row,
-            `embed_map.npz`. Nothing in it is executed.
+            Folder with `config.json`, `weights.pt` and, unless every token has its own row,
+            `embed_map.npz`. Nothing in these files is executed.
         device, nan_policy
             See the class.
 
         Raises
         ------
         FileNotFoundError
-            The folder is no checkpoint.
+            The folder is not a checkpoint.
         ValueError
-            Files that are damaged, hold more than tensors, or do not fit together; names them.
+            A file is damaged or holds more than tensors, or the files do not fit together; the
+            message names them.
         """
         checkpoint = read_checkpoint(folder)
         if "embedding_layer.pixel_projection.weight" in checkpoint.weights:
@@ -390,8 +391,8 @@ class StellarPerceptronBase(StellarPerceptronCore):
     ) -> Self:
         """Load a checkpoint and append new tokens to its vocabulary.
 
-        Old tokens keep their rows, their embedding map and their standardization. New ones get
-        rows with fresh weights, and a standardization when the model is fitted.
+        Old tokens keep their embedding rows and their standardization. New tokens get rows with
+        random weights, and a standardization when the model is fitted.
 
         Parameters
         ----------
@@ -400,15 +401,15 @@ class StellarPerceptronBase(StellarPerceptronCore):
         new_names
             Names of new pixels or labels.
         embed_map
-            Names whose embedding row is that of another name, such as new pixels that share the
-            row of the old ones.
+            Names that use the embedding row of another name, such as new pixels that share the row
+            of the old ones.
         device, nan_policy, seed
-            See the class; the seed is that of the new rows.
+            See the class; `seed` is for the new rows.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            As from `load`; new names that are known already.
+            See `load`; a new name is in the vocabulary already.
         """
         new_names = [new_names] if isinstance(new_names, str) else new_names
         old = cls.load(folder, device="cpu", nan_policy=nan_policy)

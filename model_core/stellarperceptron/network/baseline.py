@@ -36,9 +36,9 @@ class BaselineNetwork(nn.Module):
     label
         Name of the label.
     dropout_rate
-        Behind each hidden layer (published: 0.1).
+        Dropout rate after each hidden layer (published: 0.1).
     seed
-        Of the initial weights and of training.
+        Seed of the initial weights and of training.
     """
 
     def __init__(self, pixels: int, label: str = "FE_H", dropout_rate: float = 0.1, seed: int = 0):
@@ -57,7 +57,7 @@ class BaselineNetwork(nn.Module):
     def forward(self, flux: Tensor) -> tuple[Tensor, Tensor]:
         """(N, P) fluxes, NaN for bad pixels -> standardized value and log-variance (N,)."""
         median, scale = self.flux_statistics
-        # A bad pixel is given its median.
+        # Bad pixels are replaced by their median.
         value, logvar = self.layers(((flux - median) / scale).nan_to_num(nan=0.0)).unbind(dim=1)
         return value, logvar
 
@@ -83,16 +83,16 @@ class BaselineNetwork(nn.Module):
         epoch: int | None = None,
         training_state: dict[str, Any] | None = None,
     ) -> None:
-        """Save a checkpoint, whole or not at all, in the place of an earlier one.
+        """Save a checkpoint, replacing an earlier one; a failed save leaves nothing behind.
 
         Parameters
         ----------
         folder
-            Where it belongs.
+            Folder of the checkpoint.
         optimizer, training_state
-            With which an interrupted training goes on; None leaves them out.
+            State from which an interrupted training continues; None: not saved.
         epoch
-            Epochs trained; None: those of the last `fit`.
+            Number of epochs trained; None: the network's own number.
         """
         folder = Path(folder)
         require_replaceable(folder)
@@ -120,7 +120,7 @@ class BaselineNetwork(nn.Module):
         Raises
         ------
         FileNotFoundError, ValueError
-            The folder is no checkpoint of a baseline network.
+            The folder is not a checkpoint of a baseline network.
         """
         folder = Path(folder)
         try:

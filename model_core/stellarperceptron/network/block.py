@@ -1,4 +1,4 @@
-"""The Transformer block of encoder and decoder.
+"""The Transformer block of the encoder and the decoder.
 
 Shapes: N stars, L tokens, Q requests, D embedding dimensions, H attention heads.
 """
@@ -31,17 +31,17 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class TransformerBlock(nn.Module):
-    """Post-norm Transformer block; attention has one learned key and value beside the input's.
+    """Post-norm Transformer block; attention has one more key and value, which are learned.
 
     Parameters
     ----------
     embedding_dim, head_num, dense_num
         D, H and the width of the feed-forward layer.
     dropout_rate
-        On the outputs of attention and feed-forward layer.
+        Dropout rate of the outputs of attention and feed-forward layer.
     attention_dropout_rate
-        On the attention weights (self-attention in training only). PyTorch's CPU attention keeps
-        all weights in memory when this is not zero.
+        Dropout rate of the attention weights, for self-attention in training. PyTorch's CPU
+        attention keeps all weights in memory if it is not zero.
     activation
         A key of `ACTIVATIONS`.
     """
@@ -59,7 +59,7 @@ class TransformerBlock(nn.Module):
         self.head_num = head_num
         self.attention_dropout_rate = attention_dropout_rate
         self.activation = ACTIVATIONS[activation]
-        # Holds and initialises the parameters under their published names; the arithmetic is below.
+        # Only holds and initializes the parameters, under their published names.
         self.attention = nn.MultiheadAttention(
             embedding_dim, head_num, add_bias_kv=True, batch_first=True
         )
@@ -160,7 +160,7 @@ class TransformerBlock(nn.Module):
         w_q, w_k, w_v = a.in_proj_weight.chunk(3)
         b_q, b_k, b_v = a.in_proj_bias.chunk(3)
         q = linear(query, w_q, b_q).unflatten(-1, (heads, -1)) / math.sqrt(dim // heads)
-        # Keys: the tokens', of which the bias b_k adds a constant, and the learned one.
+        # The keys of the tokens, to whose scores the bias b_k adds a constant, and the learned key.
         q_token = torch.einsum("nqhd,hdc->nqhc", q, w_k.unflatten(0, (heads, -1)))
         scores = q_token.flatten(1, 2) @ context.transpose(1, 2)  # (N, Q H, L)
         scores = scores.unflatten(1, (queries, heads))

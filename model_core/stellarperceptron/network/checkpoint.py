@@ -1,7 +1,7 @@
 """The checkpoint folder, in the published format; nothing in it is ever executed.
 
-``config.json``, ``weights.pt`` and ``embed_map.npz`` are read and written as the published code
-does (Koblischke & Bovy 2024), so that folders can be exchanged both ways.
+``config.json``, ``weights.pt`` and ``embed_map.npz`` have the format of the published code
+(Koblischke & Bovy 2024), which can read folders of this package, and the other way round.
 """
 
 import glob
@@ -40,16 +40,16 @@ __all__ = [
     "write_checkpoint",
 ]
 
-# What DistributedDataParallel and torch.compile put before parameter names.
+# Prefixes that DistributedDataParallel and torch.compile add to parameter names.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _FILES = {"config.json", "weights.pt", "embed_map.npz", "training_state.pt"}
-# What file browsers leave in folders.
+# Files that file browsers create.
 _DEBRIS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder holds.
+    """Content of a checkpoint folder.
 
     Attributes
     ----------
@@ -57,14 +57,14 @@ class Checkpoint:
     config : dict
         `config.json`: sections `nn_config`, `tokenizer_config`, `norm_config`.
     weights : dict of str to Tensor
-        On the CPU, under the published names.
+        Weights on the CPU, by their published names.
     optimizer_state : dict or None
-        State of the optimizer, when the folder has one.
+        State of the optimizer, if it was saved.
     optimizer : str or None
-        Its class name.
+        Class name of the optimizer.
     epoch : int
     embed_map : ndarray or None
-        (V + 1,) integers; None when the folder has none.
+        (V + 1,) integers; None if the folder has no map.
     """
 
     folder: Path
@@ -82,10 +82,10 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     Raises
     ------
     FileNotFoundError
-        The folder is missing or is no checkpoint.
+        The folder is missing or is not a checkpoint.
     ValueError
-        A file in it is damaged, holds more than tensors and plain values, or declares more than it
-        has; or weights are NaN or infinite.
+        A file is damaged, holds more than tensors and plain values, or declares more data than it
+        holds, or a weight is NaN or infinite.
     """
     folder = Path(folder)
     missing = [name for name in ("config.json", "weights.pt") if not (folder / name).is_file()]
@@ -146,7 +146,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        The file is no JSON or misses a section.
+        The file is not JSON or lacks a section.
     """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
@@ -187,7 +187,7 @@ def require_finite(weights: Mapping[str, Tensor], path: Path) -> None:
     Raises
     ------
     ValueError
-        Names the first tensor with one.
+        There is one; the message names the first tensor.
     """
     if name := not_finite(weights):
         raise ValueError(
@@ -202,8 +202,8 @@ def require_replaceable(folder: Path, overwrite: bool = True) -> None:
     Raises
     ------
     FileExistsError
-        There is something else than a checkpoint, or files beside it; or a checkpoint, and
-        `overwrite` is False.
+        The folder exists and is not a checkpoint, or holds other files as well; or it is a
+        checkpoint and `overwrite` is False.
     """
     if not (folder.is_symlink() or folder.exists()):
         return
@@ -233,7 +233,7 @@ def read_embed_map(path: Path) -> np.ndarray:
     Raises
     ------
     ValueError
-        The file is damaged or holds something else.
+        The file is damaged or holds other data.
     """
     try:
         check_array_archive(path)
@@ -256,21 +256,21 @@ def read_embed_map(path: Path) -> np.ndarray:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str = "weights") -> None:
-    """Put weights into a model; every tensor must be there and fit.
+    """Put weights into a model; all of its tensors must be given, with the right shapes.
 
     Parameters
     ----------
     model
-        Takes the weights.
+        Model that receives the weights.
     weights
-        Under the model's parameter names.
+        Tensors by parameter name.
     source
-        Named in the message.
+        Description of the weights for error messages.
 
     Raises
     ------
     ValueError
-        Names missing, extra and wrongly shaped tensors.
+        Tensors are missing, unknown or of the wrong shape; the message names them.
     """
     expected = model.state_dict()
     problems = [f"missing: {name}" for name in expected if name not in weights]
@@ -298,35 +298,35 @@ def write_checkpoint(
     training_state: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a checkpoint folder, whole or not at all.
+    """Write a checkpoint folder; a failed save leaves nothing behind.
 
     Parameters
     ----------
     folder
-        Where it belongs.
+        Folder of the checkpoint.
     model
-        Its weights are saved, without the prefixes of wrappers.
+        Network whose weights are saved, without the prefixes of wrappers.
     config
-        `StellarPerceptronCore.get_config`.
+        Result of `StellarPerceptronCore.get_config`.
     embed_map
         (V + 1,) integers.
     optimizer
-        Its state is saved with the weights. None: that of a fresh AdamW with the published
-        learning rate, because the published code looks for one.
+        Optimizer whose state is saved. None: a new AdamW with the published learning rate, because
+        the published code expects a state.
     epoch
-        Epochs trained.
+        Number of epochs trained.
     overwrite
-        Replace a checkpoint at `folder`; nothing else is ever replaced.
+        Replace a checkpoint at `folder`. Anything else is never replaced.
     training_state
-        Tensors and plain values with which an interrupted training goes on, kept in
-        `training_state.pt`; the published code does not look at it.
+        Tensors and plain values from which an interrupted training continues, saved in
+        `training_state.pt`. The published code ignores this file.
     dtype
-        Of the weights in the file.
+        Type of the weights in the file.
 
     Raises
     ------
     FileExistsError
-        `folder` exists and `overwrite` is False, or it holds something else than a checkpoint.
+        `folder` exists and `overwrite` is False, or it is not only a checkpoint.
     ValueError
         A weight is NaN or infinite in the precision of the file.
     OSError
@@ -345,11 +345,11 @@ def write_checkpoint(
         "optimizer": type(optimizer).__name__,
         "epoch": int(epoch),
     }
-    # The order of the published files: padding, row 0, comes last.
+    # As in the published files, padding (row 0) comes last.
     keys = np.append(np.arange(1, len(embed_map)), 0)
     with atomic_output(folder, expected_bytes=tensor_bytes(content)) as temporary:
         temporary.mkdir()
-        # A line a section: thousands of names on lines of their own would double the file.
+        # One line per section: one line per name would double the size of the file.
         sections = (
             f"{json.dumps(name)}: {json.dumps(section, separators=(',', ':'))}"
             for name, section in config.items()

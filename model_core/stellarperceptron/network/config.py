@@ -1,4 +1,4 @@
-"""Sizes of the network, checked before anything is built."""
+"""Sizes of the network, checked before it is built."""
 
 import itertools
 import math
@@ -16,6 +16,7 @@ from stellarperceptron.utils.arguments import with_nearest
 __all__ = ["PRECISIONS", "PUBLISHED_KEYS", "ModelConfig"]
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MOST_PIXELS = 100_000  # per token: more than any spectrum has
 # Entries of `nn_config` in published checkpoints.
 PUBLISHED_KEYS = (
     "context_length",
@@ -39,9 +40,9 @@ class ModelConfig:
     Parameters
     ----------
     context_length
-        Largest number of tokens the encoder perceives at once.
+        Largest number of tokens that the encoder takes at once.
     embedding_dim
-        D, dimensions of a token.
+        Number of dimensions D of a token.
     embedding_activation, encoder_activation, decoder_activation
         "gelu", "relu", "silu" or "tanh".
     encoder_head_num, encoder_dense_num, encoder_dropout_rate
@@ -50,16 +51,16 @@ class ModelConfig:
     decoder_head_num, decoder_dense_num, decoder_dropout_rate
         The same for the first of three decoder blocks (the others have a half and a quarter).
     wavelength_range
-        Wavelengths between which the wavelength encoding is laid out, vacuum [Angstrom].
+        Wavelengths at 0 and 1 of the wavelength encoding, vacuum [Angstrom].
     pixels_per_token
-        1 as published; P > 1 makes a token of P neighbouring pixels.
+        Number of neighbouring pixels that make a token; published: 1.
     attention_dropout_rate
         Dropout probability of the encoder's attention weights.
 
     Raises
     ------
     ValueError
-        Lists everything that is impossible, at once.
+        Values are impossible; the message lists all of them.
     """
 
     context_length: int = 512
@@ -101,6 +102,8 @@ class ModelConfig:
                 yield f"{field.name} = {value!r} is not in [0, 1)"
             if field.name.endswith("_activation") and value not in ACTIVATIONS:
                 yield f"{field.name} = {value!r} is not one of {', '.join(ACTIVATIONS)}"
+        if whole["pixels_per_token"] and self.pixels_per_token > MOST_PIXELS:
+            yield f"pixels_per_token = {self.pixels_per_token} is above {MOST_PIXELS}"
         if whole["embedding_dim"] and self.embedding_dim % 2:
             yield f"embedding_dim = {self.embedding_dim} is not even"
         for part, halvings in (("encoder", 1), ("decoder", 2)):
@@ -131,7 +134,7 @@ class ModelConfig:
         Raises
         ------
         ValueError
-            Names unknown keys and the nearest known ones, or impossible values.
+            Keys are unknown (the message lists the nearest known ones) or values impossible.
         """
         known = [field.name for field in fields(cls)]
         unknown = [with_nearest(key, known) for key in entries if key not in known]
@@ -142,20 +145,20 @@ class ModelConfig:
     def flops_per_star(
         self, tokens: int | None = None, labels: int = 1, training: bool = False
     ) -> int:
-        """Arithmetic of the published network for one star [floating-point operations].
+        """Number of floating-point operations of the published network for one star.
 
-        A multiplication and an addition count as two. This counts the matrix products of the
-        network as published (keys and values of the decoder projected for every token), which is
-        the common measure of model FLOP utilization; `layers` needs about a tenth less.
+        A multiplication and an addition count as two operations. The number is that of the matrix
+        products of the published network (in which the decoder projects keys and values for every
+        token), the usual basis of model FLOP utilization. `layers` needs about 10 % less.
 
         Parameters
         ----------
         tokens
-            Tokens perceived; None: the context length.
+            Number of tokens perceived; None: the context length.
         labels
-            Labels requested.
+            Number of labels requested.
         training
-            Forward and backward pass, three times the forward pass.
+            Count forward and backward pass, three times the forward pass alone.
         """
         c, n, q = self, tokens or self.context_length, labels
         dim = c.embedding_dim

@@ -26,15 +26,15 @@ def group_pixels(
     """Group neighbouring pixels into tokens.
 
     Tokens of several pixels are bins of the pixel grid: the pixel at position p belongs to bin
-    p // P. A part of a spectrum therefore has the bins of the whole, the first and the last of them
-    possibly in part, and a bin across the edge of a chip holds pixels of one chip only.
+    p // P. Part of a spectrum therefore has the same bins as the whole spectrum. Bins at its ends
+    and at the edges of a chip may be incomplete.
 
     Parameters
     ----------
     wavelengths
         (n,) in any order [Angstrom].
     positions
-        (n,) integers: where each pixel lies on the grid. With one pixel a token they only order
+        (n,) integers: position of each pixel on the grid. With one pixel per token they only sort
         pixels of the same wavelength.
     pixels_per_token
         P.
@@ -42,8 +42,8 @@ def group_pixels(
     Returns
     -------
     ndarray
-        (T, P) indices into `wavelengths`; -1 where a bin lacks a pixel. With P = 1 tokens ascend in
-        wavelength, otherwise in position.
+        (T, P) indices into `wavelengths`; -1 where a bin lacks a pixel. Tokens are sorted by
+        wavelength if P = 1, otherwise by position.
     """
     if pixels_per_token == 1:
         return np.lexsort((positions, wavelengths))[:, None]
@@ -55,7 +55,7 @@ def group_pixels(
 
 
 def pixel_ids(groups: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """(T, P) token of each pixel of the groups, 0 where a group has none."""
+    """(T, P) token of each pixel in the groups; 0 where a group lacks a pixel."""
     return np.append(tokens, 0)[groups]  # index -1: no pixel
 
 
@@ -71,7 +71,7 @@ def group_values(
     positions: np.ndarray,
     pixels_per_token: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Group the pixels among standardized values; other values keep tokens of their own.
+    """Group the pixels among standardized values; each other value has a token of its own.
 
     Padding is left out, so that it is not taken for a neighbouring pixel.
 
@@ -80,9 +80,9 @@ def group_values(
     values
         (N, n) standardized.
     tokens, positions
-        (n,) of the values; see `group_pixels`.
+        (n,) tokens and positions of the values; see `group_pixels`.
     wavelengths
-        (n,) [Angstrom], 0 for values that are no pixels.
+        (n,) [Angstrom], 0 for values that are not pixels.
     pixels_per_token
         P.
 
@@ -91,7 +91,7 @@ def group_values(
     ids : ndarray
         (T, P) integers, spectral tokens first.
     values : ndarray
-        (N, T, P), NaN where there is none.
+        (N, T, P), NaN where a value is missing.
     wavelengths : ndarray
         (T,) mean wavelengths [Angstrom], 0 for tokens that are not spectral.
     """
@@ -108,14 +108,14 @@ def group_values(
 
 @dataclass(frozen=True)
 class Patch:
-    """A share of the pixels that fits the context, the same for all stars.
+    """Part of the pixels that fits into the context, the same for all stars.
 
     Attributes
     ----------
     pixels : Tensor
-        (T, P) indices of pixels, -1 for none.
+        (T, P) indices of pixels, -1 for a missing one.
     ids : Tensor
-        (T, P) their tokens, 0 for none.
+        (T, P) tokens of these pixels, 0 for a missing one.
     encoding : Tensor
         (T, D) wavelength encoding.
     """
@@ -138,23 +138,23 @@ def split_into_patches(
     seed: int = 0,
     fill: bool = False,
 ) -> list[Patch]:
-    """Divide all tokens into as few patches of equal size as the context allows.
+    """Split all tokens into as few patches of equal size as the context allows.
 
-    Tokens that fit one context make one patch. More are shuffled first (Koblischke & Bovy 2024,
-    section 3), so that each patch sees the whole wavelength range.
+    Tokens that fit into the context make one patch. Otherwise they are shuffled first
+    (Koblischke & Bovy 2024, section 3), so that each patch covers the whole wavelength range.
 
     Parameters
     ----------
     tokens, wavelengths, positions
-        (n,) of all pixels, in any order; see `group_pixels`.
+        (n,) tokens, wavelengths and positions of all pixels, in any order; see `group_pixels`.
     embedding_layer
-        Gives the wavelength encoding and the pixels per token; patches are on its device.
+        Layer with the wavelength encoding and the pixels per token. Patches are on its device.
     context_length
         Largest number of tokens in a patch.
     seed
-        Of the shuffle (published: always 0).
+        Seed of the shuffle (published: always 0).
     fill
-        Where sizes differ by one token, add one of padding to the shorter patches.
+        Add a padding token to the shorter patches if sizes differ by one.
     """
     device = embedding_layer.embeddings.device
     groups = group_pixels(wavelengths, positions, embedding_layer.pixels_per_token)
@@ -191,7 +191,7 @@ def predict_patches(
     Parameters
     ----------
     network
-        The network, or what `torch.compile` made of it.
+        The network, possibly compiled.
     flux
         (N, n) standardized, NaN for bad pixels.
     patches
@@ -203,14 +203,14 @@ def predict_patches(
     nan_policy
         See `StellarPerceptronTorchModel.embed`.
     always_mask
-        Do not check whether a patch is complete, for which a GPU would have to wait.
+        Do not check whether patches are complete. The check makes a GPU wait.
 
     Returns
     -------
     value, error : Tensor
         (N, Q) standardized; NaN for stars without any valid pixel.
     """
-    # The last column, index -1, stands for a missing pixel.
+    # The last column (index -1) is a missing pixel.
     flux = torch.nn.functional.pad(flux, (0, 1), value=math.nan)
     total = total_weight = total_error = 0.0
     for patch in patches:
@@ -226,7 +226,7 @@ def predict_patches(
             weight, error = seen * (-logvar).exp(), seen
         total, total_weight = total + weight * value, total_weight + weight
         total_error = total_error + error
-    # A star that was never seen: 0 / 0 is the NaN that it should be.
+    # For a star without valid pixels 0 / 0 gives NaN, as intended.
     error = total_error / total_weight
     if combine != "mean":
         error = error.sqrt()  # 1 / error^2 is the mean of the patches' 1 / error^2

@@ -1,4 +1,4 @@
-"""Perceive stars, then answer requests about them: one context at a time, with its attention."""
+"""Perceive stars within one context, then answer requests about them, with attention weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = ["PerceivingModel"]
 
 
 class PerceivingModel(StellarPerceptronBase):
-    """A model that perceives stars and remembers them until they are asked about."""
+    """A model that perceives stars and keeps the perception for later requests."""
 
     def __init__(self, vocabs: Sequence[str], **options: Any):
         super().__init__(vocabs, **options)
@@ -39,37 +39,37 @@ class PerceivingModel(StellarPerceptronBase):
         Parameters
         ----------
         inputs
-            (N, n) values in physical units, NaN for missing ones; a data frame brings its names;
-            (n,) is one star.
+            (N, n) values in physical units, NaN where missing, or (n,) for one star. A data frame
+            gives the names itself.
         names
-            (n,) names (or tokens) of the columns, or (N, n) when every star has its own; "[pad]"
-            for padding.
+            (n,) names (or tokens) of the columns, or (N, n) if every star has its own; "[pad]" for
+            padding.
         wavelengths
-            (n,) or (N, n), vacuum [Angstrom]; 0 for values that have none, such as labels or
-            colours. None: none of them has. With more than one pixel a token, (n,) is needed, and
-            neighbouring pixels are grouped.
+            (n,) or (N, n), vacuum [Angstrom]; 0 for values without one, such as labels or colours.
+            None: no wavelengths. Models with several pixels per token need (n,) and group
+            neighbouring pixels.
         batch_size
             Stars at a time; None chooses by device.
         return_attention_scores
             Return how much every token attends to every other in the last encoder block.
         attention_normalization
-            "pixels": what a token attends to sums to one. "published": the sum runs over the
-            attending tokens instead, as in the published code; NaN where nothing attends.
+            "pixels": the attention of a token to all tokens sums to one. "published": the sum runs
+            over the attending tokens instead, as in the published code; NaN where there are none.
 
         Returns
         -------
         ndarray or None
             (N, T, T) attention of token (axis 1) to token (axis 2), averaged over heads, without
-            the learned key, when asked for. T is n with one pixel a token.
+            the learned key, if requested. T is n with one pixel per token.
 
         Raises
         ------
         ValueError
-            Shapes that do not match, unknown names, wavelengths that are not finite, or more
-            tokens than the context (use `predict`).
+            Shapes do not match, names are unknown, wavelengths are not finite, or there are more
+            tokens than the context length (use `predict`).
         """
         one_of("attention_normalization", attention_normalization, ("pixels", "published"))
-        self._perception = None  # an error below must not leave the answers of other stars
+        self._perception = None  # after an error, `request` must not answer for other stars
         if isinstance(inputs, pd.DataFrame) and names is None:
             names = inputs.columns.to_numpy(dtype=str)
         inputs = np.atleast_2d(sentinels_to_nan(as_array(inputs, name="inputs")))
@@ -101,7 +101,7 @@ class PerceivingModel(StellarPerceptronBase):
             )
         if values.shape[1] > self.config.context_length:
             raise ValueError(
-                f"{values.shape[1]} tokens are more than the context of "
+                f"{values.shape[1]} tokens exceed the context length of "
                 f"{self.config.context_length}: use predict, which takes any number"
             )
         self._warn_of_empty_stars(valid == 0)
@@ -116,7 +116,7 @@ class PerceivingModel(StellarPerceptronBase):
         encode_wavelength = self.torch_model.embedding_layer.encode_wavelength
 
         def part(values: np.ndarray | None, rows: slice, shared: int) -> Tensor | None:
-            """Rows of an array; all of one that has `shared` dimensions, alike for all stars."""
+            """Rows of an array; the whole array if its `shared` dimensions serve all stars."""
             if values is None:
                 return None
             values = values if values.ndim == shared else values[rows]
@@ -157,7 +157,7 @@ class PerceivingModel(StellarPerceptronBase):
         batch_size: int | None = None,
         return_attention_scores: bool = False,
     ) -> pd.DataFrame | tuple[pd.DataFrame, np.ndarray]:
-        """Ask for labels of the stars perceived last.
+        """Request labels of the stars perceived last.
 
         Parameters
         ----------
@@ -166,7 +166,7 @@ class PerceivingModel(StellarPerceptronBase):
         batch_size
             Stars at a time; None chooses by device.
         return_attention_scores
-            Return also how much each label attended to each token.
+            Also return how much each label attends to each token.
 
         Returns
         -------
@@ -175,7 +175,7 @@ class PerceivingModel(StellarPerceptronBase):
             deviation), in the labels' units. NaN for stars without any valid value.
         ndarray
             (N, T, Q) attention in the last decoder block, averaged over heads, without the
-            learned key; it sums to one over the tokens. Only when asked for.
+            learned key; it sums to one over the tokens. Only if requested.
 
         Raises
         ------
@@ -224,7 +224,7 @@ def _normalized_attention(weights: Tensor, attend: Tensor | None, normalization:
     """
     weights = weights[..., :-1]
     if attend is not None:
-        weights = weights * attend[..., None]  # rows of tokens that were not there
+        weights = weights * attend[..., None]  # tokens that were not attended to
     if normalization == "published":
         return weights / weights.sum(dim=1, keepdim=True)
     return (weights / weights.sum(dim=2, keepdim=True)).nan_to_num(nan=0.0)

@@ -1,4 +1,4 @@
-"""Files of tensors and of arrays from strangers: checked by their headers, never executed."""
+"""Untrusted files of tensors and arrays: checked by their headers, never executed."""
 
 import pickle
 import pickletools
@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 MOST_TOKENS = 1_000_000
-"""Most tokens that an embedding map may have; APOGEE's pixels and labels are 7,519."""
+"""Largest number of tokens in an embedding map; APOGEE's pixels and labels are 7,519."""
 
-# What files of plain tensors and values name in their pickle: nothing here takes memory or acts.
+# Names that the pickle of plain tensors and values may contain; none allocates memory or acts.
 _PLAIN = re.compile(
     r"collections (OrderedDict|Counter)|builtins (set|complex)|torch (Size|device)|"
     r"torch._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|torch.storage UntypedStorage|"
@@ -42,7 +42,7 @@ def check_tensor_file(path: Path) -> None:
     ------
     ValueError
         It is damaged, holds more than tensors and plain values, or declares more bytes than it
-        has.
+        holds.
     """
     size = path.stat().st_size
     try:
@@ -77,12 +77,12 @@ def check_tensor_file(path: Path) -> None:
 
 
 def check_tensors(content: Any, path: Path) -> None:
-    """Check that all tensors of a file are plain and have their values in it.
+    """Check that all tensors of a file are dense and have their values in the file.
 
     Raises
     ------
     ValueError
-        One is sparse, without data, or has more values than its storage.
+        A tensor is sparse, without data, or larger than its storage.
     """
     for tensor in _tensors(content):
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
@@ -115,12 +115,12 @@ def check_array_archive(path: Path, most: int = MOST_TOKENS) -> None:
     path
         The file.
     most
-        Values that an array may have.
+        Largest number of values of an array.
 
     Raises
     ------
     ValueError
-        An array has more of them; names the limit.
+        An array has more values; the message names the limit.
     """
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
@@ -146,25 +146,25 @@ def check_array_archive(path: Path, most: int = MOST_TOKENS) -> None:
 def check_network_size(
     nn_config: Mapping[str, Any], tokens: int, weights: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Check that a network is no larger than its weights, before it is made.
+    """Check, before a network is built, that it is not larger than its weights.
 
     Parameters
     ----------
     nn_config
-        Sizes of the network, which `ModelConfig` checks otherwise.
+        Sizes of the network; `ModelConfig` checks everything else.
     tokens
-        Of the vocabulary.
+        Number of tokens in the vocabulary.
     weights
-        What the network will take.
+        Weights for the network.
     path
-        Of the configuration, for the message.
+        File of the configuration, for the message.
 
     Raises
     ------
     ValueError
-        It asks for more parameters than there are.
+        The configuration needs more parameters than there are.
     """
-    names = ("embedding_dim", "encoder_dense_num", "decoder_dense_num", "pixels_per_token")
+    names = ("embedding_dim", "encoder_dense_num", "decoder_dense_num")
     values = [nn_config.get(name, 1) for name in names]
     dim, *widths = (value if isinstance(value, int) else 1 for value in values)
     # The largest matrices; the whole network has some more.
@@ -178,7 +178,7 @@ def check_network_size(
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str:
-    """Name of the first tensor with a NaN or an infinite number; empty where there is none."""
+    """Name of the first tensor with a NaN or an infinite number; empty if there is none."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return name
@@ -191,7 +191,7 @@ def load_tensors(path: Path) -> Any:
     Raises
     ------
     ValueError
-        The file is damaged, holds more, or declares more data than it has.
+        The file is damaged, holds other objects, or declares more data than it holds.
     FileNotFoundError, PermissionError
         It cannot be opened.
     """
@@ -211,9 +211,9 @@ def load_tensors(path: Path) -> Any:
 
 
 def save_tensors(content: Any, path: Path) -> None:
-    """Write what `load_tensors` reads.
+    """Write a file that `load_tensors` can read.
 
-    PyTorch says "unexpected pos" when it cannot write to a path; a file of Python's tells why.
+    The file is opened here because PyTorch's own error ("unexpected pos") does not give a reason.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Batches of training stars, made where the data are, the same on any number of processes.
+"""Batches of training stars, the same on any number of processes.
 
-Random choices are hashed from (seed, epoch, star, token) instead of drawn from a generator: they
-do not depend on the batch size, on the number of processes or on where training was interrupted,
-and are the same on a CPU and a GPU.
+Random choices are hashes of (seed, epoch, star, token) instead of draws from a generator. They do
+not depend on the batch size, the number of processes or interruptions of the training, and are the
+same on a CPU and a GPU.
 """
 
 import math
@@ -21,12 +21,12 @@ from stellarperceptron.training.profiles import CHOICES
 
 __all__ = ["Batch", "TrainingGenerator"]
 
-# Each kind of random choice has a stream of its own.
+# Each kind of random choice has its own stream.
 _PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW = range(5)
 
 
 def _seed_of(*numbers: int) -> int:
-    """One int32 from several numbers, by NumPy's documented and stable seed sequence."""
+    """One int32 from several numbers, by NumPy's seed sequence, which is documented and stable."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) - 2**31
 
 
@@ -39,18 +39,18 @@ def _is_nan(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the network is given and what it should answer; B stars, Q requests.
+    """Input of the network and the right answers; B stars, Q requests.
 
     Attributes
     ----------
     stars : Tensor
-        (B,) rows of the training data.
+        (B,) rows of the stars in the training data.
     tokens : Tokens
-        Of these stars.
+        Tokens of these stars.
     request_ids : Tensor
-        (B, 1), or (Q,) when all labels are requested.
+        (B, 1), or (Q,) if all labels are requested.
     labels, label_errors : Tensor
-        (B, 1) or (B, Q) standardized; NaN where a star has no such label.
+        (B, 1) or (B, Q) standardized; NaN where a star lacks the label.
     """
 
     stars: Tensor
@@ -60,7 +60,7 @@ class Batch:
     label_errors: Tensor
 
     def filled(self, size: int) -> "Batch":
-        """A batch of `size` stars that repeats these."""
+        """A batch of `size` stars in which these are repeated."""
         if size == len(self.stars):
             return self
         rows = torch.arange(size, device=self.stars.device) % len(self.stars)
@@ -90,42 +90,43 @@ class TrainingGenerator:
     data
         All stars.
     rows
-        (n,) the stars to use; each needs a label and a valid value.
+        (n,) rows of the stars to use; each needs a label and a valid value.
     batch_size
-        Stars of a batch in each process.
+        Number of stars in a batch, in each process.
     context_length
         Largest number of tokens of a star.
     choice
-        "star": each star, each epoch, shows a fresh random set of its valid tokens, as many as the
-        context holds (Koblischke & Bovy 2024, section 3); a star with fewer valid ones is padded.
-        "batch": all stars of a batch show the same tokens, which needs a context for all of them.
+        "star": in each epoch each star shows a new random set of its valid tokens, as many as fit
+        into the context (Koblischke & Bovy 2024, section 3); stars with fewer tokens are padded.
+        "batch": all stars of a batch show the same tokens. All tokens must fit into the context.
     labels_per_star
-        "one": one of the available labels, at random. "all": all of them in one pass.
+        "one": one of the star's labels, at random. "all": all labels in one pass.
     outputs_padding
-        p > 0: the last 0 to p - 1 tokens become padding, at random batch by batch ("star" only).
+        p > 0: the last 0 to p - 1 tokens, a random number for each batch, become padding ("star"
+        only).
     window_share
-        Share of the stars ("star") or batches ("batch") that show a window: neighbouring tokens
-        anywhere in the spectrum, as in a narrow observed range. Drawn anew each epoch.
+        Fraction of the stars ("star") or batches ("batch") that show a window: neighbouring tokens
+        anywhere in the spectrum, as from an instrument with a small range. Drawn in each epoch.
     window_tokens
-        "star": tokens in a window, at least the context length; 0: just as many. "batch": the
-        fewest; lengths are uniform in their logarithm, up to all tokens, and windows begin and end
-        at any pixel.
+        "star": number of tokens in a window, at least the context length; 0: the context length.
+        "batch": smallest number of tokens. The lengths of windows are uniform in their logarithm,
+        up to all tokens, and windows begin and end at any pixel.
     subset_share
-        Share of the batches that show a random subset of the tokens, from `window_tokens` to all
-        of them in number ("batch" only). The other batches show everything.
+        Fraction of the batches that show a random subset of the tokens, at least `window_tokens` of
+        them ("batch" only). The remaining batches show all tokens.
     seed
-        Of everything that is random.
+        Seed of all random choices.
     rank, world_size
-        This process and their number. Together they make the batches of one process with
-        `world_size` times the batch size.
+        Rank of this process and number of processes. Together the processes make the batches of a
+        single one with `world_size` times the batch size.
     fixed
-        For validation: stars in their order, the same choices in every epoch ("batch": whole
-        spectra), nothing augmented and no star twice.
+        For validation: the given order of the stars, the same choices in every epoch ("batch":
+        whole spectra), no augmentation, and no star twice.
 
     Raises
     ------
     ValueError
-        Options that are impossible or do not fit together.
+        Options are impossible or do not fit together.
     """
 
     def __init__(
@@ -180,12 +181,14 @@ class TrainingGenerator:
         self.labels_per_star = labels_per_star
         self.outputs_padding = outputs_padding
         self.window_share, self.subset_share = window_share, subset_share
-        least = context_length if choice == "star" else 1
-        self.window_tokens = min(window_tokens or least, total)
+        least = context_length if choice == "star" else 2  # an incomplete bin may be empty
+        self.window_tokens = min(
+            max(window_tokens, least) if choice == "batch" else window_tokens or least, total
+        )
         self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
         self.epoch = 0
         device = data.device
-        # Neighbouring numbers, scrambled once, give streams that have nothing in common.
+        # Scrambled once, neighbouring numbers give independent streams.
         self._token_hash = scramble(torch.arange(total, dtype=torch.int32, device=device))
         self._label_hash = scramble(torch.arange(data.labels.shape[1], device=device).int() - 1000)
         order = torch.arange(data.groups.shape[0], device=device)
@@ -196,7 +199,7 @@ class TrainingGenerator:
         return math.ceil(len(self.rows) / (self.batch_size * self.world_size))
 
     def lengths(self, number: int = 100) -> np.ndarray:
-        """Quantiles of the number of tokens that a star shows, `number` of them."""
+        """`number` quantiles of the number of tokens that a star shows."""
         total = len(self.data.groups)
         if self.choice == "star":
             return np.full(number, self.context_length)
@@ -205,13 +208,13 @@ class TrainingGenerator:
         return np.append(np.rint(some), np.full(number - part, total)).astype(int)
 
     def _order(self) -> Tensor:
-        """Rows of this epoch in the order in which all processes together meet them."""
+        """Rows in the order of this epoch, for all processes together."""
         if self.fixed:
             return self.rows
         order = np.random.RandomState(abs(_seed_of(self.seed, self.epoch, 99))).permutation(
             len(self.rows)
         )
-        # The last batch is shared evenly: at most world_size - 1 stars come twice.
+        # The last batch is divided evenly, for which up to world_size - 1 stars are repeated.
         order = np.append(order, order[: -len(order) % self.world_size])
         return self.rows[torch.from_numpy(order)]
 
@@ -221,10 +224,10 @@ class TrainingGenerator:
         Parameters
         ----------
         epoch
-            Counted from 0; every epoch has its own order and choices unless the generator is
-            fixed.
+            Number of the epoch, from 0. Every epoch has its own order and choices unless the
+            generator is fixed.
         start
-            Batches to skip, at no cost.
+            Number of batches to skip, at no cost.
         """
         self.epoch = 0 if self.fixed else epoch
         order = self._order().to(self.data.values.device)
@@ -233,8 +236,8 @@ class TrainingGenerator:
 
         def rows(number: int) -> Tensor:
             part = order[number * together : (number + 1) * together]
-            # Random changes are drawn for the stars of all processes, so that they do not depend
-            # on the number of these.
+            # Augmentation is drawn for the stars of all processes, so that it does not depend on
+            # their number.
             return part if augment else self._own(part)
 
         parts = map(rows, range(start, len(self)))
@@ -250,14 +253,14 @@ class TrainingGenerator:
             yield self._batch(stars, values, number)
 
     def _own(self, part: Tensor) -> Tensor:
-        """What this process has of the rows of a batch."""
+        """The part of a batch that belongs to this process."""
         return part.tensor_split(self.world_size)[self.rank]
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches(self.epoch)
 
     def _keys(self, stream: int, stars: Tensor, things: Tensor) -> Tensor:
-        """(B, n) numbers from 0 to 2^31 - 1 that look random, for n things of each star."""
+        """(B, n) numbers from 0 to 2^31 - 1 that look random, for n choices of each star."""
         seed = _seed_of(self.seed, self.epoch, stream)
         star_hash = scramble(scramble(stars.int() ^ seed) + seed)
         return scramble(star_hash[:, None] ^ things).bitwise_and_(LARGEST)
@@ -272,8 +275,8 @@ class TrainingGenerator:
     def _shared_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
         """Tokens that all stars of a batch show: all, a random subset, or a window.
 
-        A window begins and ends at any pixel: its first and last bin are incomplete, as they are in
-        a spectrum whose range has nothing to do with the bins.
+        A window begins and ends at any pixel. Its first and last bins are incomplete, as in an
+        observed spectrum, whose range does not follow the bins.
         """
         groups, total = self.data.groups, len(self.data.groups)
         everything = torch.arange(total, device=self.data.device)
@@ -287,7 +290,7 @@ class TrainingGenerator:
             chosen = torch.as_tensor(np.sort(random.permutation(total)[:length]))
             return self.data.tokens(values, chosen.to(self.data.device), stars)
         size = groups.shape[1]
-        start = int(random.integers((total - length) * size + 1))  # in places of the groups
+        start = int(random.integers((total - length) * size + 1))  # in pixels
         tokens = self.data.tokens(values, everything[start // size :][: length + 1], stars)
         place = torch.arange(tokens.ids.numel(), device=self.data.device).view(tokens.ids.shape)
         outside = (place < start % size) | (place >= start % size + length * size)
@@ -297,15 +300,15 @@ class TrainingGenerator:
         return Tokens(tokens.ids[seen], values, encoding)
 
     def _own_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
-        """Tokens that each star shows of its own: valid ones, without replacement."""
+        """Tokens that each star shows: a choice among its valid ones, without replacement."""
         bad = _is_nan(values if self._ordered else values[:, self.data.groups[:, 0]])
         keys = self._keys(_PIXELS, stars, self._token_hash)
         if self.window_share:
-            # Others follow only where the window has too few valid tokens.
+            # Tokens outside are chosen only if the window has too few valid ones.
             keys = torch.where(self._outside_window(stars), keys // 2 + LARGEST // 2, keys // 2)
-        keys = keys.bitwise_or_(bad.int().mul_(LARGEST))  # bad ones come last
+        keys = keys.bitwise_or_(bad.int().mul_(LARGEST))  # bad tokens come last
         chosen = smallest(keys, self.context_length)
-        if self.outputs_padding:  # which takes the last ones, which must be any
+        if self.outputs_padding:  # the last tokens become padding: they must be random
             chosen = chosen.gather(1, keys.gather(1, chosen).argsort(dim=1))
         tokens = self.data.tokens(values, chosen, stars)
         missing = bad.gather(1, chosen)
@@ -316,7 +319,7 @@ class TrainingGenerator:
         return tokens._replace(ids=tokens.ids.masked_fill(missing[..., None], 0))
 
     def _outside_window(self, stars: Tensor) -> Tensor:
-        """(B, T) tokens outside the window of stars that show one; none for other stars."""
+        """(B, T) mask of tokens outside a star's window; False for stars without a window."""
         total = len(self.data.groups)
         whether, where = self._keys(_WINDOW, stars, self._token_hash[:2].view(1, -1)).unbind(1)
         first = where % (total - self.window_tokens + 1)

@@ -20,14 +20,14 @@ from stellarperceptron.utils.distributed import Process, Termination
 
 __all__ = ["PEAK_FLOPS", "TrainingError", "run_training"]
 
-# Dense bfloat16 peaks of the data sheets [FLOP/s].
+# Peak rates in dense bfloat16, from the data sheets [FLOP/s].
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 _REMEDY = "A lower learning rate or max_gradient_norm = 1 helps against divergence"
 
 
-# Columns of the published tables of metrics, in their order, between the time and the rate.
+# Columns of the published tables of metrics between time and learning rate.
 PUBLISHED_METRICS = ("loss", "mse_loss", "val_loss", "val_mse_loss")
 
 
@@ -36,11 +36,11 @@ class TrainingError(RuntimeError):
 
 
 class _Checkpoints:
-    """What a training leaves in its folder; nothing without one.
+    """Metrics and checkpoints of a training, written to its folder if it has one.
 
-    The best network is kept in memory and written along with the next checkpoint: a training that
-    improves in each of hundreds of short epochs would do little but write otherwise, and one that
-    goes on from a checkpoint finds there the best of what came before.
+    The best network is kept in memory and written together with the next checkpoint. Otherwise a
+    training that improves in each of hundreds of short epochs would spend its time writing. A
+    resumed training finds the best network of the epochs before its checkpoint.
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder | None):
@@ -50,7 +50,7 @@ class _Checkpoints:
         self._best: tuple[torch.nn.Module, int] | None = None
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Continue from the newest checkpoint, if there is one."""
         trainer, folder = self.trainer, self.folder
         first = folder is not None and trainer.process.rank == 0
         checkpoint = trainer.process.first(folder.newest_checkpoint() if first else None)
@@ -64,7 +64,7 @@ class _Checkpoints:
         folder.log(f"going on from {checkpoint}, epoch {trainer.epoch}, batch {trainer.batch}")
 
     def epoch_is_over(self, row: dict[str, float]) -> None:
-        """Keep an epoch's metrics, its network if it is the best, a checkpoint if one is due."""
+        """Record the metrics of an epoch, keep the best network, save a checkpoint if due."""
         trainer, folder, options = self.trainer, self.folder, self.trainer.options
         self.history.append(row)
         better = row["val_loss"] < self.best_loss
@@ -84,22 +84,22 @@ class _Checkpoints:
             folder.prune(options.keep_checkpoints)
 
     def interrupt(self) -> None:
-        """Save what is there in the middle of an epoch."""
+        """Save a checkpoint in the middle of an epoch."""
         if self.folder is None:
             return
         if self.history:
             self.folder.write_metrics(self.history, table=True, figure=True)
         self._save("interrupted")
         epoch = self.trainer.epoch + 1
-        self.folder.log(f"asked to stop in epoch {epoch}: saved, goes on with resume")
+        self.folder.log(f"asked to stop in epoch {epoch}: saved, resume continues from here")
 
     def require_finite(self) -> None:
-        """Check the weights after the last step; its loss was that of the weights before.
+        """Check the weights after the last step; the loss only checks those before it.
 
         Raises
         ------
         TrainingError
-            Some are NaN or infinite: they are not saved.
+            A weight is NaN or infinite; nothing is saved.
         """
         state = self.trainer.network.state_dict()
         if name := not_finite(state):
@@ -132,12 +132,12 @@ def run_training(
     resume: bool = True,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train a network on its stars; see `training.train`.
+    """Train a network on its stars; see `training.tasks.train`.
 
     Raises
     ------
     TrainingError
-        A loss is NaN, or the weights are after a last step that diverged.
+        The loss is NaN, or the weights after the last step are not finite.
     FileExistsError
         `resume` is False, and the folder has checkpoints of an earlier training.
     SystemExit
@@ -165,7 +165,7 @@ def _train(
     resume: bool,
     progress: bool,
 ) -> list[dict[str, float]]:
-    """Train, see `run_training`; the folder is ours."""
+    """Train in a folder that this process has locked; see `run_training`."""
     task.network.train()
     trainer = Trainer(task, options, process, scheduler)
     checkpoints = _Checkpoints(trainer, folder)
@@ -222,12 +222,12 @@ def _train(
 def _train_epoch(
     trainer: Trainer, checkpoints: _Checkpoints, termination: Termination, bar: tqdm
 ) -> None:
-    """Train what is left of an epoch; after a notice of termination, save and exit."""
+    """Train the rest of an epoch; after a termination signal, save and exit."""
     process, total = trainer.process, len(trainer.training)
     shown = time.monotonic()
     batches = trainer.training.batches(trainer.epoch, start=trainer.batch)
     if process.device.type == "cpu" and spare_cores(process.world_size) > 0:
-        batches = made_ahead(batches)  # a GPU makes them itself, in its own time
+        batches = made_ahead(batches)  # on a GPU, the GPU makes them
     for batch in batches:
         stepped = trainer.train_batch(batch)
         bar.update()
@@ -237,8 +237,8 @@ def _train_epoch(
             stars = bar.format_dict["rate"] or 0.0
             stars *= trainer.options.batch_size * process.world_size
             bar.set_description(f"epoch {trainer.epoch + 1} loss {mean:.3f}, {stars:.0f} stars/s")
-        # All processes must stop after the same batch, and none with gradients half gathered;
-        # asking each time would cost time on GPUs.
+        # All processes must stop after the same batch, and none between accumulated gradients.
+        # Asking at every batch would slow down GPUs.
         due = process.world_size == 1 or trainer.batch % 8 == 0 or trainer.batch == total
         if not (stepped and due):
             continue
@@ -247,7 +247,8 @@ def _train_epoch(
             flag = torch.tensor(float(asked), device=process.device)
             asked = bool(process.sum(flag)[0] > 0)
         if asked:
-            if trainer.options.terminate_on_nan and trainer.sums["first_nan"] >= 0:
+            loss = process.sum(trainer.sums["loss"])[0]  # of all processes, which stop together
+            if trainer.options.terminate_on_nan and not torch.isfinite(loss):
                 raise TrainingError(_nan_message(trainer, checkpoints.folder))
             checkpoints.require_finite()
             checkpoints.interrupt()
@@ -273,7 +274,7 @@ def _last_checkpoint(folder: RunFolder | None) -> str:
 
 
 def _peak(process: Process) -> float:
-    """Peak rate of all processes' devices [FLOP/s]; NaN where it is not known."""
+    """Peak rate of the devices of all processes [FLOP/s]; NaN if unknown."""
     if process.device.type == "cuda":
         name = torch.cuda.get_device_name(process.device)
         for key, peak in PEAK_FLOPS.items():

@@ -1,4 +1,4 @@
-"""Memory of the spectra, on the device or the host, and prefetch of batches."""
+"""Where spectra are kept, on the device or the host, and prefetching of batches."""
 
 import os
 from collections import deque
@@ -33,7 +33,7 @@ def made_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
     Parameters
     ----------
     items
-        Only that thread iterates over them, in order.
+        Items to prepare; only the thread iterates over them, in order.
     ahead
         Number of items prepared in advance.
     """

@@ -1,7 +1,7 @@
 """From stars with known labels to training data on a device.
 
-A star's flux takes one way: `Stars` reads it, `prepare_training_data` places it, and
-`TrainingData.tokens` augments, standardizes and groups it, batch by batch.
+`Stars` reads the flux, and `prepare_training_data` puts it on a device. Batch by batch,
+`TrainingData.standardized` augments and standardizes it, and `TrainingData.tokens` groups it.
 """
 
 import math
@@ -40,21 +40,21 @@ BLOCK = 4096  # stars read at a time
 
 @dataclass(frozen=True)
 class Stars:
-    """N stars with n values and Q labels each, in physical units, not read yet.
+    """N stars with n values and Q labels each, in physical units; values are read on demand.
 
     Attributes
     ----------
     read : callable
-        Gives the values (k, n) of a slice of k stars, NaN where missing.
+        Function of a slice of k stars that returns their values (k, n), NaN where missing.
     names : sequence of str
         (n,) names (or tokens) of the values.
     wavelengths : ndarray or None
-        (n,) vacuum [Angstrom], 0 for values that have none, or (N, n) when every star has its own;
-        None when no value has one.
+        (n,) vacuum [Angstrom], 0 for values without one, or (N, n) if every star has its own; None
+        if no value has one.
     labels, label_errors : ndarray
-        (N, Q), NaN where missing; errors None for none.
+        (N, Q), NaN where missing. `label_errors` may be None: no errors.
     label_names : sequence of str
-        (Q,).
+        (Q,) names of the labels.
     """
 
     read: Callable[[slice], np.ndarray]
@@ -90,7 +90,7 @@ def survey_stars(
     label_names
         Names of the labels; None: all of them.
     rows
-        Which training stars; None: all of them.
+        Rows of the training stars to use; None: all of them.
     """
     split, part = dataset.train, dataset.train.pixel_range(pixels)
     label_names = list(label_names or dataset.label_names)
@@ -119,20 +119,20 @@ def array_stars(
     Parameters
     ----------
     inputs
-        (N, m) inputs and labels; a data frame brings its names.
+        (N, m) inputs and labels. A data frame gives the names itself.
     names
         (m,) names of the columns.
     label_names
-        Which of them are labels.
+        Names of the columns that are labels.
     errors
-        (N, m) standard deviations, of which those of the labels count.
+        (N, m) standard deviations; only those of the labels are used.
     wavelengths
         (m,) or (N, m) vacuum [Angstrom].
 
     Raises
     ------
     ValueError
-        Shapes that do not match, or labels that are no columns.
+        Shapes do not match, or a label is not among the columns.
     """
     if isinstance(inputs, pd.DataFrame) and names is None:
         names = inputs.columns.to_numpy(dtype=str)
@@ -174,16 +174,16 @@ def array_stars(
 def fit_standardization(
     model: StellarPerceptronCore, stars: Stars, device: torch.device | str = "cpu"
 ) -> None:
-    """Fit center and scale of the values and labels that the model does not know yet.
+    """Fit center and scale of values and labels that have no standardization yet.
 
     Parameters
     ----------
     model
-        Its `standardizer` is fitted.
+        Model whose `standardizer` is fitted.
     stars
-        The training stars. They are read only if a value is new to the model.
+        The training stars. Values are read only if one of them has no standardization.
     device
-        Where medians are taken, see `Standardizer.fit`.
+        Device that computes the medians; see `Standardizer.fit`.
     """
     tokens = model.tokenize(stars.names)
     if len(model.standardizer.missing(tokens)):
@@ -196,31 +196,31 @@ def fit_standardization(
 
 @dataclass(frozen=True)
 class TrainingData:
-    """N stars on a device: n values each, which make T tokens of P pixels, and Q labels.
+    """N stars on a device, with n values that form T tokens of P pixels, and Q labels.
 
     Attributes
     ----------
     values : Tensor
-        (N, n) differences from `center`, in physical units, NaN where missing; single or half
-        precision. They may stay in the host's memory; everything else is on the device.
+        (N, n) differences from `center` in physical units, NaN where missing, in single or half
+        precision. They may be in the memory of the host; everything else is on the device.
     center, scale, limit : Tensor
         (n,) standardization of the values, see `Standardizer`.
     groups : Tensor
-        (T, P) which values a token holds, n for none.
+        (T, P) columns of the values in each token; n for a missing pixel.
     ids : Tensor
         (T, P) integers, see `Tokens`.
     encoding : Tensor or None
-        (T, D) wavelength encoding; None without wavelengths, or where stars have their own.
+        (T, D) wavelength encoding; None without wavelengths, or if stars have their own.
     labels, label_errors : Tensor
-        (N, Q) standardized, NaN for missing labels; errors of 0 where there are none.
+        (N, Q) standardized. NaN is a missing label; missing errors are 0.
     label_ids : Tensor
         (Q,) integers.
     augment : callable or None
-        Makes a changed copy of values (B, n) in physical units, given a generator.
+        Function of values (B, n) in physical units and a generator that returns a changed copy.
     wavelengths : Tensor or None
-        (N, T) vacuum [Angstrom] where every star has its own.
+        (N, T) vacuum [Angstrom], if every star has its own.
     encode_wavelength : callable or None
-        Their encoding, see `NonLinearEmbedding.encode_wavelength`.
+        Function that encodes them; see `NonLinearEmbedding.encode_wavelength`.
     """
 
     values: Tensor
@@ -242,7 +242,7 @@ class TrainingData:
 
     @property
     def device(self) -> torch.device:
-        """Where batches are made."""
+        """Device on which batches are made."""
         return self.labels.device
 
     def standardized(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -291,7 +291,7 @@ def prepare_training_data(
     memory: str = "auto",
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> TrainingData:
-    """Read all stars and place them on a device.
+    """Read all stars and put them on a device.
 
     Parameters
     ----------
@@ -300,14 +300,14 @@ def prepare_training_data(
     stars
         The stars.
     device
-        Where batches are made; None: the model's.
+        Device on which batches are made; None: the model's.
     dtype
-        Precision in which values are kept, as differences from their median: float16 halves the
-        memory, and rounds a flux by less than 1e-4.
+        Precision of the stored values, which are differences from the median. float16 halves the
+        memory and rounds a flux by less than 1e-4.
     memory
-        Where the values are kept; see `prefetch.memory_for`.
+        Memory of the values; see `prefetch.memory_for`.
     augment
-        Makes a changed copy of values (B, n), given a generator on `device`.
+        Function of values (B, n) and a generator on `device` that returns a changed copy.
 
     Raises
     ------
@@ -367,7 +367,7 @@ def _token_groups(
 
 
 def _token_counts(data: TrainingData, rows: Tensor) -> Tensor:
-    """(k,) tokens with a valid value of some stars."""
+    """(k,) number of tokens with a valid value, for some stars."""
     device = data.values.device
     # A float16 value may still be finite where its standardized form is beyond the limit.
     valid = ~data.standardized(data.values[rows].to(data.device)).isnan()

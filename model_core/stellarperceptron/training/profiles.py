@@ -1,6 +1,6 @@
 """Profiles: TOML files with a section for each stage, read into frozen dataclasses.
 
-A profile that cannot be used is refused with all of its mistakes at once.
+If a profile cannot be used, the message lists all of its mistakes.
 """
 
 import dataclasses
@@ -45,9 +45,9 @@ __all__ = [
     "read_profile",
 ]
 
-# Stages of training, as the sections of a profile are called.
+# Stages of training, which are the sections of a profile.
 STAGES = ("stage_1", "stage_2", "stage_3", "baseline")
-# Entries that are one of a few words.
+# Entries with a fixed set of values.
 CHOICES = {
     ("data", "kind"): ("synthetic", "observed"),
     ("data", "memory"): MEMORIES,
@@ -75,27 +75,27 @@ class TrainingOptions:
     batch_size
         Batch size of each process [stars].
     learning_rate, weight_decay
-        Of AdamW (published: 1e-4 and PyTorch's 0.01).
+        Settings of AdamW (published: 1e-4 and PyTorch's 0.01).
     val_batchsize_factor
-        Validation batches are larger by this factor.
+        Factor by which validation batches are larger.
     choice, labels_per_star, outputs_padding, window_share, window_tokens, subset_share
         See `TrainingGenerator`.
     gradient_accumulation
-        How many batches make one optimizer step.
+        Number of batches per optimizer step.
     max_gradient_norm
         Gradients are clipped to this norm; 0: never.
     precision
-        Of matrix products: "float32", "bfloat16", or "float16" with loss scaling.
+        Precision of matrix products: "float32", "bfloat16", or "float16" with loss scaling.
     compile
         Compile the network with `torch.compile`.
     checkpoint_every_n_epochs
         Interval between checkpoints [epochs]; 0: at the end only.
     keep_checkpoints
-        How many of these to keep; 0: all.
+        Number of these checkpoints to keep; 0: all.
     terminate_on_nan
         Stop when a loss is NaN.
     seed
-        Of the initial weights, all random choices, and dropout.
+        Seed of the initial weights, all random choices, and dropout.
     """
 
     epochs: int = 1
@@ -147,27 +147,27 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class DataProfile:
-    """Which stars and pixels are trained on.
+    """Stars and pixels used in training.
 
     Parameters
     ----------
     kind
         "synthetic" or "observed" spectra.
     pixels
-        "full", the name of another range of the survey's instrument ("first_half" and "fe_chunk"
-        of APOGEE), or "start:stop".
+        "full", the name of another pixel range of the survey's instrument (for APOGEE "first_half"
+        and "fe_chunk"), or "start:stop".
     labels
-        Names of the labels; "all" for all that the survey has.
+        Names of the labels; "all" for all labels of the survey.
     label_errors
-        Add the catalogue's errors to the predicted variances in the loss. Synthetic spectra are
-        made from the catalogue's labels, which are exact for them: false.
+        Add the errors of the catalogue to the predicted variances in the loss. Use false for
+        synthetic spectra: they are made from the catalogue's labels, which are exact for them.
     stars
-        Train and validate on so many stars, the first of a shuffle by the seed; 0: all.
+        Number of stars for training and validation, the first of a seeded shuffle; 0: all.
     validation_split
-        Share of the training stars that is set aside for validation; 0: none.
+        Fraction of the training stars used for validation; 0: none.
     metal_poor_copies
-        How often an epoch shows stars with [Fe/H] < -1. They are rare, and a network that sees
-        them once an epoch biases them towards the metallicity of the others.
+        How many times an epoch shows stars with [Fe/H] < -1. They are rare, and if they are shown
+        once, the network predicts metallicities that are biased towards those of other stars.
     augment
         Add fresh noise, continuum error and line-spread variation whenever a spectrum is drawn.
     half_precision
@@ -192,7 +192,7 @@ class DataProfile:
 
 @dataclass(frozen=True)
 class SelectionProfile:
-    """Which epoch of the last stage and of the baseline is used.
+    """How the epoch of stage 3 and of the baseline is chosen.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ class SelectionProfile:
         "folds": five-fold cross-validation on the 100 iron-rich stars chooses the epoch, and the
         network is trained on all of them up to that epoch. "fixed": the last epoch. "published":
         the epoch with the smallest loss on other stars, metal-poor ones (stage 3) or the test
-        stars (baseline). This uses labels that someone who has only the 100 stars lacks.
+        stars (baseline). This uses labels beyond those of the 100 stars.
     """
 
     name: str = "folds"
@@ -241,7 +241,7 @@ class Schedule:
 
     @property
     def depends_on_epochs(self) -> bool:
-        """Whether the first epochs' learning rates depend on how many epochs there will be."""
+        """Whether the learning rates of the first epochs depend on the total number of epochs."""
         return self.name == "warmup_cosine"
 
     def make(
@@ -300,7 +300,7 @@ class Profile:
                 yield f"schedule.{name} = {getattr(self.schedule, name)} is below 1"
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dictionaries, to be saved with a run."""
+        """The profile as nested dictionaries, to be saved with a run."""
         return dataclasses.asdict(self)
 
 
@@ -315,7 +315,7 @@ def find_profile(profile: str | os.PathLike, folder: Path) -> Path:
     Raises
     ------
     FileNotFoundError
-        There is no such profile; names those in the folder.
+        There is no such profile; the message lists those in the folder.
     """
     path = Path(profile)
     if path.suffix != ".toml":
@@ -338,12 +338,12 @@ def read_profile(path: str | os.PathLike, stage: str, overrides: Sequence[str] =
     stage
         "stage_1", "stage_2", "stage_3" or "baseline".
     overrides
-        "section.entry=value", the value as in TOML (a bare word is a string).
+        Texts "section.entry=value", the value as in TOML (a bare word is a string).
 
     Raises
     ------
     ValueError
-        Names file and stage, and lists all unknown and impossible entries at once.
+        Entries are unknown or impossible; the message lists all, with file and stage.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Shared parts of the numbered training scripts: model, stars and training as a profile says."""
+"""Shared parts of the training scripts: model, stars and training according to a profile."""
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.instruments import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.model_core import Calibration
 from stellarperceptron.network.config import ModelConfig
 from stellarperceptron.training.prepare import (
     Stars,
@@ -54,8 +55,8 @@ __all__ = [
 def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
     """A model with fresh weights for all pixels of a survey and the profile's labels.
 
-    Pixels that are tokens of their own share one embedding, as published; in tokens of several
-    pixels each has its own. Unless the profile says otherwise, the wavelength encoding spans the
+    With one pixel per token, all pixels share one embedding, as published. With several, each pixel
+    has its own. Unless the profile says otherwise, the wavelength encoding spans the
     instrument's range.
     """
     instrument, config = dataset.instrument, profile.model
@@ -73,12 +74,12 @@ def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -
 
 
 def require_same_instrument(model: StellarPerceptron, dataset: SpectraDataset) -> None:
-    """Refuse a survey of another instrument than the model's.
+    """Refuse a survey of an instrument that is not the model's.
 
     Raises
     ------
     ValueError
-        Names both.
+        The instruments differ; the message names both.
     """
     if model.instrument != dataset.instrument:
         known = "no known instrument" if model.instrument is None else str(model.instrument)
@@ -94,7 +95,7 @@ def require_labels(model: StellarPerceptron, labels: Sequence[str]) -> None:
     Raises
     ------
     ValueError
-        Names them and those that the model knows.
+        Some are unknown; the message lists them and the known ones.
     """
     missing = [label for label in labels if label not in model.label_names]
     if missing:
@@ -105,12 +106,12 @@ def require_labels(model: StellarPerceptron, labels: Sequence[str]) -> None:
 
 
 def label_names(dataset: SpectraDataset, profile: Profile) -> tuple[str, ...]:
-    """Names of the profile's labels in a survey; all of the survey's for "all".
+    """Names of the profile's labels in a survey; "all" stands for all of the survey's.
 
     Raises
     ------
     ValueError
-        The survey lacks one; names it and those that are there.
+        The survey lacks one; the message names it and lists those of the survey.
     """
     try:
         return resolve_label_names(profile.data.labels, dataset.label_names)
@@ -124,19 +125,19 @@ def label_columns(dataset: SpectraDataset, profile: Profile) -> list[int]:
 
 
 def draw_stars(dataset: SpectraDataset, columns: list[int], stars: int, seed: int) -> np.ndarray:
-    """Rows (stars,) of training stars with a label, the first of a shuffle; all of them for 0.
+    """Rows of `stars` training stars that have a label, the first of a shuffle; 0 gives all.
 
     Parameters
     ----------
     columns
-        Columns of the labels of which a star needs one.
+        Columns of the labels; a star needs at least one of them.
     stars, seed
-        How many, and the seed of the shuffle: fewer stars are part of more.
+        Number of stars, and seed of the shuffle. A smaller number gives a subset of a larger one.
 
     Raises
     ------
     ValueError
-        There are fewer.
+        There are fewer such stars.
     """
     known = np.isfinite(dataset.train.labels[:, columns]).any(axis=1)
     order = np.random.RandomState(seed).permutation(len(known))
@@ -150,7 +151,7 @@ def draw_stars(dataset: SpectraDataset, columns: list[int], stars: int, seed: in
 
 
 def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training and of the validation stars; none of the latter for a share of 0.
+    """Rows of the training and of the validation stars, none if their share is 0.
 
     Metal-poor training stars appear `profile.data.metal_poor_copies` times.
     """
@@ -176,7 +177,7 @@ def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, n
 
 
 def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
-    """What tells one survey from another, wherever the file lies."""
+    """Properties that identify a survey, wherever its file is."""
     return {
         "stars": len(dataset.train),
         "test_stars": len(dataset.test),
@@ -185,14 +186,14 @@ def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
 
 
 def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | None = None) -> Stars:
-    """Training stars of a survey with the profile's spectra, pixels and labels.
+    """Training stars of a survey, with the spectra, pixels and labels of a profile.
 
     Parameters
     ----------
     dataset, profile
-        The survey and what the profile takes of it.
+        The survey, and the profile of the stage.
     rows
-        Which training stars; None: all of them.
+        Rows of the training stars to use; None: all of them.
 
     Raises
     ------
@@ -207,12 +208,12 @@ def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | Non
 def place_stars(
     model: StellarPerceptron, dataset: SpectraDataset, stars: Stars, profile: Profile
 ) -> TrainingData:
-    """Read stars and place them on the model's device, as the profile says.
+    """Read stars and put them on the model's device, with the settings of the profile.
 
     Raises
     ------
     ValueError
-        The survey is of another instrument than the model's, or the model lacks a label.
+        The survey and the model have different instruments, or the model lacks a label.
     """
     require_same_instrument(model, dataset)
     require_labels(model, stars.label_names)
@@ -255,18 +256,18 @@ def train_stage(
     resume: bool = True,
     extensible: bool = True,
 ) -> list[dict[str, float]]:
-    """Train a model as a profile says, with logs and checkpoints; see `training.train`.
+    """Train a model according to a profile, with logs and checkpoints; see `tasks.train`.
 
     Parameters
     ----------
     training_rows, validation_rows
         Rows of `data`; stars without labels or valid pixels are left out.
     inputs
-        What the run depends on beside the profile (files, hashes), saved with the configuration.
+        Files and hashes that the run depends on, saved with the profile as its configuration.
     resume
-        Go on from the newest checkpoint in `output`.
+        Continue from the newest checkpoint in `output`.
     extensible
-        A run that is complete may go on with more epochs, if its schedule allows that.
+        A complete run may be continued with more epochs if its schedule allows that.
     """
     usable = usable_stars(data)
     folder = RunFolder(
@@ -294,6 +295,7 @@ def train_stage(
     trainable = model.set_trainable(**vars(profile.freeze))
     folder.log(f"{trainable} trainable parameters; schedule {profile.schedule}")
     model.epoch = 0
+    model.calibration = Calibration()  # that of the stage before belongs to other weights
     return train(
         model,
         data,
@@ -315,14 +317,14 @@ CALIBRATION_STARS = 1000  # enough for a scale to 3 %
 def calibrate_stage(
     model: StellarPerceptron, dataset: SpectraDataset, profile: Profile, rows: np.ndarray
 ) -> None:
-    """Calibrate a model's predicted errors on validation stars, the last step of a stage.
+    """Calibrate the predicted errors on validation stars, as the last step of a stage.
 
     Parameters
     ----------
     model, dataset, profile
-        The trained model, its survey and its profile.
+        The trained model, and the survey and profile of the stage.
     rows
-        The validation stars; without any, predicted errors stay as they are.
+        Rows of the validation stars. Without any, nothing is calibrated.
     """
     if not len(rows):
         return
@@ -359,8 +361,7 @@ def fit_model(
     Parameters
     ----------
     model
-        Its standardization is fitted where it has none, and its network trained in place, as far
-        as it is not frozen.
+        Model to train in place, apart from frozen parts. Missing standardization is fitted.
     stars
         The stars.
     options
@@ -369,7 +370,7 @@ def fit_model(
     Raises
     ------
     ValueError
-        Impossible options, validation stars that do not exist, or no star to train on.
+        Options are impossible, validation stars do not exist, or there is no star to train on.
     """
     # Tokens of several pixels are the same for all stars of a batch.
     choice = "star" if model.config.pixels_per_token == 1 else "batch"
@@ -377,6 +378,7 @@ def fit_model(
     if not 0 <= validation_split < 1:
         raise ValueError(f"validation_split = {validation_split} is not in [0, 1)")
     fit_standardization(model, stars)
+    model.calibration = Calibration()  # belongs to other weights
     data = prepare_training_data(model, stars, augment=augment)
     usable = usable_stars(data)
     if validation_indices is None:
@@ -424,7 +426,7 @@ def fit_model(
 
 
 def _rows(indices: Any, stars: int) -> np.ndarray:
-    """Row numbers from row numbers or a mask; refuses those that do not exist."""
+    """Row numbers, from row numbers or a mask; rows that do not exist are refused."""
     indices = np.asarray(indices)
     if indices.dtype == bool:
         if indices.shape != (stars,):

@@ -20,9 +20,9 @@ __all__ = ["Batches", "Task", "Trainer"]
 
 
 class Batches(Protocol):
-    """Batches of some stars in this process, the same whenever an epoch is asked for.
+    """Batches of this process; asking for the same epoch again gives the same batches.
 
-    A batch has `stars`, the rows of its stars, of which only the number counts here.
+    A batch has an attribute `stars`, the rows of its stars. Only their number matters here.
     """
 
     rows: Any
@@ -35,17 +35,17 @@ class Batches(Protocol):
 
 
 class Task(Protocol):
-    """What the loop needs to know of a network and its stars.
+    """The interface between the training loop and a network with its stars.
 
     Attributes
     ----------
     network : nn.Module
-        Trained in place, as far as it is not frozen.
+        Network to train in place, apart from frozen parts.
     training, validation : Batches
     optimizer : type
         AdamW or Adam.
     flops_per_star : float
-        Of a training step [FLOP].
+        Operations per star of a training step [FLOP].
     """
 
     network: nn.Module
@@ -55,7 +55,7 @@ class Task(Protocol):
     flops_per_star: float
 
     def losses(self, module: nn.Module, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Terms of the loss by name, means over the stars of a batch, and metrics beside them.
+        """Terms of the loss by name, averaged over the stars of a batch, and further metrics.
 
         The loss is the sum of its terms; metrics are only logged. `module` is the network, possibly
         compiled or wrapped for many processes.
@@ -69,10 +69,10 @@ class Task(Protocol):
         epoch: int,
         training_state: dict[str, Any] | None,
     ) -> None:
-        """Save a checkpoint, whole or not at all, in place of what stands there."""
+        """Save a checkpoint, replacing an earlier one; a failed save leaves nothing behind."""
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Put a checkpoint's weights into the network; gives the optimizer's state."""
+        """Load the weights of a checkpoint into the network; return the optimizer's state."""
 
 
 def _dropout_seed(*numbers: int) -> int:
@@ -80,14 +80,14 @@ def _dropout_seed(*numbers: int) -> int:
 
 
 class Trainer:
-    """State of a training that is under way.
+    """State of a running training.
 
     Parameters
     ----------
     task
         The network and its stars.
     options, process, scheduler
-        See `training.train`.
+        See `tasks.train`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Trainer:
             [p for p in self.network.parameters() if p.requires_grad],
             lr=options.learning_rate,
             weight_decay=options.weight_decay,
-            fused=process.device.type in ("cpu", "cuda"),  # one pass over the memory
+            fused=process.device.type in ("cpu", "cuda"),  # reads the memory only once
         )
         self.steps_per_epoch = math.ceil(len(self.training) / options.gradient_accumulation)
         self.scheduler = scheduler(self.optimizer, self.steps_per_epoch) if scheduler else None
@@ -119,20 +119,20 @@ class Trainer:
             self.module = DistributedDataParallel(
                 self.compiled,
                 device_ids=[process.device] if gpu else None,
-                broadcast_buffers=False,  # the only one, embed_map, never changes
+                broadcast_buffers=False,  # the only buffer, embed_map, never changes
             )
         self.epoch = self.batch = 0
-        self.logged: tuple[str, ...] = ()  # names of what is logged, known after the first batch
+        self.logged: tuple[str, ...] = ()  # logged names, known after the first batch
         self.sums = self.no_sums()
 
     def no_sums(self) -> dict[str, Tensor]:
-        """Sums over an epoch's stars at its start; `first_nan` is a batch, -1 for none."""
+        """Initial sums over an epoch's stars; `first_nan` is the first batch with a NaN, or -1."""
         zero = torch.zeros((), dtype=torch.float64, device=self.process.device)
-        # All processes add up the same numbers, also one that has no star to validate on.
+        # All processes need the same entries, also one without validation stars.
         return {"stars": zero, "first_nan": zero - 1, **dict.fromkeys(self.logged, zero)}
 
     def _losses(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what is logged: the loss, its terms if there are several, metrics."""
+        """The loss, and values to log: the loss, its terms if there are several, and metrics."""
         dtype = PRECISIONS[self.options.precision]
         with torch.autocast(self.process.device.type, dtype, enabled=dtype is not None):
             terms, metrics = self.task.losses(module, batch)
@@ -149,10 +149,10 @@ class Trainer:
         return {**sums, **added, "stars": sums["stars"] + stars}
 
     def train_batch(self, batch: Any) -> bool:
-        """Accumulate gradients; step when enough batches have come. Whether it did."""
+        """Accumulate gradients, step after enough batches, and return whether a step was taken."""
         options, total = self.options, len(self.training)
         first = self.batch - self.batch % options.gradient_accumulation
-        group = min(options.gradient_accumulation, total - first)  # the last one may be smaller
+        group = min(options.gradient_accumulation, total - first)  # the last group may be smaller
         torch.manual_seed(_dropout_seed(options.seed, self.epoch, self.batch, self.process.rank))
         steps = self.batch == first + group - 1
         waits = self.process.world_size > 1 and not steps
@@ -170,7 +170,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             if self.scheduler is not None and getattr(self.scheduler, "every_step", False):
                 self.scheduler.step()
-        # Everything stays on the device: reading a number would stall it.
+        # Everything stays on the device: reading a number would make it wait.
         self.logged = tuple(logged)
         self.sums = self._add(self.sums, logged, len(batch.stars))
         self.sums["first_nan"] = torch.where(
@@ -189,7 +189,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Means over all validation stars of all processes: the loss and what else is logged."""
+        """Means of all logged values over the validation stars of all processes."""
         self.network.eval()
         sums = self.no_sums()
         for batch in self.validation.batches():
@@ -208,9 +208,9 @@ class Trainer:
         return {name: (total / stars).item() for name, total in means}
 
     def state(self) -> dict[str, Any]:
-        """What is needed, beside the weights and the optimizer, to go on bit for bit.
+        """State that is needed, with weights and optimizer, to continue bit for bit.
 
-        All processes must ask together: their sums are added up.
+        All processes must call this together because their sums are added.
         """
         names = ("stars", *self.logged)
         sums = self.process.sum(*(self.sums[name] for name in names))
@@ -224,7 +224,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from the point at which `state` was taken."""
         together = self.options.batch_size * self.process.world_size
         if state["batch"] and state["stars_per_batch"] != together:
             raise ValueError(

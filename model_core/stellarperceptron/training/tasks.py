@@ -1,4 +1,4 @@
-"""What is trained: a network, its stars, and the terms of its loss."""
+"""Training tasks: a network, its stars, and the terms of its loss."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ __all__ = ["PEAK_FLOPS", "PerceptronTask", "TrainingError", "train", "train_base
 def _likelihood(
     batch: Any, value: Tensor, logvar: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The one term of the published loss, and what is logged beside it."""
+    """The only term of the published loss, and further metrics to log."""
     answers = value.detach(), logvar.detach()
     return {
         "likelihood": robust_mean_squared_error(batch.labels, value, logvar, batch.label_errors)
@@ -49,7 +49,7 @@ def _likelihood(
 
 
 class PerceptronTask:
-    """A model and its stars, as the training loop sees them; see `step.Task`."""
+    """A model and its stars, for the training loop; see `step.Task`."""
 
     optimizer = torch.optim.AdamW
 
@@ -90,11 +90,13 @@ class PerceptronTask:
             fixed=True,
             **shared,
         )
-        # Where every star fills its context, no attention needs a mask.
+        # If every star fills its context, attention needs no mask.
         everyone = np.concatenate([training_rows, validation_rows])
         fills = fewest_tokens(data, everyone) >= self.training.context_length
-        # (An augmentation may make a pixel bad, though never all pixels of a bin.)
-        changes = data.augment is not None and data.groups.shape[1] == 1
+        # An augmentation may make single pixels bad, but not all pixels of a bin; a window may show
+        # only bad pixels of the bins at its ends.
+        bins = data.groups.shape[1] > 1
+        changes = bool(options.window_share) if bins else data.augment is not None
         self.complete = fills and not options.outputs_padding and not changes
         labels = len(data.label_ids) if options.labels_per_star == "all" else 1
         lengths = self.training.lengths()
@@ -104,10 +106,10 @@ class PerceptronTask:
     def losses(
         self, module: nn.Module, batch: Batch
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The likelihood; another term of the loss takes another entry."""
+        """The likelihood and metrics; a further term of the loss is a further entry."""
         stars = len(batch.stars)
         given = batch
-        if self.compile:  # for one shape: every other would take as long to compile
+        if self.compile:  # keep one shape: every other is compiled again
             batches = self.training if self.network.training else self.validation
             given = batch.filled(min(batches.batch_size, len(batches.rows)))
         tokens = given.tokens._replace(complete=self.complete)
@@ -152,35 +154,35 @@ def train(
     Parameters
     ----------
     model : StellarPerceptron
-        Its network is trained in place, as far as it is not frozen.
+        Model whose network is trained in place, apart from frozen parts.
     data
         All stars, on the device of `process`.
     training_rows, validation_rows
-        Which of them to train and to validate on; the latter may be none.
+        Rows of the stars to train and to validate on. There may be no validation stars.
     options
-        How to train.
+        Settings of the training.
     process
-        See `distributed.process_group`.
+        See `utils.distributed.process_group`.
     scheduler
-        Gives a learning-rate schedule, from the optimizer and the number of steps in an epoch. It
-        is stepped every epoch, or every optimizer step when it has an attribute `every_step`
-        that is true. None: the learning rate stays.
+        Function of the optimizer and the number of steps in an epoch that makes a learning-rate
+        schedule. It is stepped once per epoch, or once per optimizer step if its attribute
+        `every_step` is true. None: a constant learning rate.
     folder
-        Where logs and checkpoints go; None: nowhere.
+        Folder for logs and checkpoints; None: none are written.
     resume
-        Go on from the newest checkpoint in `folder`.
+        Continue from the newest checkpoint in `folder`.
     progress
         Show a progress bar when the output is a terminal.
 
     Returns
     -------
     list of dict
-        Metrics, epoch by epoch; see `RunFolder`.
+        Metrics of each epoch; see `RunFolder`.
 
     Raises
     ------
     TrainingError
-        A loss is NaN.
+        The loss is NaN, or the weights are not finite.
     SystemExit
         With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
     """
@@ -219,28 +221,28 @@ def train_baseline(
     Parameters
     ----------
     network
-        Trained in place; its standardization is set from these stars.
+        Network to train in place. Its standardization is computed from these stars.
     flux, labels, label_errors
-        (N, P), (N,), (N,) of the training stars.
+        (N, P), (N,), (N,) flux, labels and errors of the training stars.
     validation
-        The same of other stars.
+        The same for the validation stars.
     scheduler
         See `train`.
     folder
-        Where logs and checkpoints go; None: nowhere.
+        Folder for logs and checkpoints; None: none are written.
     resume
-        Go on from the newest checkpoint in `folder`.
+        Continue from the newest checkpoint in `folder`.
     progress
         Show a progress bar when the output is a terminal.
     **options
-        Entries of `TrainingOptions`: epochs, batch_size, ...;
-        a weight decay of 0 and this network's seed unless given.
+        Entries of `TrainingOptions`: epochs, batch_size, ... By default the weight decay is 0 and
+        the seed that of the network.
 
     Returns
     -------
     DataFrame
-        Metrics, a row an epoch, as of the other stages, and `val_rmse`: root mean square
-        error of the validation stars, in the label's unit.
+        Metrics, one row per epoch, as for the other stages, and `val_rmse`: root mean square error
+        of the validation stars, in the unit of the label.
 
     Raises
     ------
@@ -288,7 +290,7 @@ class _Batch:
 
 
 class _Stars:
-    """Batches of stars, in a new order each epoch, or always in the same without a seed."""
+    """Batches of stars, in a new order in each epoch; without a seed always in the same order."""
 
     def __init__(
         self,
@@ -323,13 +325,13 @@ class _Stars:
 
 
 class _BaselineTask:
-    """The network and its stars, as the training loop sees them; see `step.Task`."""
+    """The baseline and its stars, for the training loop; see `step.Task`."""
 
     optimizer = torch.optim.Adam
 
     def __init__(self, network: BaselineNetwork, training: _Stars, validation: _Stars):
         self.network, self.training, self.validation = network, training, validation
-        # Two operations a weight for the answer, twice as many for the gradients.
+        # Two operations per weight for the forward pass, twice as many for the gradients.
         self.flops_per_star = 6 * sum(p.numel() for p in network.parameters() if p.dim() == 2)
 
     def losses(

@@ -1,1 +1,1 @@
-"""A training as a program: its command line, its folder, its configuration."""
+"""Training scripts: command line, folder and configuration."""

@@ -1,4 +1,4 @@
-"""The configuration that a training's folder belongs to, kept in `configuration.json`."""
+"""The configuration of a training folder, in `configuration.json`."""
 
 import json
 import math
@@ -12,12 +12,12 @@ __all__ = ["CHECKPOINT_SHA256", "read_configuration", "settle_configuration"]
 CHECKPOINT_SHA256 = "inputs.checkpoint_sha256"
 """Entry with the SHA-256 of the weights that a stage starts from."""
 
-# Where these files lay does not decide what a training gives.
+# The location of these files does not affect the result of a training.
 _NOT_COMPARED = {"inputs.checkpoint"}
 
 
 def read_configuration(folder: Path) -> dict[str, Any] | None:
-    """Entries of a folder's `configuration.json`, with dotted keys; None where there is none.
+    """Entries of the `configuration.json` of a folder, with dotted keys; None without this file.
 
     Raises
     ------
@@ -47,32 +47,32 @@ def settle_configuration(
     fixed: str = "",
     write: bool = True,
 ) -> str:
-    """Check that a folder belongs to a configuration, or make it so if it belongs to none.
+    """Check that a folder belongs to a configuration; assign the configuration if it has none.
 
-    What differs from a training that is complete removes its file `complete`.
+    If the configuration is new or changes, the file `complete` is removed.
 
     Parameters
     ----------
     folder
-        Of a training; exists.
+        Folder of a training, which exists.
     configuration
-        Everything that decides what the training gives, as JSON can hold it.
+        All settings that affect the result of the training, in values that JSON can hold.
     grows
-        Dotted key of a number that may be larger when a run is started again: its epochs.
+        Dotted key of a number that may be increased when a run is continued: its epochs.
     fixed
-        Why it must not be larger, if that is so.
+        Reason why it must not be increased; empty if it may be.
     write
-        False only compares.
+        False: only compare.
 
     Returns
     -------
     str
-        What was raised from what; empty otherwise.
+        Message about an increased number; empty if there is none.
 
     Raises
     ------
     ValueError
-        The folder belongs to another configuration; names the entries that differ.
+        The folder belongs to another configuration; the message lists the differences.
     """
     configuration = json.loads(json.dumps(configuration))  # tuples become lists
     old, new = read_configuration(folder), _flat(configuration)
@@ -96,7 +96,7 @@ def settle_configuration(
 
 
 def _hint(differ: list[str]) -> str:
-    """What else helps when a stage's starting point is another one."""
+    """Advice if the weights that a stage starts from have changed."""
     if CHECKPOINT_SHA256 not in differ:
         return ""
     return (
@@ -106,7 +106,7 @@ def _hint(differ: list[str]) -> str:
 
 
 def _number(value: Any) -> float:
-    """A number; NaN, which no comparison holds for, in the place of anything else."""
+    """A number as it is; NaN, for which every comparison is false, for anything else."""
     return value if isinstance(value, int | float) else math.nan
 
 

@@ -1,7 +1,7 @@
-"""A training's folder: configuration, logs, metrics, checkpoints.
+"""The folder of a training: configuration, logs, metrics, checkpoints.
 
 `training.log`, `training_metrics.csv`, `training_system_info.log`, `loss.png`, TensorBoard events
-where that package is present, and checkpoint folders `epoch_<n>`, `best` and `interrupted`. Only
+if TensorBoard is installed, and checkpoint folders `epoch_<n>`, `best` and `interrupted`. Only
 the first process writes.
 """
 
@@ -28,33 +28,33 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """The folder of one training, which has it for itself until `close`.
+    """The folder of one training, locked for other trainings until `close`.
 
     Parameters
     ----------
     path
-        Made when it is missing.
+        The folder; created if it is missing.
     configuration
-        Everything that decides what the training gives, as JSON can hold it.
+        All settings that affect the result of the training, in values that JSON can hold.
     rank
-        Of this process; all but the first only read.
+        Rank of this process. All but the first process only read.
     fresh
-        Start anew: what an earlier training left in the folder is removed first.
+        Start again: remove the results of an earlier training first.
     resume
-        Checkpoints that are there may be gone on from; False refuses a folder with any.
+        Allow checkpoints of an earlier training. False: refuse a folder that has any.
     echo
-        Print what goes to the log, too.
+        Also print the lines of the log.
     grows
-        Dotted key of a number that may be larger when a run is started again: its epochs.
+        Dotted key of a number that may be increased when a run is continued: its epochs.
     fixed
-        Why it must not be larger, if that is so.
+        Reason why it must not be increased; empty if it may be.
 
     Raises
     ------
     ValueError
-        The folder belongs to another configuration; names the entries that differ.
+        The folder belongs to another configuration; the message lists the differences.
     BusyError
-        Another process trains into the folder; an `OSError` that says which one.
+        Another process trains into the folder; the message of this `OSError` names it.
     FileExistsError
         The folder has checkpoints, and neither `resume` nor `fresh` is True.
     """
@@ -77,7 +77,7 @@ class RunFolder:
         self._events = None
         self._written = self._drawn = self._echoed = -math.inf
         if rank != 0:
-            if not fresh:  # the first process is about to remove what there is
+            if not fresh:  # the first process removes the configuration
                 settle_configuration(
                     self.path, configuration, grows=grows, fixed=fixed, write=False
                 )
@@ -97,7 +97,7 @@ class RunFolder:
             raise
 
     def open(self) -> None:
-        """Take the folder for this training, unless it has it already.
+        """Lock the folder for this training, unless it is locked already.
 
         Raises
         ------
@@ -110,12 +110,12 @@ class RunFolder:
             self._lock.acquire()
 
     def require_unused(self) -> None:
-        """Check that there is no checkpoint of an earlier training.
+        """Check that the folder has no checkpoint of an earlier training.
 
         Raises
         ------
         FileExistsError
-            There is one: it would be mixed up with those of the training to come.
+            There is one, which would be mixed up with those of the new training.
         """
         if used := [*self._others(), *self._epochs()]:
             raise FileExistsError(
@@ -128,14 +128,14 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove checkpoints, metrics and configuration of an earlier training."""
-        # First what says that there is a result.
+        # Files that indicate a result are removed first.
         for name in ("complete", "configuration.json", "training_metrics.csv"):
             (self.path / name).unlink(missing_ok=True)
         for folder in [*self._epochs(), *self._others(), self.path / "tensorboard"]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, line: str, echo: bool = True) -> None:
-        """Append a line to `training.log`, and print it where lines are echoed."""
+        """Append a line to `training.log`, and print it if `echo` is set."""
         if self.rank == 0:
             if self.echo and echo:
                 tqdm.write(line, file=sys.stderr)
@@ -145,17 +145,18 @@ class RunFolder:
     def write_metrics(
         self, history: list[dict[str, float]], *, table: bool = False, figure: bool = False
     ) -> None:
-        """Keep the metrics of the epochs up to the last one.
+        """Write the metrics of all epochs so far.
 
-        Epochs may be much shorter than writing takes: the table `training_metrics.csv` is written
-        every second and the figure `loss.png` every 20 seconds at most, unless they must be.
+        Since epochs may be shorter than the time for writing, the table `training_metrics.csv` is
+        written at most once per second and the figure `loss.png` once per 20 seconds, unless
+        requested.
 
         Parameters
         ----------
         history
             Metrics of all epochs.
         table, figure
-            Write it now.
+            Write the table, or the figure, in any case.
         """
         if self.rank != 0:
             return
@@ -174,7 +175,7 @@ class RunFolder:
             _plot(history, self.path / "loss.png")
 
     def log_epoch(self, metrics: dict[str, float]) -> None:
-        """A line of the log and TensorBoard's points for an epoch that has just ended."""
+        """Write the metrics of an epoch to the log and to TensorBoard."""
         if self.rank != 0:
             return
         now = time.monotonic()
@@ -190,14 +191,14 @@ class RunFolder:
                 self._events.add_scalar(key, value, epoch)
 
     def close(self) -> None:
-        """Write what TensorBoard's writer still holds, and leave the folder to others."""
+        """Flush TensorBoard's writer and unlock the folder."""
         if self._events:
             self._events.close()
         self._events = None
         self._lock.release()
 
     def read_metrics(self, before_epoch: int) -> list[dict[str, float]]:
-        """Metrics of the epochs that a resumed training does not repeat."""
+        """Metrics of the epochs up to `before_epoch`, which a resumed training does not repeat."""
         file = self.path / "training_metrics.csv"
         if not file.exists():
             return []
@@ -211,7 +212,7 @@ class RunFolder:
             return
         for folder in self._epochs()[:-keep] if keep else []:
             shutil.rmtree(folder)
-        # A newer checkpoint stands: nothing is interrupted any more.
+        # There is a newer checkpoint now.
         shutil.rmtree(self.path / "interrupted", ignore_errors=True)
 
     def _epochs(self) -> list[Path]:
@@ -219,14 +220,14 @@ class RunFolder:
         return sorted(folders, key=lambda p: int(p.name[6:]))
 
     def newest_checkpoint(self) -> Path | None:
-        """Sound checkpoint that has come furthest; None without any.
+        """Undamaged checkpoint of the latest epoch and batch; None without checkpoints.
 
-        Damaged ones that are newer are set aside as ``NAME.damaged``, and named in the log.
+        Newer but damaged ones are renamed to ``NAME.damaged`` and listed in the log.
 
         Raises
         ------
         ValueError
-            All checkpoints are damaged; nothing is set aside.
+            All checkpoints are damaged; none is renamed.
         """
         names = [*self._epochs(), self.path / "interrupted"]
         damaged: list[tuple[Path, ValueError]] = []
@@ -235,12 +236,12 @@ class RunFolder:
             try:
                 state = load_tensors(folder / "training_state.pt")
                 load_tensors(folder / "weights.pt")
-                json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
                 sound.append(((int(state["epoch"]), int(state["batch"])), folder))
             except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
                 damaged.append((folder, error))
                 continue
-            if folder.name != "interrupted":  # older ones have not come as far
+            if folder.name != "interrupted":  # older ones are from earlier epochs
                 break
         if damaged and not sound:
             raise ValueError(
@@ -256,7 +257,7 @@ class RunFolder:
 
 
 def _open_tensorboard(path: Path, epoch: int) -> Any:
-    """TensorBoard's writer, to which later epochs of an interrupted training are unknown."""
+    """TensorBoard's writer, without later epochs of an interrupted training."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -281,8 +282,8 @@ def _system() -> str:
 
 
 def _plot(history: list[dict[str, float]], path: Path) -> None:
-    # Drawing belongs to the end of an epoch; importing matplotlib does not belong to a library's
-    # start. The object interface leaves a notebook's own figures alone.
+    # Imported here because matplotlib is slow to import. Its object interface does not affect the
+    # figures of a notebook.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

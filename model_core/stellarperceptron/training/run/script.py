@@ -1,4 +1,4 @@
-"""The numbered training scripts as programs: arguments, exclusive folders, messages."""
+"""Parts of the training scripts: arguments, locked folders, error messages."""
 
 import argparse
 import shutil
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def _seed(text: str) -> int:
-    """A seed, as NumPy and PyTorch take it."""
+    """A seed for NumPy and PyTorch."""
     value = int(text)
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"{value} is not within 0 and {2**32 - 1}")
@@ -42,9 +42,9 @@ def _seed(text: str) -> int:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; wrong input ends it with one line, not a traceback.
+    """Run the `main` of a script; invalid input ends it with a one-line message.
 
-    Ctrl-C ends it with status 130.
+    Ctrl-C ends it with exit status 130.
     """
     name = Path(sys.argv[0]).name
     try:
@@ -59,18 +59,18 @@ def run_script(main: Callable[[], None]) -> None:
 def stage_arguments(
     script: str, description: str, stage: str, needs_checkpoint: bool
 ) -> argparse.Namespace:
-    """Parse the arguments of a stage; adds `profile_settings`, the profile they name.
+    """Parse the arguments of a stage, and add the selected profile as `profile_settings`.
 
     Parameters
     ----------
     script
-        `__file__` of the script; the profiles are in the folder `profiles` beside the script's.
+        `__file__` of the script. The folder `profiles` beside that of the script has the profiles.
     description
-        Of the script.
+        Description of the script, for `--help`.
     stage
         "stage_1", "stage_2", "stage_3" or "baseline".
     needs_checkpoint
-        Whether the stage starts from the checkpoint of the stage before.
+        Whether the stage starts from a checkpoint of the previous stage.
     """
     folder = Path(script).resolve().parents[1] / "profiles"
     parser = argparse.ArgumentParser(
@@ -93,7 +93,7 @@ def stage_arguments(
             "--checkpoint",
             type=Path,
             required=True,
-            help="output of the stage before (its selected or last checkpoint), or a checkpoint",
+            help="output of the previous stage (its selected or last checkpoint), or a checkpoint",
         )
     parser.add_argument(
         "--set",
@@ -103,7 +103,9 @@ def stage_arguments(
         help="override an entry of the profile (listed below); may be given more than once",
     )
     parser.add_argument(
-        "--seed", type=_seed, help="of weights, choices and dropout; default: the profile's, 0"
+        "--seed",
+        type=_seed,
+        help="seed of weights, choices and dropout (default: that of the profile)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
@@ -121,7 +123,7 @@ def stage_arguments(
         parser.add_argument(
             "--retrain-if-stale",
             action="store_true",
-            help="start anew if the weights that the stage started from have changed",
+            help="start again if the weights that the stage started from have changed",
         )
     arguments = parser.parse_args()
     try:
@@ -140,12 +142,12 @@ def stage_arguments(
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """Checkpoint that a path means: itself, or the selected or last one in a training's folder.
+    """Checkpoint at a path: the path itself, or the selected or last checkpoint in it.
 
     Raises
     ------
     FileNotFoundError
-        There is none; says which command makes one.
+        There is none; the message names the command that makes one.
     """
     epochs = [p for p in path.glob("epoch_*") if p.name[6:].isdigit()]
     last = sorted(epochs, key=lambda p: int(p.name[6:]))[-1:]
@@ -166,23 +168,23 @@ def stage_folder(
     fresh: bool,
     configuration: dict[str, Any] | None = None,
 ) -> Iterator[None]:
-    """Have a stage's folder for this run alone, from its first training until it is `complete`.
+    """Lock the folder of a stage for this run, from its first training until it is `complete`.
 
     Parameters
     ----------
     output
-        Made when it is missing.
+        The folder; created if it is missing.
     process
-        The first one holds the lock.
+        This process; the first process holds the lock.
     fresh
-        The stage starts anew: it is not complete any more, and nothing is selected.
+        The stage starts again: remove its mark `complete` and its selected checkpoint.
     configuration
-        Of a stage of several trainings, which have folders of their own; see `RunFolder`.
+        Configuration of a stage whose trainings have their own folders; see `RunFolder`.
 
     Raises
     ------
     BusyError
-        Another run has the folder; an `OSError` that says which one.
+        Another run uses the folder; the message of this `OSError` names it.
     ValueError
         The folder belongs to another configuration.
     """
@@ -202,7 +204,7 @@ def stage_folder(
 
 
 def starts_anew(arguments: argparse.Namespace, checkpoint_sha256: str = "") -> bool:
-    """Whether a stage starts anew: asked to, or from other weights than its folder's."""
+    """Whether a stage starts again: on request, or because its initial weights have changed."""
     if arguments.no_resume or not getattr(arguments, "retrain_if_stale", False):
         return arguments.no_resume
     old = read_configuration(arguments.output)
@@ -210,7 +212,7 @@ def starts_anew(arguments: argparse.Namespace, checkpoint_sha256: str = "") -> b
 
 
 def mark_complete(output: Path, process: Process) -> None:
-    """Write the file `complete`, which marks a stage that need not run again."""
+    """Write the file `complete`, which marks a stage that does not have to run again."""
     process.barrier()
     if process.rank == 0:
         (output / "complete").touch()
