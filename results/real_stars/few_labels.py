@@ -87,11 +87,11 @@ def read_stars(path: Path) -> Stars:
         with np.load(path, allow_pickle=False) as content:
             needed = ["wavelength", "flux", "bad", "labels", "label_names"]
             missing = [name for name in needed if name not in content]
-            if missing:
-                raise ValueError(f"{path} lacks {', '.join(missing)}")
-            arrays = {name: content[name] for name in needed}
-    except (zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is no .npz file ({error})") from error
+            arrays = {name: content[name] for name in needed if name not in missing}
+    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no .npz file of plain arrays") from error
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
     names = arrays["label_names"].astype(str).tolist()
     flux, labels = arrays["flux"].astype(float), arrays["labels"].astype(float)
     shapes = (len(labels), len(arrays["wavelength"])), (len(flux), len(names))

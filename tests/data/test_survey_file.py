@@ -187,7 +187,7 @@ def test_full_disk_leaves_no_file_and_says_how_much_is_needed(tmp_path, monkeypa
         return usage._replace(free=10**12 if next(calls) < full_at_call else 1000)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    with pytest.raises(OSError, match=r"a\.h5 needs 0\.03 GB"):
+    with pytest.raises(OSError, match=r"a\.h5 needs 33\.04 MB"):
         write_survey(tmp_path / "a.h5")
     assert list(tmp_path.iterdir()) == []
 

@@ -322,7 +322,7 @@ def test_bad_arguments_are_refused_before_any_work(script, few, capsys, extra, m
     with pytest.raises(SystemExit):
         script.main([*few.options, *extra])
     assert message in capsys.readouterr().err
-    assert not Path(few.options[3]).parent.exists()
+    assert not Path(few.options[3]).exists()
 
 
 def test_missing_folder_is_asked_for(script, capsys, monkeypatch):
@@ -370,4 +370,4 @@ def test_full_disk_is_noticed_before_anything_is_read(script, few, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(SystemExit, match="are needed for parts and survey file"):
         script.main(few.options)
-    assert not Path(few.options[3]).parent.exists()
+    assert not Path(few.options[3]).exists()

@@ -88,7 +88,7 @@ def test_a_survey_with_other_labels_than_the_checkpoint_is_refused(carbon_survey
         dataset.label_names = ("AGE", "C_FE")
         assert evaluation_labels(model, checkpoint, dataset, "all") == ("C_FE",)
         dataset.label_names = ("AGE",)
-        with pytest.raises(ValueError, match=r"epoch_1 knows none of the labels of .*\.h5, AGE"):
+        with pytest.raises(ValueError, match=r"selected knows none of the labels of .*\.h5, AGE"):
             evaluation_labels(model, checkpoint, dataset, "all")
 
 

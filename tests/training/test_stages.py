@@ -192,12 +192,12 @@ def stages_1_and_2(chain, tmp_path):
 
 def train_stage_1_again(folder):
     """As with another seed: other weights under the same path."""
-    model = StellarPerceptron.load(folder / "epoch_1", device="cpu")
+    model = StellarPerceptron.load(folder / "selected", device="cpu")
     with torch.no_grad():
         model.torch_model.torch_decoder.decoder_out.bias.add_(0.5)
     model.save(folder / "new")
-    shutil.copy(folder / "new" / "weights.pt", folder / "epoch_1" / "weights.pt")
-    return weights_sha256(folder / "epoch_1")
+    shutil.copy(folder / "new" / "weights.pt", folder / "selected" / "weights.pt")
+    return weights_sha256(folder / "selected")
 
 
 def test_other_weights_to_start_from_are_noticed(stages_1_and_2, survey, tmp_path):
