@@ -102,7 +102,7 @@ def prepared_step(stack: contextlib.ExitStack, stars: int, ours: bool):
     optimizer = torch.optim.AdamW(model.torch_model.parameters(), lr=1e-4, fused=ours or None)
     if not ours:
         return published_step_of(model, data, batch, optimizer)
-    stack.enter_context(freed_memory_kept())  # as `training_loop` does
+    stack.enter_context(freed_memory_kept())  # as the training loop does
     return step_of(model, data, batch, optimizer)
 
 
@@ -129,7 +129,7 @@ def prepared_batches(stack: contextlib.ExitStack, stars: int, ours: bool):
         stack.enter_context(freed_memory_kept())
         generator = TrainingGenerator(data, np.arange(stars), 64, 512)
         return lambda: sum(len(batch.stars) for batch in generator)
-    values = data.values[..., 0].numpy()
+    values = data.standardized(data.values).numpy()
     tokens = np.tile(np.arange(1, flux.shape[1] + 1), (stars, 1))
     wavelengths = np.tile(APOGEE_WAVELENGTH, (stars, 1))
     return lambda: published_batches(values, tokens, wavelengths, values, labels, 512)
