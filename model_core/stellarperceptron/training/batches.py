@@ -191,6 +191,9 @@ class TrainingGenerator:
         # Scrambled once, neighbouring numbers give independent streams.
         self._token_hash = scramble(torch.arange(total, dtype=torch.int32, device=device))
         self._label_hash = scramble(torch.arange(data.labels.shape[1], device=device).int() - 1000)
+        # Without augmentation it is known beforehand which values are bad: only those of the chosen
+        # tokens need to be standardized.
+        self._standardize_chosen = choice == "star" and data.augment is None
         order = torch.arange(data.groups.shape[0], device=device)
         self._ordered = data.groups.shape[1] == 1 and bool((data.groups[:, 0] == order).all())
 
@@ -248,7 +251,7 @@ class TrainingGenerator:
                 generator.manual_seed(abs(_seed_of(self.seed, epoch, _AUGMENTATION, number)))
                 values = self._own(self.data.standardized(values, generator))
                 stars = self._own(stars)
-            else:
+            elif not self._standardize_chosen:
                 values = self.data.standardized(values)
             yield self._batch(stars, values, number)
 
@@ -311,6 +314,9 @@ class TrainingGenerator:
         if self.outputs_padding:  # the last tokens become padding: they must be random
             chosen = chosen.gather(1, keys.gather(1, chosen).argsort(dim=1))
         tokens = self.data.tokens(values, chosen, stars)
+        if self._standardize_chosen:
+            scale = self.data.scale[self.data.groups[chosen]]
+            tokens = tokens._replace(values=tokens.values.float() / scale)
         missing = bad.gather(1, chosen)
         if self.outputs_padding and not self.fixed:
             padding = _seed_of(self.seed, self.epoch, _PADDING, number) % self.outputs_padding

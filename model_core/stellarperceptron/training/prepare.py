@@ -326,7 +326,11 @@ def prepare_training_data(
     center, scale, limit = standardizer.statistics(tokens, like)
     for block in stars.blocks():
         read = np.ascontiguousarray(stars.read(block), dtype=np.float32)
-        values[block] = (torch.from_numpy(read).to(device) - center).to(dtype)
+        difference = torch.from_numpy(read).to(device) - center
+        if augment is None:  # what is out of range stays so
+            z = difference / scale
+            difference = difference.masked_fill((z.abs() > limit) | z.isinf(), math.nan)
+        values[block] = difference.to(dtype)
     labels = standardizer.standardize(np.asarray(stars.labels, dtype=np.float64), label_ids)
     errors = np.zeros_like(labels) if stars.label_errors is None else stars.label_errors
     errors = np.nan_to_num(standardizer.standardize_error(errors, label_ids), nan=0.0)
