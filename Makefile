@@ -12,7 +12,8 @@
 # make published                train stage 3 and baseline again, with the paper's choice of the epoch,
 #                               which uses labels of other stars; evaluate them beside `reproduce`'s
 # make publish-figures          copy the figures of a run to the scripts that draw them, and its
-#                               stage 2, in half precision, to results/checkpoints
+#                               stage 2, in half precision and with a model card, to the package's
+#                               checkpoints
 # Each installs what it needs into .venv, once. All it needs is Python 3.11 or newer.
 
 PROFILE ?= laptop
@@ -192,8 +193,8 @@ $(REPORT): $(RUN)/tables/Table1.md $(RUN)/figures/Figure2.png $(RUN)/figures/Fig
 
 publish-figures: $(INSTALLED)
 	$(BIN)/python results/publish_figures.py $(RUN) --profile $(PROFILE) --data $(DATA)
-	$(BIN)/python results/publish_checkpoint.py --checkpoint $(STAGE_2) \
-	  --output results/checkpoints/$(PROFILE)
+	$(BIN)/python results/publish_checkpoint.py --checkpoint $(STAGE_2) --data $(DATA) \
+	  --predictions $(ON_OBSERVED_2) --output model_core/stellarperceptron/checkpoints/$(PROFILE)
 
 clean:
 	rm -rf .venv build

@@ -1,38 +1,152 @@
-"""Save a checkpoint in half precision, small enough to be shipped: results/checkpoints/laptop.
+r"""Ship a checkpoint: save it in half precision, with a model card.
 
 Only what is needed to predict and to be fine-tuned: no state of the optimizer. Predictions change
-by about a hundredth of their errors.
+by about a hundredth of their errors. The card (`card.md`, shown by `model.card`) says what the
+model was trained on, how well it does on test stars, and what it must not be used for. The folder
+`checkpoints` of the package holds what `StellarPerceptron.from_pretrained` finds by name.
 
     python publish_checkpoint.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
-        --output results/checkpoints/laptop
+        --data runs/laptop/survey.h5 \
+        --predictions runs/laptop/evaluation/2_realfinetune_firsthalf_on_observed.csv \
+        --output model_core/stellarperceptron/checkpoints/laptop
 """
 
 import argparse
+import datetime
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.evaluation.metrics import label_metrics
+from stellarperceptron.evaluation.predictions import (
+    predicted_labels,
+    read_predictions,
+    require_stars_of,
+)
+from stellarperceptron.evaluation.summary import describe_survey
+from stellarperceptron.labels import label
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.document import markdown_table
+
+EVALUATION = "results/real_spectra_finetune/evaluate_2_realfinetune_firsthalf_epoch_10.py"
+CARD = """# Model card: {name}
+
+A network of {parameters:,} parameters that reads any part of an APOGEE spectrum and answers with
+stellar labels and their standard deviations. Made with stellarperceptron {version} on {date};
+weights in half precision.
+
+## Input
+
+{instrument}: vacuum wavelengths in the star's
+rest frame, and flux over the pseudo-continuum of this package (a polynomial on each chip,
+`stellarperceptron.data.apogee.spectra.normalize`), NaN for bad pixels. `StellarPerceptron.predict`
+converts other units of length and interpolates from other grids of sufficient sampling. The
+resolving power must be near {resolving_power:,.0f}.
+
+Give it the first half of the band, pixels 0 to 3,756 (15,152 to 16,028 A), on which it was
+fine-tuned. It answers from other pixels and from the whole band, too, but less exactly there: it
+knows them from the synthetic spectra alone.
+
+## Training data
+
+{survey}
+{source}No test star was used in training or in the choice of settings.
+
+## Labels, range, errors
+
+Range: 0.5 to 99.5 % of the training stars. Errors: {stars:,} test stars, first half of the band.
+The pull is the difference over its predicted standard deviation, with the catalogue's error added
+in quadrature; honest errors have a scatter of 1.
+
+{table}
+## What it must not be used for
+
+- Stars outside this range, such as late M dwarfs and hot stars. The model answers for them, too,
+  with errors that are too small.
+- Spectra that are not at rest, in air wavelengths, or normalized in another way; spectra of another
+  resolving power.
+- Anything that is not the spectrum of a single star: binaries, galaxies, spectra of sky.
+- Results that rest on the labels of single real stars. {limits}\
+- Comparisons with catalogues at the level of the errors above, without a calibration on stars that
+  both have.
+"""
+MOCK = """Its spectra are computed, not observed: one line list stands for theory; another, calibrated
+to the real survey, stands for real stars, with noise, sky lines and defects like the survey's.
+"""
+MOCK_LIMITS = """No real star was in the
+  training, and offsets of up to hundreds of kelvin against the survey's pipeline were seen.
+"""
 
 
 def main() -> None:
-    """Arguments, checkpoint."""
+    """Arguments, checkpoint, card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="output of a stage, or a checkpoint"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the survey it was trained on")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        help="its predictions of that survey's test stars",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; replaced if it exists")
     arguments = parser.parse_args()
     try:
         model = StellarPerceptron.load(resolve_checkpoint(arguments.checkpoint), device="cpu")
+        predictions = read_predictions(arguments.predictions, EVALUATION)
+        with SpectraDataset.open(arguments.data) as dataset:
+            require_stars_of(predictions, arguments.predictions.name, dataset.test, arguments.data)
+            model.card = card(model, arguments.output.name, dataset, predictions)
         model.save(arguments.output, dtype=torch.float16, overwrite=True)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     size = sum(path.stat().st_size for path in arguments.output.iterdir())
     print(f"{arguments.output}: {size / 1e6:.2f} MB")
+
+
+def card(
+    model: StellarPerceptron, name: str, dataset: SpectraDataset, predictions: pd.DataFrame
+) -> str:
+    """Write the model card: Markdown."""
+    rows = []
+    for known in predicted_labels(predictions):
+        entry = label(known)
+        training = dataset.train.labels[:, list(dataset.label_names).index(known)]
+        low, high = np.nanquantile(training, [0.005, 0.995])
+        columns = [f"{known}_{end}" for end in ("pred", "actual", "err", "actual_err")]
+        metrics = label_metrics(*(predictions[column] for column in columns))
+        rows.append(
+            {
+                "label": entry.heading,
+                "range": f"{entry.format_value(low)} to {entry.format_value(high)}",
+                "mad_std": entry.format_residual(metrics["mad_std"]),
+                "RMSE": entry.format_residual(metrics["rmse"]),
+                "scatter of the pulls": f"{metrics['total_pull_std']:.2f}",
+            }
+        )
+    mock = dataset.provenance.get("generator") == "create_mock_survey.py"
+    return CARD.format(
+        name=name,
+        parameters=sum(p.numel() for p in model.torch_model.parameters()),
+        version=version("stellarperceptron"),
+        date=f"{datetime.date.today():%d %B %Y}",
+        instrument=model.instrument,
+        resolving_power=model.instrument.resolving_power,
+        survey=describe_survey(dataset),
+        source=MOCK if mock else "",
+        limits=MOCK_LIMITS if mock else "\n",
+        stars=len(predictions),
+        table=markdown_table(pd.DataFrame(rows)),
+    )
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.data.wavelengths import air_or_vacuum, resampling_onto
 from stellarperceptron.model_core import Calibration, error_scale
-from stellarperceptron.network.base import one_of
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
+from stellarperceptron.network.interface.base import one_of
+from stellarperceptron.network.interface.perception import PerceivingModel
 from stellarperceptron.network.patches import (
     predict_patches,
     split_into_patches,
 )
-from stellarperceptron.network.perception import PerceivingModel
 from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 from stellarperceptron.utils.distributed import Process
 
@@ -417,4 +417,5 @@ class StellarPerceptron(PerceivingModel):
             process=process,
             progress=progress,
         )
+        self.card = ""  # what it says no longer holds
         return pd.DataFrame(history)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from astropy.stats import mad_std
 from chain import ROOT, run_here
 from matplotlib.image import imread
 
@@ -289,6 +290,18 @@ def test_figures_are_published_with_captions(evaluated, survey, tmp_path):
         r"seed 3\.\n",
         caption,
     )
+
+
+def test_checkpoints_are_published_with_a_card(evaluated, survey, tmp_path):
+    predictions = evaluated / "evaluation/2_realfinetune_firsthalf_on_observed.csv"
+    arguments = ["--checkpoint", evaluated / "2_realfinetune_firsthalf", "--data", survey]
+    arguments += ["--predictions", predictions, "--output", tmp_path / "tiny"]
+    assert not run_here("results/publish_checkpoint.py", *arguments)
+    card = StellarPerceptron.load(tmp_path / "tiny", device="cpu").card
+    assert card.startswith("# Model card: tiny") and "240 training and 40 test stars" in card
+    table = pd.read_csv(predictions)
+    scatter = mad_std(table["TEFF_pred"] - table["TEFF_actual"], ignore_nan=True)
+    assert re.search(rf"Teff \[K\] \| \d+ to \d+ \| {scatter:.1f} \|", card)
 
 
 # --- claims -----------------------------------------------------------------------------------

@@ -6,13 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["default_cache", "fetch_package"]
+__all__ = ["default_cache", "fetch_package", "user_cache"]
+
+
+def user_cache() -> Path:
+    """Cache folder of the user for everything that this package downloads."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base).expanduser() / "stellarperceptron"
 
 
 def default_cache() -> Path:
-    """Cache folder of the user for downloads and for files made from them."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base).expanduser() / "stellarperceptron" / "mock_survey"
+    """Cache folder for the material of the mock survey and for files made from it."""
+    return user_cache() / "mock_survey"
 
 
 def fetch_package(

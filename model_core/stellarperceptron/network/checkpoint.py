@@ -28,6 +28,7 @@ from stellarperceptron.network.tensor_files import (
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = [
+    "CARD",
     "Checkpoint",
     "load_weights",
     "read_checkpoint",
@@ -42,7 +43,10 @@ __all__ = [
 
 # Prefixes that DistributedDataParallel and torch.compile add to parameter names.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-_FILES = {"config.json", "weights.pt", "embed_map.npz", "training_state.pt"}
+CARD = "card.md"
+"""File of a checkpoint's model card."""
+_FILES = {"config.json", "weights.pt", "embed_map.npz", "training_state.pt", CARD, "pinned.json"}
+_LONGEST_CARD = 100_000  # bytes
 # Files that file browsers create.
 _DEBRIS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
@@ -65,6 +69,8 @@ class Checkpoint:
     epoch : int
     embed_map : ndarray or None
         (V + 1,) integers; None if the folder has no map.
+    card : str
+        The model card, `card.md`; empty if the folder has none.
     """
 
     folder: Path
@@ -74,6 +80,7 @@ class Checkpoint:
     optimizer: str | None
     epoch: int
     embed_map: np.ndarray | None
+    card: str = ""
 
 
 def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
@@ -113,7 +120,16 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         optimizer=weights.get("optimizer"),
         epoch=epoch,
         embed_map=read_embed_map(path) if path.is_file() else None,
+        card=_read_card(folder / CARD),
     )
+
+
+def _read_card(path: Path) -> str:
+    """Text of a model card; what is too long for one, or no text, is cut and replaced."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        return file.read(_LONGEST_CARD).decode("utf-8", "replace")
 
 
 def read_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
@@ -297,6 +313,7 @@ def write_checkpoint(
     overwrite: bool = False,
     training_state: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
+    card: str = "",
 ) -> Path:
     """Write a checkpoint folder; a failed save leaves nothing behind.
 
@@ -322,6 +339,8 @@ def write_checkpoint(
         `training_state.pt`. The published code ignores this file.
     dtype
         Type of the weights in the file.
+    card
+        Text of a model card; none is written if it is empty.
 
     Raises
     ------
@@ -356,6 +375,8 @@ def write_checkpoint(
         )
         text = "{\n" + ",\n".join(sections) + "\n}\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")
+        if card:
+            (temporary / CARD).write_text(card, encoding="utf-8")
         np.savez_compressed(temporary / "embed_map.npz", keys=keys, values=embed_map[keys])
         save_tensors(content, temporary / "weights.pt")
         if training_state is not None:

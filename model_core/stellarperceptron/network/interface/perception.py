@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from stellarperceptron.layers import Tokens
-from stellarperceptron.network.base import StellarPerceptronBase, one_of
+from stellarperceptron.network.interface.base import one_of
+from stellarperceptron.network.interface.storage import StoredModel
 from stellarperceptron.network.patches import group_values
 from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
 __all__ = ["PerceivingModel"]
 
 
-class PerceivingModel(StellarPerceptronBase):
+class PerceivingModel(StoredModel):
     """A model that perceives stars and keeps the perception for later requests."""
 
     def __init__(self, vocabs: Sequence[str], **options: Any):

@@ -1,28 +1,24 @@
-"""A model with its network, its device and its files."""
+"""A model with its network and its device."""
 
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.instruments import INSTRUMENTS, Instrument
-from stellarperceptron.labels import resolve_label_names
+from stellarperceptron.labels import Label, label, resolve_label_names
 from stellarperceptron.layers import (
     NonLinearEmbedding,
     StellarPerceptronDecoder,
     StellarPerceptronEncoder,
     StellarPerceptronTorchModel,
 )
-from stellarperceptron.model_core import PADDING, Calibration, StellarPerceptronCore
-from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from stellarperceptron.model_core import PADDING, StellarPerceptronCore
 from stellarperceptron.network.config import PRECISIONS, ModelConfig
 from stellarperceptron.utils.arrays import as_array, as_names
 from stellarperceptron.utils.distributed import usable_device
@@ -73,7 +69,7 @@ def _build_network(config: ModelConfig, vocab_size: int, embed_map: np.ndarray):
 
 
 class StellarPerceptronBase(StellarPerceptronCore):
-    """A model with its network, which can be saved and loaded.
+    """A model with its network.
 
     For the parameters, see `StellarPerceptron`.
     """
@@ -107,6 +103,19 @@ class StellarPerceptronBase(StellarPerceptronCore):
                     table[pixels] /= math.sqrt(self.config.pixels_per_token)
         self.torch_model.to(self.device).eval()
 
+    def __repr__(self) -> str:
+        number = sum(parameter.numel() for parameter in self.torch_model.parameters())
+        labels = ", ".join(label.heading for label in self.labels.values())
+        pixels = self.config.pixels_per_token
+        tokens = "a pixel a token" if pixels == 1 else f"{pixels} pixels a token"
+        lines = [
+            f"{type(self).__name__} with {number:,} parameters on {self.device}",
+            f"labels: {labels or 'none'}",
+            f"instrument: {self.instrument or 'none; predict needs names of pixels'}",
+            f"context: {self.config.context_length} tokens, {tokens}",
+        ]
+        return "\n    ".join(lines)
+
     def _known_instrument(self) -> Instrument | None:
         """The instrument of `INSTRUMENTS` whose pixels are in the vocabulary, if there is one."""
         for known in INSTRUMENTS.values():
@@ -136,6 +145,11 @@ class StellarPerceptronBase(StellarPerceptronCore):
         """Names in the vocabulary that are not pixels of the instrument."""
         pixels = set() if self.instrument is None else set(self.instrument.pixel_names().tolist())
         return [name for name in self.vocabs if name not in pixels]
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        """The labels that the model knows, by name, with their units and ranges."""
+        return {name: label(name) for name in self.label_names}
 
     def get_config(self) -> dict[str, dict[str, Any]]:
         """Everything but the weights, with the instrument; see `StellarPerceptronCore`."""
@@ -256,180 +270,3 @@ class StellarPerceptronBase(StellarPerceptronCore):
     ) -> int:
         """Arithmetic for one star; see `ModelConfig.flops_per_star`."""
         return self.config.flops_per_star(tokens, labels, training)
-
-    def save(
-        self,
-        folder: str | os.PathLike,
-        *,
-        overwrite: bool = False,
-        optimizer: torch.optim.Optimizer | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Save a checkpoint folder, which the published code can load as well.
-
-        Parameters
-        ----------
-        folder
-            Folder of the checkpoint; missing parent folders are created.
-        overwrite
-            Replace an existing checkpoint. If saving fails, the old one stays.
-        optimizer
-            Optimizer whose state is saved with the weights.
-        dtype
-            Type of the weights in the file; torch.float16 halves its size.
-
-        Raises
-        ------
-        FileExistsError
-            The folder exists and `overwrite` is False.
-        """
-        write_checkpoint(
-            folder,
-            self.torch_model,
-            self.get_config(),
-            self.embed_map,
-            optimizer=optimizer,
-            epoch=self.epoch,
-            overwrite=overwrite,
-            dtype=dtype,
-        )
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Mapping[str, Any],
-        embed_map: np.ndarray | None = None,
-        *,
-        device: str | torch.device = "auto",
-        nan_policy: str = "mask",
-        seed: int | None = None,
-    ) -> Self:
-        """Make a model with fresh weights from the sections of a `config.json`.
-
-        Parameters
-        ----------
-        config
-            Result of `get_config`, or that of the published code or of Leung & Bovy (2023).
-        embed_map
-            (V + 1,) integers. None: each token has its own row.
-        device, nan_policy, seed
-            See the class.
-        """
-        known = {field.name for field in fields(ModelConfig)}
-        entries = config["nn_config"] | config.get("stellarperceptron", {})
-        instrument = entries.pop("instrument", None)
-        calibration = Calibration(entries.pop("calibration", None))
-        unknown = [k for k in entries if k not in known and not k.startswith("backend_")]
-        if unknown:
-            warnings.warn(f"entries of nn_config that are not understood: {unknown}", stacklevel=2)
-        entries = {k: v for k, v in entries.items() if k in known}
-        model = cls(
-            config["tokenizer_config"]["vocabs"],
-            embed_map=embed_map,
-            device=device,
-            nan_policy=nan_policy,
-            seed=seed,
-            instrument=None if instrument is None else Instrument.from_dict(instrument),
-            **entries,
-        )
-        model.standardizer = Standardizer.from_config(config["norm_config"], model.vocab_size + 1)
-        model.calibration = calibration
-        return model
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | os.PathLike,
-        *,
-        device: str | torch.device = "auto",
-        nan_policy: str = "mask",
-    ) -> Self:
-        """Load a checkpoint of this package, of the published code, or of Leung & Bovy (2023).
-
-        Parameters
-        ----------
-        folder
-            Folder with `config.json`, `weights.pt` and, unless every token has its own row,
-            `embed_map.npz`. Nothing in these files is executed.
-        device, nan_policy
-            See the class.
-
-        Raises
-        ------
-        FileNotFoundError
-            The folder is not a checkpoint.
-        ValueError
-            A file is damaged or holds more than tensors, or the files do not fit together; the
-            message names them.
-        """
-        checkpoint = read_checkpoint(folder)
-        if "embedding_layer.pixel_projection.weight" in checkpoint.weights:
-            raise ValueError(
-                f"checkpoint {folder} has tokens of several pixels that share one linear map; "
-                "since version 0.2.0 each pixel has an embedding of its own: train the model again"
-            )
-        try:
-            model = cls.from_config(
-                checkpoint.config, checkpoint.embed_map, device=device, nan_policy=nan_policy
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"checkpoint {folder}: {error}") from error
-        load_weights(model.torch_model, checkpoint.weights, f"weights of {folder}")
-        model.epoch = checkpoint.epoch
-        return model
-
-    @classmethod
-    def load_for_finetuning(
-        cls,
-        folder: str | os.PathLike,
-        new_names: Sequence[str] | str = (),
-        embed_map: Mapping[str, str] | None = None,
-        *,
-        device: str | torch.device = "auto",
-        nan_policy: str = "mask",
-        seed: int | None = None,
-    ) -> Self:
-        """Load a checkpoint and append new tokens to its vocabulary.
-
-        Old tokens keep their embedding rows and their standardization. New tokens get rows with
-        random weights, and a standardization when the model is fitted.
-
-        Parameters
-        ----------
-        folder
-            See `load`.
-        new_names
-            Names of new pixels or labels.
-        embed_map
-            Names that use the embedding row of another name, such as new pixels that share the row
-            of the old ones.
-        device, nan_policy, seed
-            See the class; `seed` is for the new rows.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            See `load`; a new name is in the vocabulary already.
-        """
-        new_names = [new_names] if isinstance(new_names, str) else new_names
-        old = cls.load(folder, device="cpu", nan_policy=nan_policy)
-        grown = cls(
-            [*old.vocabs, *new_names],
-            device=device,
-            nan_policy=nan_policy,
-            seed=seed,
-            instrument=old.instrument,
-            **vars(old.config),
-        )
-        rows = old.vocab_size + 1
-        grown.embed_map[:rows] = old.embed_map
-        grown.set_embed_map(embed_map or {})
-        grown.standardizer.copy_from(old.standardizer)
-        weights = old.torch_model.state_dict()
-        fresh = grown.torch_model.state_dict()
-        for name in ("embedding_layer.embeddings", "embedding_layer.bias"):
-            weights[name] = torch.cat([weights[name], fresh[name][rows:].cpu()])
-        load_weights(grown.torch_model, weights, f"weights of {folder}")
-        grown.calibration = Calibration(old.calibration.factors)
-        grown.epoch = old.epoch
-        return grown

@@ -1,0 +1,1 @@
+"""The model around the network: device, files, perception and requests, export."""
