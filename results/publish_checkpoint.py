@@ -77,8 +77,9 @@ in quadrature; honest errors have a scatter of 1.
 - Comparisons with catalogues at the level of the errors above, without a calibration on stars that
   both have.
 """
-MOCK = """Its spectra are computed, not observed: one line list stands for theory; another, calibrated
-to the real survey, stands for real stars, with noise, sky lines and defects like the survey's.
+MOCK = """Its spectra are computed, not observed: one line list stands for theory; another,
+calibrated to the real survey, stands for real stars, with noise, sky lines and defects like those
+of the survey.
 """
 MOCK_LIMITS = """No real star was in the
   training, and offsets of up to hundreds of kelvin against the survey's pipeline were seen.
