@@ -22,6 +22,7 @@ LABELS = ["TEFF", "LOGG", "FE_H"]
 SLOW_FIXTURES = {"chain", "evaluated", "uninterrupted"}
 # Parts of test names: files, or single tests, that take more than a few seconds.
 SLOW = (
+    "catalogue/test_command.py::test_several_workers",
     "scripts/test_benchmarks.py",
     "scripts/test_create_dataset.py",
     "scripts/test_fit_real_stars.py",

@@ -48,7 +48,7 @@ from stellarperceptron.data.mock.emulator import (
 )
 from stellarperceptron.data.mock.line_spread import FWHM
 from stellarperceptron.data.wavelengths import interpolate
-from stellarperceptron.evaluation.real_stars import LINES
+from stellarperceptron.evaluation.catalogue.comparison import LINES
 
 # Largest acceptable rms of the residual over all pixels. A spectrum with the labels of another
 # star, or with shifted lines, is far above.

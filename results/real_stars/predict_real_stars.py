@@ -35,16 +35,16 @@ from stellarperceptron.data.apogee.spectra import (
 )
 from stellarperceptron.data.examples import fetch_example_spectra
 from stellarperceptron.data.mock.stellar_labels import LABELS as EMULATOR_LABELS
-from stellarperceptron.evaluation.real_stars import (
+from stellarperceptron.evaluation.catalogue.command import write_failures
+from stellarperceptron.evaluation.catalogue.comparison import (
     LINES,
     Comparison,
     compare_with_emulator,
-    distinct_paths,
     evolutionary_class,
-    find_files,
     picture_names,
-    read_normalized,
 )
+from stellarperceptron.evaluation.catalogue.files import distinct_paths, find_files, read_all
+from stellarperceptron.evaluation.catalogue.table import predict_labels, require_apogee
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label, resolve_label_names
 from stellarperceptron.training.run.script import resolve_checkpoint
@@ -103,21 +103,23 @@ def main() -> None:
         model = StellarPerceptron.load(
             resolve_checkpoint(arguments.checkpoint), device=arguments.device
         )
-        if model.instrument != APOGEE:
-            raise ValueError(f"the checkpoint is for {model.instrument}, the files are {APOGEE}'s")
+        require_apogee(model)
         labels = resolve_label_names(arguments.labels, model.label_names)
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
-        stars, failures = read_all(files, part)
+        stars, failures = [], []
+        for path, reading in read_all(files, part):
+            if isinstance(reading, str):
+                failures.append((str(path), reading))
+            else:
+                stars.append((path, *reading))
         fluxes = [flux for _, _, flux in stars]
-        predicted = predict(model, fluxes, part, labels, arguments.shuffles)
+        predicted = predict_labels(model, fluxes, part, labels, arguments.shuffles)
         table = finish(stars, predicted, labels, output)
     except (OSError, ValueError) as error:
         sys.exit(f"{script}: {error}")
     report(table, labels)
+    write_failures(failures, output / "failures.csv")
     if failures:
-        with atomic_output(output / "failures.csv") as temporary:
-            failed = pd.DataFrame(failures, columns=["file", "reason"])
-            escaped(failed).to_csv(temporary, index=False)
         reasons = "\n".join(f"  {reason}" for _, reason in failures)
         sys.exit(f"{script}: {len(failures)} of {len(files)} files could not be used:\n{reasons}")
     (output / "complete").touch()
@@ -134,38 +136,6 @@ def examples(packages: Path | None) -> list[Path]:
             file=sys.stderr,
         )
         return []
-
-
-def read_all(
-    files: list[Path], part: slice
-) -> tuple[list[tuple[Path, Spectrum, np.ndarray]], list[tuple[str, str]]]:
-    """Spectra with their normalized flux (7514,), and the files that failed, with reasons."""
-    stars, failures = [], []
-    for path in files:
-        try:
-            stars.append((path, *read_normalized(path, part)))
-        except (OSError, ValueError, UserWarning) as error:  # warnings may be made errors
-            failures.append((str(path), str(error)))
-    return stars, failures
-
-
-def predict(
-    model: StellarPerceptron,
-    spectra: list[np.ndarray],
-    part: slice,
-    labels: Sequence[str],
-    shuffles: int,
-) -> pd.DataFrame:
-    """Mean prediction over shuffles of the pixels: columns `<label>` and `<label>_error`."""
-    if not spectra:
-        return pd.DataFrame(columns=[*labels, *(f"{label}_error" for label in labels)])
-    flux = np.array(spectra, dtype=np.float32)[:, part]
-    wavelength = APOGEE_WAVELENGTH[part]
-    tables = [
-        model.predict(flux, wavelength, labels, seed=seed, progress=False)
-        for seed in range(shuffles)
-    ]
-    return sum(tables) / shuffles
 
 
 def finish(

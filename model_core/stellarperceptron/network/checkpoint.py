@@ -45,7 +45,7 @@ __all__ = [
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 CARD = "card.md"
 """File of a checkpoint's model card."""
-_FILES = {"config.json", "weights.pt", "embed_map.npz", "training_state.pt", CARD, "pinned.json"}
+_FILES = {"config.json", "weights.pt", "embed_map.npz", "training_state.pt", CARD}
 _LONGEST_CARD = 100_000  # bytes
 # Files that file browsers create.
 _DEBRIS = {".DS_Store", "Thumbs.db", "desktop.ini"}

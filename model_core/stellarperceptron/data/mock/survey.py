@@ -12,7 +12,7 @@ stream of its own, so that the choice of labels changes no label and no observed
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from stellarperceptron.data.apogee.spectra import CHIP_PIXELS, VALID_FLUX, normalize
 from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, standard_labels
@@ -49,7 +50,7 @@ from stellarperceptron.data.mock.population import (
     all_labels,
 )
 from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT, LABELS
-from stellarperceptron.data.survey_file import SPLITS
+from stellarperceptron.data.survey_file import FORMAT_VERSION, SPLITS, SurveyWriter
 from stellarperceptron.labels import (
     ALL_LABELS,
     PUBLISHED_LABELS,
@@ -57,7 +58,15 @@ from stellarperceptron.labels import (
     resolve_label_names,
 )
 
-__all__ = ["BLOCK", "Augmentation", "Emulator", "MockSurvey", "Observation", "standard_labels"]
+__all__ = [
+    "BLOCK",
+    "Augmentation",
+    "Emulator",
+    "MockSurvey",
+    "Observation",
+    "create_survey",
+    "standard_labels",
+]
 
 BLOCK = 1024
 
@@ -333,3 +342,60 @@ class MockSurvey:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+
+
+def create_survey(
+    output: Path,
+    stars: int,
+    test_stars: int,
+    seed: int = 1,
+    label_names: Sequence[str] = PUBLISHED_LABELS,
+    workers: int = 1,
+    format_version: int = FORMAT_VERSION,
+) -> None:
+    """Write a mock survey to a file, with a progress bar where the output is a terminal.
+
+    Parameters
+    ----------
+    output
+        HDF5 file; 60 kB a star.
+    stars, test_stars
+        Numbers of stars of the two splits.
+    seed
+        Of everything.
+    label_names
+        Labels of the catalogue.
+    workers
+        Threads.
+    format_version
+        See `SurveyWriter`.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, or the disk has not enough room.
+    """
+    survey = MockSurvey(seed, label_names=label_names)
+    counts = {"train": stars, "test": test_stars}
+    chosen = {} if tuple(label_names) == PUBLISHED_LABELS else {"labels": label_names}
+    provenance = {
+        "generator": "create_mock_survey.py",
+        "arguments": {"stars": stars, "test_stars": test_stars, **chosen},
+        "seed": seed,
+        **survey.provenance(),
+    }
+    with (
+        SurveyWriter(
+            output,
+            counts=counts,
+            provenance=provenance,
+            label_names=label_names,
+            true_labels=True,
+            format_version=format_version,
+        ) as writer,
+        tqdm(total=sum(counts.values()), unit=" stars", disable=None) as bar,
+    ):
+        for split, number in counts.items():
+            for block in survey.blocks(split, number, workers):
+                writer.append(split, **block)
+                bar.update(len(block["ids"]))

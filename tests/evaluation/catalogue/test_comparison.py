@@ -25,13 +25,12 @@ from stellarperceptron.data.apogee.spectra import (
 )
 from stellarperceptron.data.mock.emulator import Emulator, standard_labels
 from stellarperceptron.data.mock.observation import SpectraBank
-from stellarperceptron.evaluation.real_stars import (
+from stellarperceptron.evaluation.catalogue.comparison import (
     compare_with_emulator,
     evolutionary_class,
-    find_files,
     picture_names,
-    read_normalized,
 )
+from stellarperceptron.evaluation.catalogue.files import find_files, read_normalized
 from stellarperceptron.labels import PUBLISHED_LABELS
 
 SCRIPT = ROOT / "results" / "real_stars" / "predict_real_stars.py"

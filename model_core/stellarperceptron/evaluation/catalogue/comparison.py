@@ -1,23 +1,14 @@
-"""From APOGEE files to spectra that a model can read, and the emulator's spectra beside them."""
+"""The emulator's spectrum beside an observed one, and the figures' lines and names."""
 
 import math
-import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from stellarperceptron.data.apogee.spectra import (
-    BAD_PIXEL,
-    PixelMask,
-    Spectrum,
-    pseudo_continuum,
-    read_spectrum,
-)
+from stellarperceptron.data.apogee.spectra import pseudo_continuum
 from stellarperceptron.data.mock.emulator import Emulator, standard_labels
 from stellarperceptron.data.mock.observation import (
     LSF_GROUPS,
@@ -31,17 +22,11 @@ __all__ = [
     "LINES",
     "Comparison",
     "compare_with_emulator",
-    "distinct_paths",
     "evolutionary_class",
-    "find_files",
     "picture_names",
-    "read_normalized",
 ]
 
-# On strong sky lines lies what their subtraction leaves: up to half of the flux in single visits.
-NOT_READ = BAD_PIXEL | PixelMask.SIG_SKYLINE
 LONGEST_NAME = 120  # characters of a picture's name
-LEAST_PIXELS = 256  # good pixels, below which a spectrum says too little to be asked
 
 # Lines of the figures: vacuum wavelengths [A], name. Atoms: the strongest in the linemake lists;
 # hydrogen: by Rydberg's formula; heads of CO bands and blends of OH: where the model has them.
@@ -76,88 +61,6 @@ LINES = (
     ((16876.7,), "OH"),
     ((16895.0,), "C"),
 )
-
-
-def find_files(paths: Iterable[Path]) -> list[Path]:
-    """All FITS files (.fits, .fits.gz) that paths mean: files themselves, or what folders hold.
-
-    Each file is there once. What macOS writes beside files on other systems' disks ("._x.fits")
-    is left out. A folder that may not be listed stands for itself, so that reading it says so.
-
-    Raises
-    ------
-    FileNotFoundError
-        For a path that is not there, and for a folder without such files.
-    """
-    files: dict[str, Path] = {}
-    for path in paths:
-        if not os.path.lexists(path):
-            raise FileNotFoundError(f"there is no {path}")
-        found = [path]
-        if path.is_dir():
-            try:
-                found = sorted(path.iterdir())
-            except PermissionError:
-                files.setdefault(os.path.realpath(path), path)
-                continue
-            found = [p for p in found if _is_fits_name(p.name) and not p.is_dir()]
-            if not found:
-                raise FileNotFoundError(f"there is no FITS file in the folder {path}")
-        for file in found:
-            files.setdefault(os.path.realpath(file), file)
-    return list(files.values())
-
-
-def _is_fits_name(name: str) -> bool:
-    """Whether a file's name is that of a FITS file, and not of macOS's notes about one."""
-    return name.lower().endswith((".fits", ".fits.gz")) and not name.startswith("._")
-
-
-def read_normalized(path: Path, pixels: slice) -> tuple[Spectrum, np.ndarray]:
-    """Read a file: the spectrum at rest, and its flux (P,) over the pseudo-continuum.
-
-    NaN in pixels that hold no measurement or lie on strong sky lines.
-
-    Raises
-    ------
-    OSError, ValueError
-        It cannot be read, is no APOGEE spectrum (`read_spectrum`), or has hardly a good pixel
-        among `pixels`.
-    """
-    spectrum = read_spectrum(path)
-    flux = spectrum.normalized(NOT_READ)
-    good, size = int(np.isfinite(flux[pixels]).sum()), pixels.stop - pixels.start
-    if good < min(LEAST_PIXELS, size):
-        whole = int(np.isfinite(flux).sum())
-        remedy = f"; {whole} of all {len(flux)} are, try --pixels full" if whole > good else ""
-        raise ValueError(
-            f"{path}: only {good} of the {size} pixels that are read are good (the others are "
-            f"flagged, constant, or not above zero){remedy}"
-        )
-    return spectrum, flux
-
-
-def distinct_paths(paths: Iterable[Path]) -> list[str]:
-    """Short texts of paths that tell them apart: names, with folders only where names repeat.
-
-    Examples
-    --------
-    >>> distinct_paths([Path("dr16/a.fits"), Path("dr17/a.fits"), Path("dr17/b.fits")])
-    ['dr16/a.fits', 'dr17/a.fits', 'b.fits']
-    """
-    paths = [Path(path) for path in paths]
-    depth = [1] * len(paths)
-    texts = [path.name for path in paths]
-    while True:
-        count = Counter(texts)
-        repeated = [
-            i for i, path in enumerate(paths) if count[texts[i]] > 1 and depth[i] < len(path.parts)
-        ]
-        if not repeated:
-            return texts
-        for i in repeated:
-            depth[i] += 1
-            texts[i] = Path(*paths[i].parts[-depth[i] :]).as_posix()
 
 
 def picture_names(stars: Sequence[str], files: Sequence[str]) -> list[str]:

@@ -1,0 +1,399 @@
+# PYTHON_ARGCOMPLETE_OK
+"""The command `stellarperceptron`: labels of spectra in files, models, mock surveys."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stellarperceptron.labels import ALL_LABELS, PUBLISHED_LABELS, label, resolve_label_names
+from stellarperceptron.utils.arguments import HelpFormatter, positive
+
+# PyTorch takes seconds to import: `--help` and wrong arguments need not wait for it.
+if TYPE_CHECKING:
+    from stellarperceptron.evaluation.catalogue.parts import Failure, Plan
+    from stellarperceptron.model import StellarPerceptron
+
+__all__ = ["main", "make_survey", "survey_arguments"]
+
+SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
+SHOWN = 10  # failures that are printed; all are in failures.csv
+
+PREDICT = """Predict labels of APOGEE spectra and write a catalogue, a row a file.
+
+Takes apStar, apVisit and aspcapStar files (.fits, .fits.gz), folders of them, and patterns; a word
+@list.txt stands for the lines of that file. Bad pixels and strong sky lines are masked, visits are
+shifted to rest with the header's velocity, and spectra are divided by the pseudo-continuum.
+
+The suffix says what is written: .fits, .ecsv or .csv. FITS and ECSV have units (K, dex, km/s) and a
+description of every column; CSV has room for neither. Files that cannot be used are listed in
+failures.csv beside the catalogue, and the exit status is then 1. An interrupted run continues where
+it was. The tasks of a job array share the work; a last command, with the same arguments, merges it:
+
+    stellarperceptron predict @list.txt -o labels.fits --array-index $SLURM_ARRAY_TASK_ID \\
+        --array-count 16
+    stellarperceptron predict @list.txt -o labels.fits --merge
+"""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Run the command; errors end it with a line, without a traceback."""
+    parser = command_parser()
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        pass
+    else:
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(command_line)
+    name = f"{parser.prog} {options.command}"
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Options of the command and of its parts."""
+    parser = argparse.ArgumentParser(
+        prog="stellarperceptron",
+        description="Labels of stars from their spectra.",
+        formatter_class=HelpFormatter,
+        fromfile_prefix_chars="@",
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parts = parser.add_subparsers(dest="command", metavar="predict | info | survey")
+
+    predict = parts.add_parser(
+        "predict",
+        help="labels of APOGEE files, as a catalogue",
+        description=PREDICT,
+        formatter_class=HelpFormatter,
+    )
+    predict.add_argument(
+        "files", type=Path, nargs="+", help="FITS files, folders of them, patterns"
+    )
+    predict.add_argument(
+        "-o", "--output", type=Path, required=True, help="catalogue: .fits, .ecsv or .csv"
+    )
+    predict.add_argument("--overwrite", action="store_true", help="replace an existing catalogue")
+    predict.add_argument(
+        "--checkpoint",
+        default="laptop",
+        help="name of a trained model, or folder of a checkpoint or of a stage's output",
+    )
+    predict.add_argument(
+        "--pixels",
+        default="first_half",
+        help="full, first_half (15,152 to 16,028 A, on which stage 2 is fine-tuned), fe_chunk or "
+        "start:stop, of the 7,514 pixels",
+    )
+    predict.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="LABEL",
+        default=["all"],
+        help="labels to predict, all that the model knows if nothing is said: Teff [K], log g and "
+        "abundances [dex], ...",
+    )
+    predict.add_argument(
+        "--shuffles",
+        type=positive,
+        default=8,
+        help="how often to shuffle pixels into patches, where they do not fit into one context",
+    )
+    predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    predict.add_argument(
+        "--threads", type=positive, default=1, help="CPU threads of the network (not on a GPU)"
+    )
+    predict.add_argument(
+        "--workers", type=positive, default=min(4, cores()), help="files that are read at a time"
+    )
+    array = predict.add_argument_group("array of tasks")
+    array.add_argument("--array-index", type=int, help="this task, 0 or more: does its part")
+    array.add_argument("--array-count", type=positive, help="number of tasks")
+    array.add_argument(
+        "--merge", action="store_true", help="read no spectra, merge what the tasks have made"
+    )
+    predict.set_defaults(run=run_predict)
+
+    info = parts.add_parser(
+        "info",
+        help="what a model or a survey is",
+        description="Describe a trained model, a checkpoint or a survey file.",
+        formatter_class=HelpFormatter,
+    )
+    info.add_argument(
+        "what", help="name of a trained model, folder of a checkpoint, or survey file"
+    )
+    info.set_defaults(run=run_info)
+
+    survey = parts.add_parser(
+        "survey",
+        help="make a mock survey",
+        description="Make a mock APOGEE survey: synthetic and observed spectra, labels and errors.",
+        formatter_class=HelpFormatter,
+    )
+    survey_arguments(survey)
+    survey.set_defaults(run=make_survey)
+
+    parser.set_defaults(run=lambda options: run_nothing(parser, options))
+    return parser
+
+
+def run_nothing(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Show the version, or how to use the command."""
+    if options.version:
+        from importlib.metadata import version
+
+        print(version("stellarperceptron"))
+    else:
+        parser.error("say what to do: predict, info or survey")
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+def find_checkpoint(text: str) -> Path:
+    """Folder of a checkpoint: of a path, or else of a trained model's name.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is neither such a path nor such a model.
+    """
+    from stellarperceptron.network.pretrained import find_pretrained
+    from stellarperceptron.training.run.script import resolve_checkpoint
+
+    path = Path(text).expanduser()
+    if path.exists() or len(path.parts) > 1:
+        return resolve_checkpoint(path)
+    return find_pretrained(text)
+
+
+def load_model(text: str, device: str = "cpu") -> "tuple[StellarPerceptron, str]":
+    """Load a model, with the checksum of its weights."""
+    from stellarperceptron.model import StellarPerceptron
+    from stellarperceptron.network.checkpoint import weights_sha256
+
+    folder = find_checkpoint(text)
+    return StellarPerceptron.load(folder, device=device), weights_sha256(folder)
+
+
+# --- catalogues -------------------------------------------------------------------------------
+
+
+def check_predict(options: argparse.Namespace) -> None:
+    """Refuse options that do not fit together, before anything is read.
+
+    Raises
+    ------
+    OSError, ValueError
+    """
+    from stellarperceptron.evaluation.catalogue.table import SUFFIXES
+    from stellarperceptron.utils.data_utils import check_output_file
+
+    options.output = options.output.expanduser()
+    if options.output.suffix not in SUFFIXES:
+        raise ValueError(f"--output {options.output} must end in {', '.join(SUFFIXES)}")
+    check_output_file(options.output)
+    if options.output.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.output} exists: choose another name, or give --overwrite")
+    if (options.array_index is None) != (options.array_count is None):
+        raise ValueError("--array-index and --array-count belong together")
+    if options.array_index is not None:
+        if options.merge:
+            raise ValueError("--merge is a run of its own, after those with --array-index")
+        if not 0 <= options.array_index < options.array_count:
+            raise ValueError(
+                f"--array-index {options.array_index} is not within 0 and "
+                f"{options.array_count - 1}: number the tasks from 0"
+            )
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Make a catalogue, or a task's parts of it, while no other run makes the same one."""
+    import torch
+
+    from stellarperceptron.evaluation.catalogue.files import find_files
+    from stellarperceptron.evaluation.catalogue.parts import Plan
+    from stellarperceptron.evaluation.catalogue.table import require_apogee
+    from stellarperceptron.utils.locks import FileLock
+
+    check_predict(options)
+    torch.set_num_threads(options.threads)
+    model, checkpoint = load_model(options.checkpoint, options.device)
+    require_apogee(model)
+    output = options.output
+    plan = Plan(
+        files=find_files(path.expanduser() for path in options.files),
+        pixels=model.instrument.pixel_range(options.pixels),
+        labels=resolve_label_names(options.labels, model.label_names),
+        shuffles=options.shuffles,
+        checkpoint=checkpoint,
+        folder=output.with_name(f"{output.name}.parts"),
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = output.with_name(f".{output.name}.parts.lock")
+    with FileLock(lock, f"{output}, which is being made,", shared=options.array_index is not None):
+        if not options.merge:
+            predict_parts(plan, model, options)
+        if options.array_index is None:
+            merge(plan, output)
+
+
+def predict_parts(plan: "Plan", model: "StellarPerceptron", options: argparse.Namespace) -> None:
+    """Make the parts of this task, or all."""
+    from tqdm.auto import tqdm
+
+    from stellarperceptron.evaluation.catalogue.parts import make_parts
+
+    numbers = range(plan.n_parts)[options.array_index or 0 :: options.array_count or 1]
+    total = sum(len(plan.files_of(number)) for number in numbers)
+    with tqdm(total=total, unit=" files", desc="predict", disable=None) as bar:
+        make_parts(plan, numbers, model, options.workers, bar.update)
+    if options.array_index is not None:
+        print(f"{len(numbers)} of {plan.n_parts} parts are in {plan.folder}; merge with --merge")
+
+
+def merge(plan: "Plan", output: Path) -> None:
+    """Write the catalogue and the list of failures, and remove the parts."""
+    from stellarperceptron.evaluation.catalogue.parts import merge_parts
+    from stellarperceptron.evaluation.catalogue.table import write_catalogue
+
+    catalogue, failures = merge_parts(plan)
+    write_catalogue(catalogue, output)
+    write_failures(failures, output.with_name("failures.csv"))
+    shutil.rmtree(plan.folder)
+    print(f"{output}: {len(catalogue):,} of {len(plan.files):,} files")
+    if failures:
+        reasons = [f"\n  {reason}" for _, reason in failures[:SHOWN]]
+        more = f"\n  ... and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+        raise ValueError(
+            f"{len(failures)} of {len(plan.files)} files could not be used, see "
+            f"{output.with_name('failures.csv')}:{''.join(reasons)}{more}"
+        )
+
+
+def write_failures(failures: "Sequence[Failure]", path: Path) -> None:
+    """List the files that could not be used, with reasons; no list where there are none."""
+    import pandas as pd
+
+    from stellarperceptron.utils.data_utils import atomic_output, escaped
+
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_output(path) as temporary:
+        failed = pd.DataFrame(failures, columns=["file", "reason"])
+        escaped(failed).to_csv(temporary, index=False)
+
+
+# --- models and surveys -----------------------------------------------------------------------
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """Describe a model or a survey."""
+    path = Path(options.what).expanduser()
+    if path.is_file():
+        describe_survey_file(path)
+        return
+    model, checkpoint = load_model(options.what)
+    print(model)
+    print(f"    epoch: {model.epoch}\n    SHA-256 of the weights: {checkpoint}")
+    print(f"\n{model.card}" if model.card else "It has no model card.")
+
+
+def describe_survey_file(path: Path) -> None:
+    """Print what a survey file holds."""
+    from stellarperceptron.data.dataset import SpectraDataset
+
+    with SpectraDataset.open(path) as dataset:
+        made = dataset.provenance
+        seed = f", seed {made['seed']}" if "seed" in made else ""
+        print(f"{path}: {dataset.instrument}")
+        print(f"    stars: {len(dataset.train):,} for training, {len(dataset.test):,} for tests")
+        print(f"    spectra: {', '.join(dataset.train.kinds)}")
+        print(f"    labels: {', '.join(label(name).heading for name in dataset.label_names)}")
+        print(
+            f"    made by: {made.get('generator', 'an unknown program')} "
+            f"{made.get('version', '')}{seed}"
+        )
+
+
+def _seed(text: str) -> int:
+    """A seed: a whole number that is not negative and leaves a star's name short enough."""
+    value = int(text)
+    if not 0 <= value < SEEDS:
+        raise argparse.ArgumentTypeError(f"{value} is not within 0 and {SEEDS - 1}")
+    return value
+
+
+def survey_arguments(parser: argparse.ArgumentParser, output: Path | None = None) -> None:
+    """Add the options of a mock survey; `output` is the default of that option."""
+    for name, kind, default, what in (
+        ("--stars", positive, 102_747, "training stars"),
+        ("--test-stars", positive, 25_681, "test stars"),
+        ("--seed", _seed, 1, "of everything, 0 or more"),
+        ("--workers", positive, min(4, cores()), "threads"),
+    ):
+        parser.add_argument(name, type=kind, default=default, help=what)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=output,
+        required=output is None,
+        help="HDF5 file to write, 60 kB a star",
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="LABEL",
+        default=PUBLISHED_LABELS,
+        help=f"labels of the catalogue, of {', '.join(ALL_LABELS)}, or all",
+    )
+
+
+def make_survey(options: argparse.Namespace) -> None:
+    """Make a mock survey and say how long it took."""
+    import time
+
+    import torch
+
+    from stellarperceptron.data.mock.survey import create_survey
+    from stellarperceptron.data.survey_file import FORMAT_VERSION
+    from stellarperceptron.utils.data_utils import check_output_file
+
+    torch.set_num_threads(1)  # blocks of stars share the cores
+    begin = time.perf_counter()
+    check_output_file(options.output)
+    create_survey(
+        options.output,
+        options.stars,
+        options.test_stars,
+        options.seed,
+        resolve_label_names(options.labels, ALL_LABELS),
+        options.workers,
+        getattr(options, "format_version", FORMAT_VERSION),
+    )
+    seconds = time.perf_counter() - begin
+    size = options.output.stat().st_size / 1e9
+    stars = options.stars + options.test_stars
+    print(f"{options.output}: {stars} stars, {size:.2f} GB, {seconds:.0f} s")

@@ -1,0 +1,164 @@
+"""A catalogue: what is asked of a model for many spectra, and the table with the answers."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from astropy.io import fits
+from astropy.table import Column, Table
+
+from stellarperceptron.data.apogee.spectra import Spectrum
+from stellarperceptron.evaluation.catalogue.files import Reading
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.labels import label as label_named
+from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.utils.data_utils import atomic_output, escaped
+
+__all__ = ["SUFFIXES", "catalogue_table", "predict_labels", "require_apogee", "write_catalogue"]
+
+SUFFIXES = (".fits", ".ecsv", ".csv")
+"""Endings of a catalogue's name, which say what is written."""
+
+_DESCRIPTIONS = {
+    "flags": "bits that say why the labels should not be believed; 0 where nothing was found",
+}
+
+
+def require_apogee(model: StellarPerceptron) -> None:
+    """Check that a model reads the spectra of APOGEE files.
+
+    Raises
+    ------
+    ValueError
+        It is for another instrument.
+    """
+    if model.instrument != APOGEE:
+        raise ValueError(f"the checkpoint is for {model.instrument}, the files are {APOGEE}'s")
+
+
+def predict_labels(
+    model: StellarPerceptron,
+    spectra: Sequence[np.ndarray],
+    pixels: slice,
+    labels: Sequence[str],
+    shuffles: int,
+) -> pd.DataFrame:
+    """Mean prediction over shuffles of the pixels into patches.
+
+    Parameters
+    ----------
+    model
+        A model for APOGEE's pixels.
+    spectra
+        N normalized fluxes (7514,), NaN for bad pixels.
+    pixels
+        Those that the model sees.
+    labels
+        Names of labels.
+    shuffles
+        How often to shuffle. Spectra that fit into the context are not shuffled.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `StellarPerceptron.predict`: means; of whole numbers all bits that were set.
+    """
+    flux = np.array(spectra, dtype=np.float32).reshape(-1, len(APOGEE))[:, pixels]
+    tokens = np.unique(APOGEE.grid_index[pixels] // model.config.pixels_per_token)
+    if len(tokens) <= model.config.context_length:
+        shuffles = 1
+    wavelength = APOGEE.wavelength[pixels]
+    tables = [
+        model.predict(flux, wavelength, labels, seed=seed, progress=False)
+        for seed in range(shuffles)
+    ]
+    mean = sum(tables[1:], start=tables[0]) / shuffles
+    for name in mean:
+        if tables[0][name].dtype.kind in "iu":
+            mean[name] = np.bitwise_or.reduce([table[name] for table in tables])
+    return mean
+
+
+def radial_velocity(spectrum: Spectrum) -> float:
+    """Velocity by which a spectrum was shifted to rest [km/s]; apStar files are at rest already."""
+    velocity = spectrum.rv.vrad if spectrum.kind == "apVisit" else 0.0
+    return math.nan if velocity is None else velocity
+
+
+def catalogue_table(
+    files: Sequence[Path],
+    readings: Sequence[Reading],
+    predicted: pd.DataFrame,
+    pixels: slice,
+    checkpoint: str,
+) -> Table:
+    """Table of a row a file, with units and descriptions.
+
+    Parameters
+    ----------
+    files, readings
+        N files and what was read of them.
+    predicted
+        (N, ...) predictions, `<LABEL>`, `<LABEL>_error` and whatever else there is.
+    pixels
+        Those that the model saw.
+    checkpoint
+        Checksum of the model's weights.
+    """
+    table = Table()
+    n = len(files)
+
+    def add(name: str, values, dtype, description: str, unit: str = "") -> None:
+        array = np.array(list(values), dtype=dtype)
+        table[name] = Column(array, unit=unit or None, description=description)
+
+    spectra = [spectrum for spectrum, _ in readings]
+    snr = [math.nan if s.snr is None else s.snr for s in spectra]
+    good = [np.isfinite(flux[pixels]).mean() for _, flux in readings]
+    add("id", [s.star_id for s in spectra], str, "name of the star in the file's header")
+    for name in predicted:
+        of, is_error = name.removesuffix("_error"), name.endswith("_error")
+        entry = label_named(of)
+        if is_error or f"{name}_error" in predicted:
+            what = "standard deviation of " if is_error else ""
+            unit, description = entry.unit, f"{what}{entry.plain}"
+        else:
+            unit, description = "", _DESCRIPTIONS.get(name, "")
+        add(name, predicted[name], predicted[name].dtype, description, unit)
+    add("snr", snr, float, "median signal-to-noise ratio a pixel, from the header")
+    add(
+        "radial_velocity",
+        map(radial_velocity, spectra),
+        float,
+        "velocity that was taken out of the wavelengths; 0 where the file is at rest",
+        "km/s",
+    )
+    add("good_pixels", good, float, "share of good pixels among those that the model saw")
+    add("kind", [s.kind for s in spectra], str, "kind of file")
+    add("file", map(str, files), str, "path of the file")
+    add("checkpoint", [checkpoint[:16]] * n, str, "first 16 digits of the weights' SHA-256")
+    made = version("stellarperceptron")
+    add("version", [made] * n, str, "version of stellarperceptron")
+    return table
+
+
+def write_catalogue(table: Table, path: Path) -> None:
+    """Write a table as FITS, ECSV or CSV, by the suffix; CSV has no room for units."""
+    with atomic_output(path) as temporary:
+        if path.suffix == ".csv":
+            escaped(table.to_pandas()).to_csv(temporary, index=False)
+        elif path.suffix == ".ecsv":
+            table.write(temporary, format="ascii.ecsv")
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*'dex' could not be saved")
+                table.write(temporary, format="fits")
+            # The standard of FITS does not know dex; the survey's own catalogues write it so, too.
+            with fits.open(temporary, mode="update") as hdus:
+                for number, name in enumerate(table.colnames, start=1):
+                    if str(table[name].unit) == "dex":
+                        hdus[1].header.set(f"TUNIT{number}", "dex", after=f"TFORM{number}")
