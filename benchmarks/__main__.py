@@ -10,12 +10,12 @@ import argparse
 import os
 import time
 import traceback
-from pathlib import Path
 
 import torch
 
 from benchmarks import cpu, gpu
 from benchmarks.common import record
+from stellarperceptron.utils.arguments import output_file
 
 SUITES = {"cpu": cpu.suite, "gpu": gpu.suite}
 TABLES = ("scaling", "options")  # benchmarks with tables of their own
@@ -30,7 +30,9 @@ def main() -> None:
     )
     parser.add_argument("--suite", choices=SUITES, required=True, help="what to measure")
     parser.add_argument(
-        "--output", type=Path, help="JSON file (default: by date and hardware, below results/)"
+        "--output",
+        type=output_file,
+        help="JSON file (default: by date and hardware, below results/)",
     )
     parser.add_argument("--only", nargs="+", help="names of benchmarks; the others are left out")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try everything")

@@ -5,7 +5,6 @@ patch with batch 1, computes all attention weights, and asks for one label at a 
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.block import TransformerBlock
 from stellarperceptron.network.patches import split_into_patches
+from stellarperceptron.utils.arguments import output_file
 
 LABELS = list(PUBLISHED_LABELS)
 
@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=3757, help="pixels of a spectrum")
     parser.add_argument("--repeats", type=int, default=5, help="counted repeats")
     parser.add_argument("--threads", type=int, default=1, help="threads of the process")
-    parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/")
+    parser.add_argument(
+        "--output", type=output_file, help="JSON file; default: benchmarks/results/"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 

@@ -25,6 +25,7 @@ from stellarperceptron.data.apogee.archive import read_star
 from stellarperceptron.data.apogee.aspcap_files import ASPCAP_KINDS
 from stellarperceptron.data.apogee.dr17 import CATALOGUE, FOLDER, PUBLISHED_STARS
 from stellarperceptron.data.apogee.spectra import VALID_FLUX, VALID_PIXELS
+from stellarperceptron.utils.arguments import output_file
 
 SCRIPT = Path(__file__).resolve().parents[1] / "dataset" / "create_dataset.py"
 FILES_PER_ROW = 0.88  # of the rows of the archive that is made, so many have a file
@@ -167,7 +168,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="counted repeats")
     parser.add_argument("--workers", type=int, default=8, help="threads that read")
     parser.add_argument("--folder", type=Path, help="where the files are made, and removed again")
-    parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/")
+    parser.add_argument(
+        "--output", type=output_file, help="JSON file; default: benchmarks/results/"
+    )
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

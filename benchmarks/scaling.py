@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -30,6 +29,7 @@ from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.tasks import train
+from stellarperceptron.utils.arguments import output_file
 from stellarperceptron.utils.distributed import process_group
 
 MODEL = {
@@ -201,7 +201,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="few and small sizes, to try it")
-    parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/")
+    parser.add_argument(
+        "--output", type=output_file, help="JSON file; default: benchmarks/results/"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = measure(SMALL if arguments.small else Sizes())

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import copy
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from stellarperceptron.nn_utils import robust_mean_squared_error
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.prepare import Stars, fit_standardization, prepare_training_data
 from stellarperceptron.training.tasks import PEAK_FLOPS
+from stellarperceptron.utils.arguments import output_file
 
 EPOCHS, STARS = 325, 92_472
 
@@ -229,7 +229,9 @@ def main() -> None:
         "--batch-sizes", type=int, nargs="+", default=[64, 1024, 2048], help="on a GPU"
     )
     parser.add_argument("--compile", action="store_true", help="on a GPU: torch.compile")
-    parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/")
+    parser.add_argument(
+        "--output", type=output_file, help="JSON file; default: benchmarks/results/"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda":

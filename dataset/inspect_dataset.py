@@ -20,7 +20,7 @@ from tqdm import tqdm
 from stellarperceptron.data.apogee.spectra import CHIP_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset, Split
 from stellarperceptron.labels import label as label_named
-from stellarperceptron.utils.arguments import positive
+from stellarperceptron.utils.arguments import output_file, positive
 from stellarperceptron.utils.plotting import COLORS, axis_label, save_figure, use_style
 
 BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
@@ -35,7 +35,7 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="survey file (HDF5) or folder of arrays")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=output_file,
         help="page of plots, .png (default: beside the data, with their name)",
     )
     parser.add_argument(

@@ -14,7 +14,7 @@ import pandas as pd
 
 from stellarperceptron.evaluation.predictions import metrics_of_predictions, read_predictions
 from stellarperceptron.evaluation.tables import format_value, label_heading
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, output_file
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 
@@ -35,7 +35,9 @@ def main() -> None:
     """Arguments, tables, text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of `make reproduce RUN=...`")
-    parser.add_argument("--output", type=Path, help="Markdown file; default: standard output")
+    parser.add_argument(
+        "--output", type=output_file, help="Markdown file; default: standard output"
+    )
     arguments = parser.parse_args()
     try:
         tables = [observed_table(arguments.runs), chunk_table(arguments.runs)]

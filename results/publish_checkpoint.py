@@ -32,7 +32,7 @@ from stellarperceptron.evaluation.predictions import (
 from stellarperceptron.evaluation.summary import describe_survey
 from stellarperceptron.labels import label
 from stellarperceptron.training.run.script import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder
 from stellarperceptron.utils.document import markdown_table
 
 EVALUATION = "results/real_spectra_finetune/evaluate_2_realfinetune_firsthalf_epoch_10.py"
@@ -46,7 +46,7 @@ weights in half precision.
 
 {instrument}: vacuum wavelengths in the star's
 rest frame, and flux over the pseudo-continuum of this package (a polynomial on each chip,
-`stellarperceptron.data.apogee.spectra.normalize`), NaN for bad pixels. `StellarPerceptron.predict`
+`stellarperceptron.data.apogee.continuum.normalize`), NaN for bad pixels. `StellarPerceptron.predict`
 converts other units of length and interpolates from other grids of sufficient sampling. The
 resolving power must be near {resolving_power:,.0f}.
 
@@ -99,7 +99,9 @@ def main() -> None:
         required=True,
         help="its predictions of that survey's test stars",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder; replaced if it exists")
+    parser.add_argument(
+        "--output", type=output_folder, required=True, help="folder; replaced if it exists"
+    )
     arguments = parser.parse_args()
     try:
         model = StellarPerceptron.load(resolve_checkpoint(arguments.checkpoint), device="cpu")

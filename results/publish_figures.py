@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.summary import describe_survey
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder
 from stellarperceptron.utils.data_utils import atomic_output
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--profile", required=True, help="its name, for the captions")
     parser.add_argument("--data", type=Path, required=True, help="the survey of the run")
-    parser.add_argument("--output", type=Path, default=HERE, help="where the scripts' folders are")
+    parser.add_argument(
+        "--output", type=output_folder, default=HERE, help="where the scripts' folders are"
+    )
     arguments = parser.parse_args()
     missing = [name for name in FIGURES if not (arguments.run / name).is_file()]
     if missing:

@@ -6,7 +6,6 @@ import sys
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import LABELS, make_model, make_spectra
@@ -103,16 +102,6 @@ def test_names_for_each_star(model, spectra):
     order = np.array([np.random.default_rng(i).permutation(12) for i in range(5)])
     model.perceive(np.take_along_axis(spectra, order, axis=1), NAMES[order], WAVELENGTHS[order])
     np.testing.assert_allclose(model.request(LABELS), ask(model, spectra), rtol=1e-5, atol=1e-6)
-
-
-def test_one_star_and_data_frames(model, spectra):
-    frame = pd.DataFrame(spectra[:, :12], columns=NAMES[:12])
-    model.perceive(frame, wavelengths=WAVELENGTHS[:12])
-    np.testing.assert_allclose(model.request(LABELS), ask(model, spectra), rtol=1e-5)
-    model.perceive(spectra[2, :12], NAMES[:12], WAVELENGTHS[:12])
-    np.testing.assert_allclose(
-        model.request(LABELS).to_numpy()[0], ask(model, spectra)[2], rtol=1e-5
-    )
 
 
 # --- what the answers are ---------------------------------------------------------------------
@@ -296,13 +285,6 @@ def test_a_failed_perceive_forgets_the_stars_before(model, spectra):
         model.request(LABELS)
 
 
-def test_masked_values_are_bad_pixels(model, spectra):
-    bad = np.isnan(spectra)
-    masked = np.ma.MaskedArray(np.nan_to_num(spectra, nan=7.0), bad)
-    np.testing.assert_array_equal(ask(model, masked), ask(model, spectra))
-    np.testing.assert_array_equal(predict(model, masked), predict(model, spectra))
-
-
 def test_padding_is_no_pixel_and_no_label(model, spectra):
     names = NAMES.astype("U20")
     names[5] = "[pad]"
@@ -475,16 +457,3 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 8.0
-
-
-@pytest.mark.filterwarnings("error")
-def test_read_only_wavelengths_and_tensors_give_no_warning(model, spectra, wavelengths):
-    wavelengths.flags.writeable = False
-    spectra = np.where(np.isfinite(spectra), spectra, 1.0)
-    names = [f"syn_apogee{i}" for i in range(40)]
-    model.perceive(spectra[:, :16], names[:16], wavelengths[:16])
-    expected, given = (
-        model.predict(flux, wavelengths, ["TEFF"], names=names, progress=False)
-        for flux in (spectra, torch.from_numpy(spectra))
-    )
-    pd.testing.assert_frame_equal(given, expected)

@@ -64,6 +64,7 @@ from synthesize_grid import SCATTER_SEED, prepare
 from tqdm import tqdm
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.utils.arguments import output_file
 from stellarperceptron.utils.data_utils import atomic_output
 
 RESOLUTION = (22500.0, 22500.0, 22500.0)  # on the three chips
@@ -298,7 +299,9 @@ def main(argv=None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--norm-config", type=Path, required=True, help="published config.json")
-    parser.add_argument("--output", type=Path, default=ADJUSTMENTS, help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=output_file, default=ADJUSTMENTS, help="default: %(default)s"
+    )
     parser.add_argument("--stars", type=int, default=48, help="typical stars (default: 48)")
     parser.add_argument("--iterations", type=int, default=3, help="each round (default: 3)")
     parser.add_argument(

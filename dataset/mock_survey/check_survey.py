@@ -43,6 +43,7 @@ from stellarperceptron.data.mock.observation import (
 from stellarperceptron.data.mock.population import all_labels
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
 from stellarperceptron.labels import PUBLISHED_LABELS
+from stellarperceptron.utils.arguments import output_file
 from stellarperceptron.utils.data_utils import atomic_output
 
 HERE = Path(__file__).parent
@@ -376,7 +377,9 @@ def main() -> None:
     five.add_argument("--stars", type=int, default=102_747)
     five.add_argument("--test-stars", type=int, default=25_681)
     five.add_argument("--workers", type=int, default=2, help="threads")
-    five.add_argument("--output", type=Path, required=True, help="survey file, which is kept")
+    five.add_argument(
+        "--output", type=output_file, required=True, help="survey file, which is kept"
+    )
     functions = (responses, population, medians, stars, cost)
     for check, function in zip((one, two, three, four, five), functions, strict=True):
         check.add_argument("--seed", type=int, default=1)

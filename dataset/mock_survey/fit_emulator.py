@@ -43,6 +43,7 @@ from stellarperceptron.data.mock.emulator import (
     write_emulators,
 )
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
+from stellarperceptron.utils.arguments import output_file
 
 RESOLUTION = 22_500.0  # of APOGEE, for the errors that are reported
 HELD_OUT = 10  # hold out one label point in ten
@@ -277,9 +278,14 @@ def main() -> None:
     here = Path(__file__).parent
     parser.add_argument("--nominal", type=Path, default=here / "grids/nominal.h5")
     parser.add_argument("--nature", type=Path, default=here / "grids/nature.h5")
-    parser.add_argument("--output", type=Path, default=EMULATOR_FILE, help="emulator file to write")
     parser.add_argument(
-        "--figure", type=Path, default=here / "figures/emulator_error.png", help="picture to draw"
+        "--output", type=output_file, default=EMULATOR_FILE, help="emulator file to write"
+    )
+    parser.add_argument(
+        "--figure",
+        type=output_file,
+        default=here / "figures/emulator_error.png",
+        help="picture to draw",
     )
     parser.add_argument(
         "--allow-incomplete", action="store_true", help="fit grids that are still being computed"

@@ -22,6 +22,7 @@ from stellarperceptron.data.mock.population import (
     error_features,
 )
 from stellarperceptron.labels import PUBLISHED_LABELS
+from stellarperceptron.utils.arguments import output_file
 from stellarperceptron.utils.data_utils import atomic_output
 
 NEIGHBOURS = 100
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--errors", type=Path, required=True, help="(N, 5): their errors")
     parser.add_argument("--components", type=int, default=64, help="Gaussians (64)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=POPULATION_FILE)
+    parser.add_argument("--output", type=output_file, default=POPULATION_FILE)
     args = parser.parse_args()
     labels = np.load(args.labels).astype(np.float64)
     errors = np.load(args.errors).astype(np.float64)

@@ -22,6 +22,7 @@ from synthesis import LABEL_NAMES
 
 from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT
 from stellarperceptron.labels import PUBLISHED_LABELS
+from stellarperceptron.utils.arguments import output_file
 from stellarperceptron.utils.data_utils import atomic_output
 
 ANCHORS = Path(__file__).with_name("label_anchors.csv")
@@ -161,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cluster survey labels into the grids' anchors.")
     parser.add_argument("--labels", type=Path, required=True, help=".npy, (stars, 5), DR17's order")
     parser.add_argument("--anchors", type=int, default=384, help="number (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=ANCHORS, help="default: %(default)s")
+    parser.add_argument("--output", type=output_file, default=ANCHORS, help="default: %(default)s")
     args = parser.parse_args()
     centres = fit_anchors(np.load(args.labels), args.anchors)
     header = ",".join((*ANCHOR_COLUMNS, "WEIGHT"))

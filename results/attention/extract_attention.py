@@ -60,7 +60,7 @@ from stellarperceptron.instruments import Instrument
 from stellarperceptron.network.patches import mean_wavelengths
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.training.stages import require_same_instrument
-from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
 from stellarperceptron.utils.data_utils import atomic_output
 
 RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memory [bytes]
@@ -89,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, required=True, help="survey file or folder of published arrays"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--output", type=output_folder, required=True, help="folder of the results")
     parser.add_argument("--kind", default="observed", help="observed or synthetic spectra")
     parser.add_argument(
         "--pixels",

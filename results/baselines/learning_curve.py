@@ -30,7 +30,7 @@ from stellarperceptron.evaluation.baselines import BASELINES
 from stellarperceptron.evaluation.predictions import about_predictions
 from stellarperceptron.evaluation.tables import compare_predictions
 from stellarperceptron.training.profiles import find_profile, read_profile
-from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
 
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     """Arguments of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="survey file")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--output", type=output_folder, required=True, help="folder of the results")
     parser.add_argument(
         "--stars",
         type=positive,

@@ -31,7 +31,7 @@ from stellarperceptron.evaluation.predictions import (
     write_predictions,
 )
 from stellarperceptron.training.stages import describe_data, draw_stars
-from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, required=True, help="survey file or folder of published arrays"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--output", type=output_folder, required=True, help="folder of the tables")
     parser.add_argument(
         "--pixels", default="first_half", help="full, first_half, fe_chunk or start:stop (of 7,514)"
     )

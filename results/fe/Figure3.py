@@ -27,7 +27,7 @@ from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.predictions import read_predictions, require_same_stars
 from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.labels import PUBLISHED_LABELS
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, output_file
 from stellarperceptron.utils.plotting import (
     COLORS,
     error_bar,
@@ -138,7 +138,7 @@ def main() -> None:
         required=True,
         help="survey file or folder, or labels_train.npy as published",
     )
-    parser.add_argument("--output", type=Path, required=True, help="picture to write (PNG)")
+    parser.add_argument("--output", type=output_file, required=True, help="picture to write (PNG)")
     arguments = parser.parse_args()
     try:
         paths = {key: getattr(arguments, key) for key in PANELS}

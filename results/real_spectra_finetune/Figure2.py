@@ -23,7 +23,7 @@ from stellarperceptron.evaluation.predictions import (
     read_predictions,
     require_same_stars,
 )
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, output_file
 from stellarperceptron.utils.plotting import (
     error_bar,
     plot_predicted_against_actual,
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--finetuned", type=Path, required=True, help="predictions of stage 2 (CSV)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="picture to write (PNG)")
+    parser.add_argument("--output", type=output_file, required=True, help="picture to write (PNG)")
     arguments = parser.parse_args()
     try:
         before = read_predictions(arguments.pretrained, COMMAND.format(1))

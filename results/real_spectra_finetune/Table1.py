@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stellarperceptron.evaluation.predictions import read_predictions
 from stellarperceptron.evaluation.tables import giants_table, giants_text
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 
@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument(
         "--finetuned", type=Path, required=True, help="predictions of stage 2 (CSV)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the two files")
+    parser.add_argument(
+        "--output", type=output_folder, required=True, help="folder of the two files"
+    )
     arguments = parser.parse_args()
     try:
         table = giants_table(

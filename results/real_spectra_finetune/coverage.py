@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from stellarperceptron.evaluation.metrics import coverage
 from stellarperceptron.evaluation.predictions import predicted_labels, read_predictions
 from stellarperceptron.labels import label as label_named
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, output_file
 from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
 
 MOST_COLUMNS = 6  # panels side by side; more go below
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--hundred", type=Path, required=True, help="predictions of stage 3 from the chunk (CSV)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="picture to write (PNG)")
+    parser.add_argument("--output", type=output_file, required=True, help="picture to write (PNG)")
     arguments = parser.parse_args()
     try:
         finetuned = read_predictions(arguments.finetuned, COMMAND)

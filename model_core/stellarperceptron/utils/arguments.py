@@ -9,11 +9,16 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from stellarperceptron.utils.data_utils import check_output_file, check_output_folder
 
 __all__ = [
     "HelpFormatter",
     "describe_sections",
+    "output_file",
+    "output_folder",
     "override_sections",
     "positive",
     "positive_float",
@@ -45,6 +50,26 @@ def positive_float(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not above 0")
     return value
+
+
+def output_file(text: str) -> Path:
+    """A file that can be written; `~` is the user's home, also where no shell has expanded it."""
+    path = Path(text).expanduser()
+    try:
+        check_output_file(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(error.strerror or str(error)) from error
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """A folder that files can be written into; `~` is the user's home."""
+    path = Path(text).expanduser()
+    try:
+        check_output_folder(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(error.strerror or str(error)) from error
+    return path
 
 
 def with_nearest(name: str, known: Iterable[str]) -> str:

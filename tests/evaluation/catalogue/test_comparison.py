@@ -242,6 +242,14 @@ def test_predictions_are_means_over_shuffles(script, checkpoint, tmp_path):
     assert predicted == pytest.approx(np.mean(shuffles), rel=1e-4)
 
 
+def test_the_old_name_of_an_option_is_understood(script, checkpoint, tmp_path):
+    apstar_hdus().writeto(tmp_path / "apStar.fits")
+    for name, option in (("old", "--deals"), ("new", "--shuffles")):
+        run(script, checkpoint, tmp_path / name, option, 1, tmp_path / "apStar.fits")
+    old, new = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("old", "new"))
+    pd.testing.assert_frame_equal(old, new)
+
+
 def test_unusable_files_are_told_and_the_others_done(script, checkpoint, tmp_path):
     folder = tmp_path / "spectra"
     folder.mkdir()
