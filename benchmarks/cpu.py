@@ -19,9 +19,10 @@ from tests.dr17_files import write_archive
 
 from benchmarks import inference, reading, scaling, training
 from benchmarks.common import ceilings, measure_in_turn, row
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import SpectraDataset, SurveyWriter
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.survey import MockSurvey
+from stellarperceptron.data.survey_file import SurveyWriter
 from stellarperceptron.evaluation.attention import decoder_attention
 from stellarperceptron.network.config import PRECISIONS
 from stellarperceptron.network.kernels.memory import freed_memory_kept

@@ -23,11 +23,12 @@ from benchmarks.training import (
     random_survey,
     step_of,
 )
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.mock.survey import MockSurvey
 from stellarperceptron.evaluation.attention import decoder_attention
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.loop import PEAK_FLOPS
 from stellarperceptron.training.prepare import (
     Stars,
     TrainingData,
@@ -35,7 +36,7 @@ from stellarperceptron.training.prepare import (
     usable_stars,
 )
 from stellarperceptron.training.profiles import TrainingOptions
-from stellarperceptron.training.tasks import PEAK_FLOPS, train
+from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process
 
 

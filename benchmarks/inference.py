@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.common import large_products, measure_in_turn, record
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.layers import Tokens

@@ -23,8 +23,9 @@ from tests.dr17_files import write_archive
 from benchmarks.common import measure_in_turn, record
 from stellarperceptron.data.apogee.archive import read_star
 from stellarperceptron.data.apogee.aspcap_files import ASPCAP_KINDS
+from stellarperceptron.data.apogee.continuum import VALID_FLUX
 from stellarperceptron.data.apogee.dr17 import CATALOGUE, FOLDER, PUBLISHED_STARS
-from stellarperceptron.data.apogee.spectra import VALID_FLUX, VALID_PIXELS
+from stellarperceptron.data.apogee.grid import VALID_PIXELS
 from stellarperceptron.utils.arguments import output_file
 
 SCRIPT = Path(__file__).resolve().parents[1] / "dataset" / "create_dataset.py"

@@ -23,7 +23,7 @@ import torch
 from benchmarks.common import allocations, record
 from benchmarks.inference import paper_model
 from benchmarks.training import prepare, random_survey, step_of
-from stellarperceptron.layers import TransformerBlock
+from stellarperceptron.network.block import TransformerBlock
 from stellarperceptron.network.kernels.linear import linear
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.training.batches import TrainingGenerator

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from benchmarks.common import record
 from benchmarks.inference import LABELS, paper_model
 from benchmarks.scaling import MODEL
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.mock.survey import MockSurvey
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.kernels.memory import freed_memory_kept

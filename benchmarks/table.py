@@ -21,7 +21,7 @@ from benchmarks import sweep
 from benchmarks.common import RESULTS
 from benchmarks.training import EPOCHS, STARS
 from stellarperceptron.network.config import ModelConfig
-from stellarperceptron.training.tasks import PEAK_FLOPS
+from stellarperceptron.training.loop import PEAK_FLOPS
 from stellarperceptron.utils.data_utils import atomic_output
 
 HERE = Path(__file__).resolve().parent

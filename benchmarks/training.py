@@ -17,12 +17,12 @@ import torch.nn.functional as F
 
 from benchmarks.common import OwnProcess, large_products, measure_in_turn, record
 from benchmarks.inference import LABELS, paper_model, plain, plain_dropout, published_block
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.nn_utils import robust_mean_squared_error
 from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.loop import PEAK_FLOPS
 from stellarperceptron.training.prepare import Stars, fit_standardization, prepare_training_data
-from stellarperceptron.training.tasks import PEAK_FLOPS
 from stellarperceptron.utils.arguments import output_file
 
 EPOCHS, STARS = 325, 92_472

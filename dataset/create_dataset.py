@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stellarperceptron.data.apogee.archive import Plan, merge_parts, read_parts, write_rejected
+from stellarperceptron.data.apogee.continuum import VALID_FLUX
 from stellarperceptron.data.apogee.dr17 import (
     CATALOGUE,
     FOLDER,
@@ -37,7 +38,6 @@ from stellarperceptron.data.apogee.dr17 import (
     read_catalogue,
 )
 from stellarperceptron.data.apogee.selection import Cut, Selection, catalogue_cuts, cut_table
-from stellarperceptron.data.apogee.spectra import VALID_FLUX
 from stellarperceptron.utils.arguments import positive
 from stellarperceptron.utils.data_utils import atomic_output, check_output_file
 from stellarperceptron.utils.locks import FileLock

@@ -17,9 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from stellarperceptron.data.apogee.aspcap_files import clean_flux
+from stellarperceptron.data.apogee.continuum import VALID_FLUX
 from stellarperceptron.data.apogee.dr17 import clean_labels
-from stellarperceptron.data.apogee.spectra import VALID_FLUX
-from stellarperceptron.data.dataset import SpectraDataset, SurveyWriter
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.survey_file import SurveyWriter
 
 BLOCK = 1024  # stars in a block: 31 MB for each kind of spectra
 

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from stellarperceptron.data.apogee.spectra import CHIP_PIXELS
+from stellarperceptron.data.apogee.grid import CHIP_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset, Split
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.utils.arguments import output_file, positive

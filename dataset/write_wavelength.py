@@ -9,7 +9,7 @@ The file beside this script was made with it:
 import argparse
 from pathlib import Path
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, write_wavelength
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, write_wavelength
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
 import numpy as np
 from astropy.io import fits
 
-from stellarperceptron.data.apogee.spectra import FULL_WAVELENGTH, SPEED_OF_LIGHT, PixelMask
+from stellarperceptron.data.apogee.grid import FULL_WAVELENGTH
+from stellarperceptron.data.apogee.spectrum_files import PixelMask
+from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
 
 
 def absorption(wavelength, spacing=8.0, depth=0.3, width=0.3):

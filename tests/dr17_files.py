@@ -8,7 +8,7 @@ import numpy as np
 from astropy.io import fits
 
 from stellarperceptron.data.apogee.dr17 import CATALOGUE, FOLDER, STAR_BAD
-from stellarperceptron.data.apogee.spectra import VALID_PIXELS
+from stellarperceptron.data.apogee.grid import VALID_PIXELS
 
 LABELS = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")
 N_PIXELS = 8575

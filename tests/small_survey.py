@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import SurveyWriter
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.survey_file import SurveyWriter
 
 COUNTS = {"train": 40, "test": 12}
 N_PIXELS = 50

@@ -102,6 +102,37 @@ def test_imports_make_no_circle():
         edges = {name: targets for name, targets in edges.items() if name not in free}
 
 
+def defined(name: str) -> set[str]:
+    """Names that a module defines itself, in contrast to those that it imports."""
+    names = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def test_a_name_has_one_address():
+    """Whoever needs a name imports it from the module that defines it."""
+    root, elsewhere = PACKAGE.parents[1], []
+    scripts = (
+        p
+        for f in ("dataset", "training", "results", "benchmarks")
+        for p in root.glob(f"{f}/**/*.py")
+    )
+    for path in [*MODULES.values(), *scripts]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = getattr(node, "module", None) or ""
+            source = module.removeprefix(f"{NAME}.")
+            if not isinstance(node, ast.ImportFrom) or source not in MODULES or path == MODULES[""]:
+                continue
+            names = {alias.name for alias in node.names}
+            names -= {name for name in names if f"{source}.{name}" in MODULES}
+            elsewhere += [f"{path.name}: {source}.{name}" for name in names - defined(source)]
+    assert not elsewhere, "imported from a module that imports them itself: " + ", ".join(elsewhere)
+
+
 def test_no_folder_has_more_than_nine_rooms():
     for folder in {path.parent for path in MODULES.values()}:
         rooms = {path.stem for path in folder.glob("*.py")} - {"__init__"}

@@ -39,6 +39,7 @@ def main(folder, *arguments) -> None:
     given = dict(argument.split("=") for argument in arguments)
     kill_at = int(given.pop("kill_at", -1))
     terminate_at = int(given.pop("terminate_at", -1))
+    terminate_validation = int(given.pop("terminate_validation", -1))  # of the last process
     dropout = float(given.pop("dropout", 0.1))
     every_step = given.pop("schedule", "epochs") == "steps"
     validation = int(given.pop("validation", STARS - 64))
@@ -58,6 +59,13 @@ def main(folder, *arguments) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_batch(self, batch)
 
+    validate = Trainer.validate
+
+    def terminated(self):
+        if self.epoch + 1 == terminate_validation and process.rank == process.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self)
+
     rates, step = [], torch.optim.AdamW.step
 
     def noted(self, *arguments):
@@ -66,6 +74,7 @@ def main(folder, *arguments) -> None:
 
     with (
         patch.object(Trainer, "train_batch", counted),
+        patch.object(Trainer, "validate", terminated),
         patch.object(torch.optim.AdamW, "step", noted),
         process_group("cpu") as process,
     ):

@@ -33,14 +33,16 @@ import numpy as np
 import torch
 from fit_emulator import project_spectra
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS, normalize
-from stellarperceptron.data.mock.emulator import LABELS, Emulator, standard_labels
+from stellarperceptron.data.apogee.continuum import normalize
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.observation import (
     LSF_GROUPS,
     broadening_index,
     broadening_velocity,
 )
 from stellarperceptron.data.mock.population import all_labels
+from stellarperceptron.data.mock.stellar_labels import LABELS, standard_labels
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
 from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.utils.arguments import output_file

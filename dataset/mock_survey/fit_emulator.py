@@ -33,16 +33,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS
-from stellarperceptron.data.mock.emulator import (
-    EMULATOR_FILE,
-    LABELS,
-    Emulator,
-    Part,
-    to_inputs,
-    write_emulators,
-)
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, Part, write_emulators
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
+from stellarperceptron.data.mock.stellar_labels import LABELS, to_inputs
 from stellarperceptron.utils.arguments import output_file
 
 RESOLUTION = 22_500.0  # of APOGEE, for the errors that are reported

@@ -28,21 +28,16 @@ from packages import default_cache, fetch_packages
 from PIL import Image
 from scipy.optimize import least_squares
 
-from stellarperceptron.data.apogee.spectra import (
-    APOGEE_WAVELENGTH,
-    BAD_PIXEL,
-    CHIP_PIXELS,
-    SPEED_OF_LIGHT,
-    PixelMask,
-    Spectrum,
-    normalize,
-    read_spectrum,
-)
+from stellarperceptron.data.apogee.continuum import normalize
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.data.apogee.spectra import Spectrum, read_spectrum
+from stellarperceptron.data.apogee.spectrum_files import BAD_PIXEL, PixelMask
 from stellarperceptron.data.examples import FILES, WHEEL
-from stellarperceptron.data.mock.emulator import (
+from stellarperceptron.data.mock.emulator import Emulator
+from stellarperceptron.data.mock.line_spread import FWHM
+from stellarperceptron.data.mock.stellar_labels import (
     CARBON_LIMIT,
     LABELS,
-    Emulator,
     microturbulence,
     standard_labels,
 )

@@ -16,7 +16,7 @@ from grid_labels import complete
 from synthesis import LOG10_START, LOG10_STEP, RESOLUTION
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS, VALID_PIXELS
-from stellarperceptron.data.apogee.spectra import SPEED_OF_LIGHT
+from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
 
 N_VALID = len(VALID_PIXELS)  # 7,514
 LOG10_WAVELENGTH = np.log10(APOGEE_WAVELENGTH)  # vacuum, A

@@ -39,7 +39,8 @@ from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.data.mock.emulator import LABELS, Emulator
+from stellarperceptron.data.mock.emulator import Emulator
+from stellarperceptron.data.mock.stellar_labels import LABELS
 from stellarperceptron.evaluation.attention import (
     decoder_attention,
     label_sensitivity,

@@ -27,12 +27,8 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.apogee.spectra import (
-    APOGEE_WAVELENGTH,
-    CHIP_PIXELS,
-    RVFit,
-    Spectrum,
-)
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.data.apogee.spectra import RVFit, Spectrum
 from stellarperceptron.data.examples import fetch_example_spectra
 from stellarperceptron.data.mock.stellar_labels import LABELS as EMULATOR_LABELS
 from stellarperceptron.evaluation.catalogue.command import write_failures

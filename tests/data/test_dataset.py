@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from small_survey import COUNTS, N_PIXELS, make_arrays, write_survey
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.dataset import DatasetError, SpectraDataset, _gather
 from stellarperceptron.labels import PUBLISHED_LABELS
 

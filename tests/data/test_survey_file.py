@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from small_survey import COUNTS, N_PIXELS, make_arrays, write_survey
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import DatasetError, SpectraDataset, SurveyWriter
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.dataset import DatasetError, SpectraDataset
+from stellarperceptron.data.survey_file import SurveyWriter
 from stellarperceptron.instruments import APOGEE, Instrument
 
 SPOT = Instrument("SPOT", np.linspace(8460.0, 8470.0, N_PIXELS), ranges={"middle": (10, 20)})

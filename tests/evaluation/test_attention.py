@@ -11,7 +11,7 @@ from chain import ROOT
 from conftest import make_model, make_spectra
 from small_survey import N_PIXELS, write_survey
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.evaluation.attention import (
     decoder_attention,
     label_sensitivity,

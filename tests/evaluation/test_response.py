@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, normalize
+from stellarperceptron.data.apogee.continuum import normalize
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.evaluation.response import (
     best_linear_weights,

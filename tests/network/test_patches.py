@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, VALID_PIXELS
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, VALID_PIXELS
 from stellarperceptron.layers import NonLinearEmbedding
 from stellarperceptron.network.patches import (
     group_pixels,

@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from stellarperceptron.data.apogee import archive as archive_parts
 from stellarperceptron.data.apogee.dr17 import CATALOGUE
-from stellarperceptron.data.apogee.spectra import VALID_PIXELS
+from stellarperceptron.data.apogee.grid import VALID_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.utils.locks import FileLock
 

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 from chain import ROOT
 
-from stellarperceptron.data.apogee.spectra import (
-    APOGEE_WAVELENGTH,
-    CHIP_PIXELS,
-    SPEED_OF_LIGHT,
-    VALID_FLUX,
-    Spectrum,
-    read_spectrum,
-)
-from stellarperceptron.data.mock.emulator import Emulator, standard_labels
+from stellarperceptron.data.apogee.continuum import VALID_FLUX
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.data.apogee.spectra import Spectrum, read_spectrum
+from stellarperceptron.data.mock.emulator import Emulator
+from stellarperceptron.data.mock.stellar_labels import standard_labels
+from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
 
 FOLDER = ROOT / "dataset" / "mock_survey"
 GIANT = {"TEFF": 4600.0, "LOGG": 2.3, "FE_H": -0.3}

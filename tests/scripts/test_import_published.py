@@ -9,7 +9,7 @@ import pytest
 from chain import ROOT
 from dr17_files import LABELS, write_archive
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, VALID_PIXELS
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, VALID_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset
 
 SCRIPT = ROOT / "dataset" / "import_published.py"

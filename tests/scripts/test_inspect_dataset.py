@@ -8,8 +8,9 @@ from chain import ROOT
 from small_survey import COUNTS, make_arrays, write_survey
 from tqdm import tqdm
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import SpectraDataset, SurveyWriter
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.survey_file import SurveyWriter
 
 SCRIPT = ROOT / "dataset" / "inspect_dataset.py"
 

@@ -8,7 +8,8 @@ import pytest
 from chain import run_here, stage
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.dataset import SpectraDataset, SurveyWriter
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.survey_file import SurveyWriter
 from stellarperceptron.instruments import Instrument
 
 EVALUATION = "results/real_spectra_finetune/evaluate_1_basemodel_synthetic_epoch325.py"

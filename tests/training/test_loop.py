@@ -20,10 +20,11 @@ from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 
 from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.training import loop
+from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.step import Trainer
-from stellarperceptron.training.tasks import PerceptronTask, TrainingError, train
+from stellarperceptron.training.tasks import PerceptronTask, train
 from stellarperceptron.utils.distributed import Process
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -172,6 +173,14 @@ def test_all_processes_stop_together_and_go_on(tmp_path):
         torch.testing.assert_close(weights(tmp_path / "parts" / "final")[name], tensor)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_processes_stop_together_after_the_last_validation(tmp_path, processes):
+    options = ("epochs=2", "terminate_validation=2")  # of the last process
+    result = run(tmp_path, *options, processes=processes)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "epoch_2").is_dir() and not list(tmp_path.glob("history_*"))
+
+
 def test_an_interrupted_epoch_needs_as_many_stars_a_batch(tmp_path):
     assert run(tmp_path, "terminate_at=3").returncode == 0
     with pytest.raises(ValueError, match="go on with as many"):
@@ -271,6 +280,24 @@ def test_compiled_networks_leave_plain_checkpoints(tmp_path, monkeypatch):
     for name in ("loss", "val_loss"):
         assert compiled[0][name] == pytest.approx(plain[0][name], rel=1e-4)
     assert set(weights(tmp_path / "epoch_1")) == set(make_model().torch_model.state_dict())
+
+
+def test_windows_of_any_length_are_compiled_once(monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    quiet = {"encoder_dropout_rate": 0.0, "decoder_dropout_rate": 0.0, "context_length": 40}
+    windows = {"choice": "batch", "window_share": 0.7, "window_tokens": 4, "epochs": 3}
+    plain, compiled = (
+        train_here(make_model(**quiet), compile=compile, **windows) for compile in (False, True)
+    )
+    assert compiled[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=1e-4)
+    # One length, then any, in training; all tokens in validation.
+    assert len(graphs) <= 4
 
 
 def test_only_the_seed_decides():

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from stellarperceptron.data.sources import REMEDY, DatasetError, Source, open_source
-from stellarperceptron.data.survey_file import ERRORS, KINDS, SPLITS, SurveyWriter
+from stellarperceptron.data.survey_file import ERRORS, KINDS, SPLITS
 from stellarperceptron.utils.arrays import sentinels_to_nan
 
 __all__ = [
     "DatasetError",
     "SpectraDataset",
     "Split",
-    "SurveyWriter",
     "draw_iron_rich",
 ]
 

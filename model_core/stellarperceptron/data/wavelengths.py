@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
-from stellarperceptron.instruments import Instrument
+from stellarperceptron.instruments import APOGEE, Instrument
 
 __all__ = [
     "SPEED_OF_LIGHT",
@@ -90,7 +89,7 @@ def air_to_vacuum(wavelength: np.ndarray) -> np.ndarray:
 def line_shift(
     flux: np.ndarray,
     template: np.ndarray,
-    wavelength: np.ndarray = APOGEE_WAVELENGTH,
+    wavelength: np.ndarray = APOGEE.wavelength,
     *,
     max_velocity: float = 600.0,
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stellarperceptron.data.apogee.spectra import pseudo_continuum
-from stellarperceptron.data.mock.emulator import LABELS, Emulator
+from stellarperceptron.data.apogee.continuum import pseudo_continuum
+from stellarperceptron.data.mock.emulator import Emulator
+from stellarperceptron.data.mock.stellar_labels import LABELS
 from stellarperceptron.instruments import APOGEE, Instrument
 
 __all__ = [

@@ -214,8 +214,8 @@ def _train(
             trainer.end_epoch()
             checkpoints.epoch_is_over(row)
             process.barrier()
-    if termination.received and process.world_size == 1:  # during the last validation
-        termination.end()
+        if _asked(process, termination):  # during the last validation
+            termination.end()
     return checkpoints.history
 
 
@@ -240,13 +240,7 @@ def _train_epoch(
         # All processes must stop after the same batch, and none between accumulated gradients.
         # Asking at every batch would slow down GPUs.
         due = process.world_size == 1 or trainer.batch % 8 == 0 or trainer.batch == total
-        if not (stepped and due):
-            continue
-        asked = termination.received
-        if process.world_size > 1:
-            flag = torch.tensor(float(asked), device=process.device)
-            asked = bool(process.sum(flag)[0] > 0)
-        if asked:
+        if stepped and due and _asked(process, termination):
             loss = process.sum(trainer.sums["loss"])[0]  # of all processes, which stop together
             if trainer.options.terminate_on_nan and not torch.isfinite(loss):
                 raise TrainingError(_nan_message(trainer, checkpoints.folder))
@@ -254,6 +248,14 @@ def _train_epoch(
             checkpoints.interrupt()
             process.barrier()
             termination.end()
+
+
+def _asked(process: Process, termination: Termination) -> bool:
+    """Whether any process was asked to stop; all processes have to call this together."""
+    if process.world_size == 1:
+        return termination.received
+    flag = torch.tensor(float(termination.received), device=process.device)
+    return bool(process.sum(flag)[0] > 0)
 
 
 def _nan_message(trainer: Trainer, folder: RunFolder | None) -> str:

@@ -46,6 +46,8 @@ class Task(Protocol):
         AdamW or Adam.
     flops_per_star : float
         Operations per star of a training step [FLOP].
+    shapes_vary : bool
+        Whether the number of tokens differs between batches.
     """
 
     network: nn.Module
@@ -53,6 +55,7 @@ class Task(Protocol):
     validation: Batches
     optimizer: type[torch.optim.Optimizer]
     flops_per_star: float
+    shapes_vary: bool
 
     def losses(self, module: nn.Module, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms of the loss by name, averaged over the stars of a batch, and further metrics.
@@ -112,7 +115,9 @@ class Trainer:
         )
         self.compiled = self.network
         if options.compile:
-            self.compiled = torch.compile(self.network, dynamic=False)
+            # None: compiled once more, for any number of tokens, when the first other one comes.
+            dynamic = None if task.shapes_vary else False
+            self.compiled = torch.compile(self.network, dynamic=dynamic)
         self.module = self.compiled
         if process.world_size > 1:
             gpu = process.device.type == "cuda"

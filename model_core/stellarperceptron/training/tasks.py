@@ -14,25 +14,21 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.network.baseline import BaselineNetwork
-from stellarperceptron.network.checkpoint import (
-    load_tensors,
-    load_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from stellarperceptron.network.tensor_files import load_tensors
 from stellarperceptron.nn_utils import (
     mean_squared_error,
     mean_squared_pull,
     robust_mean_squared_error,
 )
 from stellarperceptron.training.batches import Batch, TrainingGenerator
-from stellarperceptron.training.loop import PEAK_FLOPS, TrainingError, run_training
+from stellarperceptron.training.loop import run_training
 from stellarperceptron.training.prepare import TrainingData, fewest_tokens
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.utils.distributed import Process
 
-__all__ = ["PEAK_FLOPS", "PerceptronTask", "TrainingError", "train", "train_baseline"]
+__all__ = ["PerceptronTask", "train", "train_baseline"]
 
 
 def _likelihood(
@@ -102,6 +98,7 @@ class PerceptronTask:
         lengths = self.training.lengths()
         flops = [model.flops_per_star(int(length), labels, training=True) for length in lengths]
         self.flops_per_star = float(np.mean(flops))
+        self.shapes_vary = lengths.min() < lengths.max()
 
     def losses(
         self, module: nn.Module, batch: Batch
@@ -109,7 +106,7 @@ class PerceptronTask:
         """The likelihood and metrics; a further term of the loss is a further entry."""
         stars = len(batch.stars)
         given = batch
-        if self.compile:  # keep one shape: every other is compiled again
+        if self.compile:  # keep the number of stars: any other is compiled again
             batches = self.training if self.network.training else self.validation
             given = batch.filled(min(batches.batch_size, len(batches.rows)))
         tokens = given.tokens._replace(complete=self.complete)
@@ -328,6 +325,7 @@ class _BaselineTask:
     """The baseline and its stars, for the training loop; see `step.Task`."""
 
     optimizer = torch.optim.Adam
+    shapes_vary = False
 
     def __init__(self, network: BaselineNetwork, training: _Stars, validation: _Stars):
         self.network, self.training, self.validation = network, training, validation

@@ -6,7 +6,8 @@ from astropy.io import fits
 from dr17_files import N_PIXELS, aspcap_hdus, make_spectra
 
 from stellarperceptron.data.apogee.aspcap_files import ASPCAP_KINDS, check_fits, read_aspcap
-from stellarperceptron.data.apogee.spectra import VALID_PIXELS, read_spectrum
+from stellarperceptron.data.apogee.grid import VALID_PIXELS
+from stellarperceptron.data.apogee.spectra import read_spectrum
 
 
 @pytest.fixture

@@ -15,15 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stellarperceptron.data.apogee import spectra
-from stellarperceptron.data.apogee.spectra import (
+from stellarperceptron.data.apogee.continuum import normalize, pseudo_continuum
+from stellarperceptron.data.apogee.grid import (
     APOGEE_WAVELENGTH,
     CHIP_PIXELS,
     CHIPS,
     FULL_WAVELENGTH,
     VALID_PIXELS,
-    normalize,
     pixel_range,
-    pseudo_continuum,
 )
 
 

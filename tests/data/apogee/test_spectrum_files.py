@@ -13,14 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stellarperceptron.data.apogee import spectra
-from stellarperceptron.data.apogee.spectra import (
-    APOGEE_WAVELENGTH,
-    CHIP_PIXELS,
-    FULL_WAVELENGTH,
-    PixelMask,
-    normalize,
-    read_spectrum,
-)
+from stellarperceptron.data.apogee.continuum import normalize
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS, FULL_WAVELENGTH
+from stellarperceptron.data.apogee.spectra import read_spectrum
+from stellarperceptron.data.apogee.spectrum_files import PixelMask
 
 SPEED_OF_LIGHT = 299_792.458
 

@@ -13,7 +13,7 @@ from chain import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, Part, write_emulators
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
 from stellarperceptron.data.mock.line_spread import FWHM, convolve, lsf_matrix, rotation_profile

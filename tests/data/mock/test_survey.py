@@ -14,7 +14,7 @@ from chain import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock import observation, survey
 from stellarperceptron.data.mock.observation import (

@@ -15,15 +15,15 @@ from chain import ROOT
 from conftest import make_model
 
 from stellarperceptron.data import examples
-from stellarperceptron.data.apogee.spectra import (
+from stellarperceptron.data.apogee.continuum import normalize
+from stellarperceptron.data.apogee.grid import (
     APOGEE_WAVELENGTH,
     FULL_WAVELENGTH,
     VALID_PIXELS,
-    PixelMask,
-    normalize,
     pixel_range,
 )
-from stellarperceptron.data.mock.emulator import Emulator, standard_labels
+from stellarperceptron.data.apogee.spectrum_files import PixelMask
+from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.observation import SpectraBank
 from stellarperceptron.evaluation.catalogue.comparison import (
     compare_with_emulator,

@@ -20,9 +20,10 @@ import h5py
 import numpy as np
 
 from stellarperceptron.data.apogee.aspcap_files import ASPCAP_KINDS, clean_flux, read_aspcap
+from stellarperceptron.data.apogee.continuum import VALID_FLUX
 from stellarperceptron.data.apogee.dr17 import Catalogue, aspcap_path
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.apogee.selection import ALL_ZERO, MISSING, Selection, select
-from stellarperceptron.data.apogee.spectra import APOGEE_WAVELENGTH, VALID_FLUX
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SurveyWriter
 from stellarperceptron.utils.data_utils import atomic_output, plain_text
 

@@ -13,16 +13,11 @@ import numpy as np
 from astropy.io import fits
 from astropy.io.fits import VerifyError
 
-from stellarperceptron.data.apogee.continuum import VALID_FLUX, normalize, pseudo_continuum
+from stellarperceptron.data.apogee.continuum import normalize
 from stellarperceptron.data.apogee.grid import (
     APOGEE_WAVELENGTH,
-    CHIP_PIXELS,
-    CHIPS,
     FULL_WAVELENGTH,
-    PIXEL_RANGES,
     VALID_PIXELS,
-    pixel_range,
-    write_wavelength,
 )
 from stellarperceptron.data.apogee.spectrum_files import (
     BAD_PIXEL,
@@ -38,26 +33,7 @@ from stellarperceptron.data.apogee.spectrum_files import (
 from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
 from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
-__all__ = [
-    "APOGEE_WAVELENGTH",
-    "BAD_PIXEL",
-    "CHIPS",
-    "CHIP_PIXELS",
-    "FULL_WAVELENGTH",
-    "PIXEL_RANGES",
-    "SPEED_OF_LIGHT",
-    "VALID_FLUX",
-    "VALID_PIXELS",
-    "PixelMask",
-    "RVFit",
-    "Spectrum",
-    "normalize",
-    "pixel_range",
-    "pseudo_continuum",
-    "read_spectrum",
-    "resample",
-    "write_wavelength",
-]
+__all__ = ["RVFit", "Spectrum", "read_spectrum"]
 
 LARGEST_STEP = 2.0
 """Wider pixels, in pixels of the grid, do not resolve the lines of an APOGEE spectrum."""

@@ -35,9 +35,7 @@ from torch import Tensor
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
 from stellarperceptron.data.mock.line_spread import FWHM, convolve, lsf_matrix
 from stellarperceptron.data.mock.stellar_labels import (
-    CARBON_LIMIT,
     LABELS,
-    microturbulence,
     standard_labels,
     to_inputs,
 )
@@ -45,15 +43,10 @@ from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = [
-    "CARBON_LIMIT",
     "EMULATOR_FILE",
-    "LABELS",
     "Emulator",
     "Part",
     "Projection",
-    "microturbulence",
-    "standard_labels",
-    "to_inputs",
     "write_emulators",
 ]
 

@@ -16,14 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stellarperceptron.data.apogee.spectra import (
-    APOGEE_WAVELENGTH,
-    CHIPS,
-    FULL_WAVELENGTH,
-    SPEED_OF_LIGHT,
-)
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIPS, FULL_WAVELENGTH
 from stellarperceptron.data.mock.emulator import Emulator, Projection
 from stellarperceptron.data.mock.line_spread import FWHM, rotation_profile
+from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
 from stellarperceptron.instruments import APOGEE, Instrument
 
 __all__ = [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarperceptron.data.mock.emulator import CARBON_LIMIT, LABELS, microturbulence
+from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT, LABELS, microturbulence
 from stellarperceptron.labels import PUBLISHED_LABELS, label
 
 __all__ = ["COOL_DWARF", "POPULATION_FILE", "LabelDistribution", "all_labels", "error_features"]

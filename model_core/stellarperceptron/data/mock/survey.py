@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stellarperceptron.data.apogee.spectra import CHIP_PIXELS, VALID_FLUX, normalize
-from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, standard_labels
+from stellarperceptron.data.apogee.continuum import VALID_FLUX, normalize
+from stellarperceptron.data.apogee.grid import CHIP_PIXELS
+from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator
 from stellarperceptron.data.mock.observation import (
     LSF_GROUPS,
     MAX_SHIFT,

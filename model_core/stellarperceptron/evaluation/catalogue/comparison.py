@@ -16,6 +16,7 @@ from stellarperceptron.data.mock.observation import (
     ROTATION,
     SpectraBank,
 )
+from stellarperceptron.data.mock.stellar_labels import standard_labels
 from stellarperceptron.evaluation.metrics import GIANTS
 
 __all__ = [
