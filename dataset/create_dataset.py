@@ -152,7 +152,7 @@ def absent_files(path: Path | None) -> frozenset[str]:
     """Paths of files that the archive does not have, from the table of `download_dr17.py`."""
     if path is None:
         return frozenset()
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
         if not {"file", "absent"} <= set(table.fieldnames or ()):
             raise ValueError(f"{path} lacks the columns file and absent of download_dr17.py")

@@ -187,7 +187,7 @@ def write_missing(path: Path, missing: list[tuple[str, bool, str]], asked: set[s
     """
     rows = {name: [name, "yes" if absent else "no", reason] for name, absent, reason in missing}
     if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             earlier = [row for row in list(csv.reader(file))[1:] if len(row) == 3]
         for row in earlier:
             if row[0] not in asked or (row[0] in rows and row[1] == "yes"):

@@ -234,7 +234,7 @@ def mad_std(spectra: np.ndarray) -> np.ndarray:
 
 def medians(args: argparse.Namespace) -> None:
     """Median and scale (mad_std) of every pixel over the survey, beside the published ones."""
-    norm = json.loads(args.config.read_text())["norm_config"]
+    norm = json.loads(args.config.read_text(encoding="utf-8-sig"))["norm_config"]
     published = {
         "median": np.array(norm["_input_mean"], dtype=np.float64)[1:7515],
         "spread": np.array(norm["_input_std"], dtype=np.float64)[1:7515],

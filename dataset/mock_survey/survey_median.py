@@ -34,7 +34,7 @@ def read_norm_config(path: Path) -> tuple[np.ndarray, np.ndarray]:
         median and the scaled median absolute deviation over the training stars; tokens 1 to
         7,514 are the valid pixels.
     """
-    config = json.loads(path.read_text())["norm_config"]
+    config = json.loads(path.read_text(encoding="utf-8-sig"))["norm_config"]
     median = np.array(config["_input_mean"][1 : N_VALID + 1], dtype=np.float64)
     spread = np.array(config["_input_std"][1 : N_VALID + 1], dtype=np.float64)
     if median.shape != (N_VALID,) or not 0.9 < median.mean() < 1.1:

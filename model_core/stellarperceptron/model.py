@@ -164,7 +164,7 @@ class StellarPerceptron(PerceivingModel):
             raise ValueError("padding among the pixels: leave it out, or make bad pixels NaN")
         self.require_standardization(tokens)
 
-        batch_size = self._batch_size(batch_size)
+        batch_size = self.stars_at_once(batch_size)
         answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
         valid = [np.zeros(0, dtype=int)]
         bar = tqdm(
@@ -362,7 +362,8 @@ class StellarPerceptron(PerceivingModel):
             Folder for logs and checkpoints; None: none are written.
         resume
             Continue from the newest checkpoint in that folder, also one of a training with fewer
-            epochs. False: refuse a folder that has checkpoints.
+            epochs; all other settings must be the same. False: refuse a folder that has
+            checkpoints.
         process
             See `utils.distributed.process_group`; None: a single process on this model's device.
         progress

@@ -236,7 +236,7 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
     }
     rows = []
     if path.is_file():
-        if json.loads(settings.read_text(encoding="utf-8")) != about:
+        if json.loads(settings.read_text(encoding="utf-8-sig")) != about:
             raise ValueError(f"{path} was made with other settings: remove it, or another --output")
         rows = pd.read_csv(path).to_dict("records")
     with atomic_output(settings) as temporary:

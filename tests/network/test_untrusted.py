@@ -11,6 +11,7 @@ import torch
 from conftest import make_model
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.evaluation.evaluate import load_network
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.network.checkpoint import read_embed_map, weights_sha256
 
@@ -67,6 +68,15 @@ def test_a_byte_order_mark_is_no_damage(saved):
     text = (saved / "config.json").read_text()
     (saved / "config.json").write_text(text, encoding="utf-8-sig")
     StellarPerceptron.load(saved, device="cpu")
+    load_network(saved, device="cpu")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '"baseline"', "[" * 100_000, "{"])
+def test_config_of_something_else_is_no_checkpoint(saved, text):
+    (saved / "config.json").write_text(text)
+    for load in (StellarPerceptron.load, load_network):
+        with pytest.raises(ValueError, match=r"config\.json (is damaged|has no section)"):
+            load(saved, device="cpu")
 
 
 @pytest.mark.parametrize("shape", [(10**9,), (3, 10**9)])

@@ -447,6 +447,32 @@ def test_fit_goes_on_with_more_epochs_and_on_the_same_stars_only(table, tmp_path
         make_model().fit(table, epochs=2, **options)
 
 
+def with_noise(scatter):
+    return lambda flux, generator: flux + scatter * torch.randn(flux.shape, generator=generator)
+
+
+def test_fit_goes_on_with_the_same_schedule_and_augmentation_only(table, tmp_path):
+    def fit(epochs, warmup=3, scatter=0.01):
+        return make_model().fit(
+            table,
+            outputs_name=LABELS,
+            inputs_wavelength=np.append(WAVELENGTHS, [0, 0, 0]),
+            checkpoint_folder=tmp_path / "run",
+            resume=True,
+            batch_size=16,
+            epochs=epochs,
+            lr_scheduler=lambda optimizer: linear_warmup_cosine(optimizer, warmup, 100),
+            augment=with_noise(scatter),
+        )
+
+    fit(1)
+    with pytest.raises(ValueError, match=r"lr_scheduler\.learning_rates"):
+        fit(2, warmup=4)
+    with pytest.raises(ValueError, match=r"augment\.scatter"):
+        fit(2, scatter=0.02)
+    assert len(fit(2)) == 2
+
+
 def test_fit_refuses_a_used_folder_unless_it_may_go_on(table, tmp_path):
     options = {
         "outputs_name": LABELS,

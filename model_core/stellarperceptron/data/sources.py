@@ -200,7 +200,7 @@ def _open_folder(path: Path) -> Source:
     csv = path / _PUBLISHED_WAVELENGTH
     if csv.exists():
         try:
-            wavelength = np.loadtxt(csv, dtype=np.float64, ndmin=1)
+            wavelength = np.loadtxt(csv, dtype=np.float64, ndmin=1, encoding="utf-8-sig")
         except ValueError as error:
             raise DatasetError(f"{csv} is damaged ({error})") from error
     provenance = {"generator": "published arrays", "arguments": {"folder": path.name}}

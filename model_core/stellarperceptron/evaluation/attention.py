@@ -262,8 +262,8 @@ def _in_patches(
             seed,
         )
     ]
-    if batch_size is None:
-        batch_size = max(1, (4096 if model.device.type == "cpu" else 2**15) // context)
+    scores = model.config.encoder_head_num * context * (context + 1)
+    batch_size = model.stars_at_once(batch_size, scores)
     training = network.training
     network.eval()
     try:

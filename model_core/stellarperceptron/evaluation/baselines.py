@@ -92,11 +92,11 @@ class Baseline:
                 raise ValueError(f"{number} stars with a good pixel have {name}: 10 are needed")
         self.label_names = list(label_names)
         self._pixel_mean = _mean(flux)
-        self._pixel_spread = np.sqrt(_mean(np.square(flux - self._pixel_mean))).clip(1e-6)
+        self._pixel_scale = np.sqrt(_mean(np.square(flux - self._pixel_mean))).clip(1e-6)
         self._label_mean = np.nanmean(labels, axis=0)
-        self._label_spread = np.nanstd(labels, axis=0).clip(1e-6)
-        labels = (labels - self._label_mean) / self._label_spread
-        self._fit(self._centred(flux), labels, errors / self._label_spread, seed)
+        self._label_scale = np.nanstd(labels, axis=0).clip(1e-6)
+        labels = (labels - self._label_mean) / self._label_scale
+        self._fit(self._centred(flux), labels, errors / self._label_scale, seed)
         self.fit_seconds = time.process_time() - begin
         return self
 
@@ -125,7 +125,7 @@ class Baseline:
             raise ValueError(f"flux {flux.shape} needs {len(self._pixel_mean)} pixels, as in fit")
         blocks = [flux[i : i + 1000] for i in range(0, max(1, len(flux)), 1000)]
         answers = [self._predict(self._centred(block)) for block in blocks]
-        value, error = np.concatenate(answers, axis=1) * self._label_spread
+        value, error = np.concatenate(answers, axis=1) * self._label_scale
         result = np.hstack([value + self._label_mean, error])
         result[~np.isfinite(flux).any(axis=1)] = np.nan
         self.predict_seconds = time.process_time() - begin
@@ -181,8 +181,8 @@ class QuadraticRegression(Baseline):
         sizes = sorted({(min(c, limits[0]), min(c, p, *limits)) for c, p in self.sizes})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _, spread, axes = torch.pca_lowrank(torch.from_numpy(flux), sizes[-1][0], center=False)
-        self._axes = (axes / spread.clamp_min(1e-6) * stars**0.5).numpy()
+            _, singular, axes = torch.pca_lowrank(torch.from_numpy(flux), sizes[-1][0], center=False)
+        self._axes = (axes / singular.clamp_min(1e-6) * stars**0.5).numpy()
         self._products = np.tril_indices(max(p for _, p in sizes))
         features, known = self._features(flux), np.isfinite(labels)
         self._weights = np.zeros((features.shape[1], labels.shape[1]))
@@ -306,16 +306,16 @@ class _Network(Baseline):
         self.network.load_state_dict(best_state)
         self.epochs_trained, self.validation_loss = epoch + 1, best
         value, logvar = self._outputs(x[held])
-        known, spread = y[held].isfinite(), (0.5 * logvar).exp()
+        known, error = y[held].isfinite(), (0.5 * logvar).exp()
         scales = torch.logspace(-1, 2, 91)[:, None, None]
-        variance = (scales * spread).square() + e[held].square()
+        variance = (scales * error).square() + e[held].square()
         likelihood = (value - y[held]).square() / variance + variance.log()
         self._error_scale = scales[
             torch.where(known, likelihood, 0.0).sum(dim=1).argmin(dim=0), 0, 0
         ]
 
     def _scaled(self, flux: np.ndarray) -> Tensor:
-        return torch.from_numpy(flux / self._pixel_spread)
+        return torch.from_numpy(flux / self._pixel_scale)
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values and log-variances (N, L) without gradients and dropout."""

@@ -76,11 +76,12 @@ def load_network(checkpoint: Path, device: str = "auto") -> StellarPerceptron | 
     FileNotFoundError, ValueError
         The folder is no checkpoint, or a damaged one.
     """
+    path = checkpoint / "config.json"
     try:
-        content = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{checkpoint / 'config.json'} is damaged ({error})") from error
-    if content.get("network") == "baseline":
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    if isinstance(content, dict) and content.get("network") == "baseline":
         return BaselineNetwork.load(checkpoint)
     return StellarPerceptron.load(checkpoint, device=device)
 

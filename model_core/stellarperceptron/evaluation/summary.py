@@ -291,7 +291,9 @@ def stages_table(run: Path) -> pd.DataFrame:
     rows = []
     for stage, folder in stage_folders(run).items():
         metrics = pd.read_csv(folder / "training_metrics.csv")
-        profile = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))["profile"]
+        profile = json.loads((folder / "configuration.json").read_text(encoding="utf-8-sig"))[
+            "profile"
+        ]
         system = _system_info(folder)
         last = metrics.iloc[-1]
         rows.append(
@@ -314,7 +316,7 @@ def stages_table(run: Path) -> pd.DataFrame:
 def configurations(run: Path) -> dict[str, str]:
     """Resolved configuration of each stage, and the epochs that were selected, as JSON."""
     texts = {
-        name: (folder / "configuration.json").read_text(encoding="utf-8")
+        name: (folder / "configuration.json").read_text(encoding="utf-8-sig")
         for name, folder in stage_folders(run).items()
     }
     baseline = run / "basic_NN" / "all_hundred" / "configuration.json"
@@ -323,7 +325,7 @@ def configurations(run: Path) -> dict[str, str]:
     for name, stage in (("stage 3", "3_fefinetune_chunk"), ("network from scratch", "basic_NN")):
         file = run / stage / "selection.json"
         if file.is_file():
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
             plain = {key: value for key, value in content.items() if not isinstance(value, list)}
             texts[f"{name}, selected epoch"] = json.dumps(plain)
     return texts

@@ -30,6 +30,7 @@ from stellarperceptron.training.prepare import (
     usable_stars,
 )
 from stellarperceptron.training.profiles import Profile, TrainingOptions
+from stellarperceptron.training.run.configuration import describe_augmentation, describe_schedule
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process
@@ -403,6 +404,8 @@ def fit_model(
             "stars": len(training),
             "validation_stars": len(validation),
             "labels_crc32": zlib.crc32(data.labels.cpu().numpy().tobytes()),
+            "lr_scheduler": describe_schedule(lr_scheduler, settings.learning_rate),
+            "augment": describe_augmentation(augment, len(stars.names), data.device),
         }
         folder = RunFolder(
             checkpoint_folder,

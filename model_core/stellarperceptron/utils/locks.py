@@ -81,6 +81,7 @@ class FileLock:
             try:
                 if not _try_lock(file, self.shared):
                     os.close(file)
+                    self._remove()
                     return
             except BlockingIOError as error:
                 holder = _read(file)
@@ -116,11 +117,15 @@ class FileLock:
             return
         self.held = False
         if not self.shared and fcntl is not None:
-            self.path.unlink(missing_ok=True)
+            self._remove()
         os.close(self._file)
         if not self.shared and fcntl is None:  # Windows removes no file that is open
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
+            self._remove()
+
+    def _remove(self) -> None:
+        """Remove the file; one that cannot be removed does no harm."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
     def __enter__(self) -> "FileLock":
         self.acquire()

@@ -79,7 +79,7 @@ class LabelDistribution:
     def load(path: Path = POPULATION_FILE) -> "LabelDistribution":
         """Read the parameters, by default those in the package."""
         try:
-            values = json.loads(Path(path).read_text())
+            values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
             if values.pop("format_version") != FORMAT_VERSION:
                 raise ValueError("another format version")
             values.pop("info")

@@ -190,7 +190,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         dtype = PRECISIONS[one_of("precision", precision, list(PRECISIONS))]
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def _batch_size(self, given: int | None, scores_per_star: int = 1) -> int:
+    def stars_at_once(self, given: int | None, scores_per_star: int = 1) -> int:
         """Stars per batch: as given, or chosen by the device and its memory."""
         if given is not None:
             if given < 1:

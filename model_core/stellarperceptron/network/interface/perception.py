@@ -110,7 +110,7 @@ class PerceivingModel(StoredModel):
         complete = bool((np.isfinite(values) & (ids != 0)).any(axis=2).all())
         length = values.shape[1]
         heads = self.config.encoder_head_num // 2 if return_attention_scores else 0
-        batch_size = self._batch_size(batch_size, max(1, heads * length * (length + 1)))
+        batch_size = self.stars_at_once(batch_size, max(1, heads * length * (length + 1)))
         perceptions: list[Tensor] = []
         masks: list[Tensor] = []
         scores: list[Tensor] = []
@@ -191,7 +191,7 @@ class PerceivingModel(StoredModel):
         perception, mask = self._perception
         request_ids = torch.as_tensor(tokens, device=self.device)
         scores_per_star = len(labels) * self.config.decoder_head_num * (perception.shape[1] + 1)
-        batch_size = self._batch_size(batch_size, scores_per_star)
+        batch_size = self.stars_at_once(batch_size, scores_per_star)
         answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
         scores = [torch.empty(0, len(labels), perception.shape[1], dtype=torch.float64)]
         with self._evaluation():

@@ -2,12 +2,22 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
 from stellarperceptron.utils.data_utils import atomic_output
 
-__all__ = ["CHECKPOINT_SHA256", "read_configuration", "settle_configuration"]
+__all__ = [
+    "CHECKPOINT_SHA256",
+    "describe_augmentation",
+    "describe_schedule",
+    "read_configuration",
+    "settle_configuration",
+]
 
 CHECKPOINT_SHA256 = "inputs.checkpoint_sha256"
 """Entry with the SHA-256 of the weights that a stage starts from."""
@@ -118,3 +128,44 @@ def _flat(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
+
+
+# --- functions that a user gives to `fit` ---------------------------------------------------------
+
+
+def describe_schedule(
+    make: Callable[[torch.optim.Optimizer], LRScheduler] | None, learning_rate: float
+) -> dict[str, Any] | None:
+    """Describe a schedule by its name and its learning rates after 0, 1, 2, 4, ... 1,024 steps."""
+    if make is None:
+        return None
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=learning_rate)
+    schedule, rates = make(optimizer), []
+    for step in range(1025):
+        if step & (step - 1) == 0:
+            rates.append(float(f"{optimizer.param_groups[0]['lr']:.6g}"))
+        optimizer.step()
+        try:
+            schedule.step()
+        except ValueError:  # a schedule of a fixed number of steps has come to its end
+            break
+    return {"name": type(schedule).__name__, "learning_rates": rates}
+
+
+def describe_augmentation(
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None,
+    values: int,
+    device: torch.device,
+) -> dict[str, Any] | None:
+    """Describe an augmentation by its name and by what it makes of spectra of flux 1.
+
+    Functions cannot be compared, but what they do can.
+    """
+    if augment is None:
+        return None
+    flux = torch.ones(16, values, device=device)
+    changed = augment(flux, torch.Generator(device).manual_seed(0)).double().nan_to_num()
+    function = getattr(augment, "func", augment)  # within a `functools.partial`
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    mean, scatter = (float(f"{x.item():.5g}") for x in (changed.mean(), changed.std()))
+    return {"name": name, "mean_flux": mean, "scatter": scatter}
