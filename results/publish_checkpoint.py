@@ -46,9 +46,9 @@ weights in half precision.
 
 {instrument}: vacuum wavelengths in the star's
 rest frame, and flux over the pseudo-continuum of this package (a polynomial on each chip,
-`stellarperceptron.data.apogee.continuum.normalize`), NaN for bad pixels. `StellarPerceptron.predict`
-converts other units of length and interpolates from other grids of sufficient sampling. The
-resolving power must be near {resolving_power:,.0f}.
+`stellarperceptron.data.apogee.continuum.normalize`), NaN for bad pixels.
+`StellarPerceptron.predict` converts other units of length and interpolates from other grids of
+sufficient sampling. The resolving power must be near {resolving_power:,.0f}.
 
 Give it the first half of the band, pixels 0 to 3,756 (15,152 to 16,028 A), on which it was
 fine-tuned. It answers from other pixels and from the whole band, too, but less exactly there: it

@@ -42,7 +42,7 @@ def read_norm_config(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return median, spread
 
 
-# Not `spectra.normalize`: the fit of the lines needs these projections for its derivatives.
+# Not `continuum.normalize`: the fit of the lines needs these projections for its derivatives.
 def _projections():
     """Orthonormal polynomials of degree 0 to 4 on each chip."""
     bases = []

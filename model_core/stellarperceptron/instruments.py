@@ -358,7 +358,7 @@ def _apogee() -> Instrument:
     The named ranges are those of the SpectraFM paper for fine-tuning (15,152 to 16,028 A) and for
     [Fe/H] (16,106 to 16,220 A). The resolving power is that of an average fibre
     (Majewski et al. 2017, AJ 154, 94). The pseudo-continuum is described where it is computed, in
-    `stellarperceptron.data.apogee.spectra`.
+    `stellarperceptron.data.apogee.continuum`.
     """
     on_grid = {"blue": (246, 3274), "green": (3585, 6080), "red": (6344, 8335)}
     chips, start = {}, 0

@@ -181,8 +181,8 @@ class QuadraticRegression(Baseline):
         sizes = sorted({(min(c, limits[0]), min(c, p, *limits)) for c, p in self.sizes})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _, singular, axes = torch.pca_lowrank(torch.from_numpy(flux), sizes[-1][0], center=False)
-        self._axes = (axes / singular.clamp_min(1e-6) * stars**0.5).numpy()
+            _, values, axes = torch.pca_lowrank(torch.from_numpy(flux), sizes[-1][0], center=False)
+        self._axes = (axes / values.clamp_min(1e-6) * stars**0.5).numpy()
         self._products = np.tril_indices(max(p for _, p in sizes))
         features, known = self._features(flux), np.isfinite(labels)
         self._weights = np.zeros((features.shape[1], labels.shape[1]))
