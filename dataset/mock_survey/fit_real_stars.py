@@ -41,8 +41,7 @@ from stellarperceptron.data.mock.stellar_labels import (
     microturbulence,
     standard_labels,
 )
-from stellarperceptron.data.mock.line_spread import FWHM
-from stellarperceptron.data.wavelengths import interpolate
+from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT, interpolate
 from stellarperceptron.evaluation.catalogue.comparison import LINES
 
 # Largest acceptable rms of the residual over all pixels. A spectrum with the labels of another

@@ -66,7 +66,6 @@ __all__ = [
     "MockSurvey",
     "Observation",
     "create_survey",
-    "standard_labels",
 ]
 
 BLOCK = 1024

@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from stellarperceptron.data.apogee.spectra import pseudo_continuum
-from stellarperceptron.data.mock.emulator import Emulator, standard_labels
+from stellarperceptron.data.apogee.continuum import pseudo_continuum
+from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.observation import (
     LSF_GROUPS,
     MACROTURBULENCE,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarperceptron.data.apogee.spectra import BAD_PIXEL, PixelMask, Spectrum, read_spectrum
+from stellarperceptron.data.apogee.spectra import Spectrum, read_spectrum
+from stellarperceptron.data.apogee.spectrum_files import BAD_PIXEL, PixelMask
 
 __all__ = ["Reading", "distinct_paths", "find_files", "read_all", "read_normalized"]
 
