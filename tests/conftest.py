@@ -22,7 +22,6 @@ LABELS = ["TEFF", "LOGG", "FE_H"]
 SLOW_FIXTURES = {"chain", "evaluated", "survey", "uninterrupted"}
 # Parts of test names: files, or single tests, that take more than about two seconds.
 SLOW = (
-    "apogee/test_download.py::test_script",
     "catalogue/test_command.py::test_several_workers",
     "mock/test_emulator.py::test_a_fitted_process_goes_through_its_targets",
     "mock/test_survey.py::test_a_label_does_not_depend_on_its_companions",
@@ -37,8 +36,10 @@ SLOW = (
     "scripts/test_benchmarks.py",
     "scripts/test_create_dataset.py",
     "scripts/test_create_mock_survey.py::test_the_second",
+    "scripts/test_download_dr17.py",
     "scripts/test_fit_real_stars.py",
     "scripts/test_inspect_dataset.py",
+    "scripts/test_make.py",
     "scripts/test_notebooks.py",
     "scripts/test_recipe_instrument.py",
     "scripts/test_recipe_label.py",

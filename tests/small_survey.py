@@ -39,3 +39,16 @@ def write_survey(path, *, true_labels=True, block=7, **options):
                 ids = [f"2Mé{first + i:04d}" for i in range(len(part["labels"]))]
                 writer.append(split, ids=ids, **part)
     return path
+
+
+def write_folder(path, dtype=np.float64, n_pixels=N_PIXELS):
+    """Write the published arrays: a folder with a file for each kind of data."""
+    path.mkdir()
+    for split in COUNTS:
+        arrays = make_arrays(split, n_pixels, dtype)
+        np.save(path / f"synspec_{split}.npy", arrays["synthetic"])
+        np.save(path / f"aspcap_spectra_{split}.npy", arrays["observed"])
+        np.save(path / f"labels_{split}.npy", arrays["labels"])
+        np.save(path / f"label_errs_{split}.npy", arrays["label_errors"])
+    np.savetxt(path / "apogee_wavelength_sol.csv", APOGEE_WAVELENGTH[:n_pixels])
+    return path

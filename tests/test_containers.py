@@ -8,19 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import LABELS, make_model, make_spectra
+from small_model import NAMES, WAVELENGTHS, predict
 
-NAMES = np.array([f"syn_apogee{i}" for i in range(40)])
-WAVELENGTHS = 15200.0 + 0.21 * np.arange(40)
 FEW = slice(0, 12)
 
 
 def ask(model, spectra, names=NAMES[FEW], wavelengths=WAVELENGTHS[FEW]):
     model.perceive(spectra, names, wavelengths)
     return model.request(LABELS).to_numpy()
-
-
-def predict(model, spectra, wavelengths=WAVELENGTHS):
-    return model.predict(spectra, wavelengths, LABELS, names=NAMES).to_numpy()
 
 
 def test_one_star_and_data_frames(model, spectra):

@@ -11,28 +11,16 @@ import numpy as np
 import pytest
 import torch
 from chain import ROOT
-from hypothesis import given
-from hypothesis import strategies as st
 
-from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock import observation, survey
 from stellarperceptron.data.mock.observation import (
-    RIPPLE_ORDERS,
-    Augmentation,
     broadening_index,
     broadening_velocity,
-    continuum_ripple,
-    correlate_noise,
-    resolving_power,
-    sky_templates,
-    sky_windows,
-    vary_line_spread,
 )
 from stellarperceptron.data.mock.population import LabelDistribution, all_labels
 from stellarperceptron.data.mock.stellar_labels import LABELS
 from stellarperceptron.data.mock.survey import MockSurvey, Observation
-from stellarperceptron.instruments import Instrument
 from stellarperceptron.labels import PUBLISHED_LABELS, label
 
 SCRIPT = ROOT / "dataset" / "create_mock_survey.py"
@@ -145,62 +133,6 @@ def test_label_errors_are_those_of_the_survey(shared, population, stars):
     ours = population.errors(stars, np.random.default_rng(1))
     ratio = np.percentile(ours, (5, 50, 95), axis=0) / np.nanpercentile(real, (5, 50, 95), axis=0)
     assert (np.abs(ratio - 1) < 0.15).all()
-
-
-# --- spectrograph and sky -------------------------------------------------------------------------
-
-
-def test_resolving_power_is_that_of_the_spectrograph():
-    power = resolving_power()
-    assert power.mean() == pytest.approx(22_500, rel=0.01)
-    assert 19_000 < power.min() < power.max() < 26_000
-
-
-def test_giants_get_macroturbulence_and_dwarfs_rotation():
-    labels = np.array([[4500, 2, 0, 0, -2.0], [6500, 4.2, 0, 0, 0]])
-    velocity = broadening_velocity(labels, np.random.default_rng(0))
-    index = broadening_index(labels, velocity)
-    assert velocity[0] > 6
-    assert index[0] < len(observation.MACROTURBULENCE) <= index[1]
-
-
-def test_changing_the_line_spread_keeps_the_mean_and_changes_the_depth():
-    x = torch.arange(len(APOGEE_WAVELENGTH)) % 40 - 20.0
-    flux = (1 - 0.4 * torch.exp(-0.5 * (x / 2.0) ** 2)).repeat(2, 1)
-    wide, narrow = vary_line_spread(flux, torch.tensor([0.2, -0.2]))
-    assert wide.mean() == pytest.approx(flux.mean().item(), abs=1e-5)
-    assert narrow.min() < flux.min() < wide.min()
-
-
-def test_line_spread_beside_a_bad_pixel_is_left_alone():
-    flux = torch.rand(1, len(APOGEE_WAVELENGTH))
-    flux[0, 100] = math.nan
-    out = vary_line_spread(flux, torch.tensor([0.1]))
-    assert torch.isnan(out).sum() == 1
-    assert out[0, 99] == flux[0, 99]
-
-
-@given(st.floats(0.001, 0.01), st.integers(0, 2**31))
-def test_ripple_has_its_rms_on_every_chip_and_no_slope(rms, seed):
-    g = torch.Generator().manual_seed(seed)
-    normal = torch.randn(1, 3, RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0], generator=g)
-    ripple = continuum_ripple(torch.tensor([rms]), normal)[0]
-    for chip in CHIP_PIXELS.values():
-        assert ripple[chip].square().mean().sqrt().item() == pytest.approx(rms, rel=1e-3)
-        assert abs(ripple[chip].mean().item()) < 1e-4
-
-
-def test_the_sky_moves_with_the_star():
-    still, moving = sky_windows(sky_templates()["OH"], np.array([0.0, 25.0]))
-    assert torch.equal(still[25:1000], moving[:975])
-
-
-def test_sky_lines_lie_at_their_places():
-    sky = sky_windows(sky_templates()["OH"], np.zeros(1))[0].numpy()
-    for line in (15332.4, 15655.0, 16030.8, 16128.6, 16692.4):  # OH doublets, vacuum
-        near = np.abs(APOGEE_WAVELENGTH - line) < 3
-        peak = APOGEE_WAVELENGTH[near][sky[near].argmax()]
-        assert peak == pytest.approx(line, abs=0.5)
 
 
 # --- spectra --------------------------------------------------------------------------------------
@@ -361,77 +293,6 @@ def test_stars_without_abundances_keep_their_other_labels(small_blocks):
 def test_unknown_labels_are_refused():
     with pytest.raises(ValueError, match="no label 'EU_FE'; known are TEFF"):
         MockSurvey(label_names=["TEFF", "EU_FE"])
-
-
-# --- augmentation ---------------------------------------------------------------------------------
-
-
-def test_augmentation_adds_what_it_says(block):
-    flux = torch.from_numpy(block["synthetic"][:4])
-    change = Augmentation(snr=(100.0, 100.0), ripple=(0.004, 0.004))(flux) - flux
-    rms = torch.nan_to_num(change).square().mean().sqrt().item()
-    assert rms == pytest.approx(math.hypot(0.01, 0.004), rel=0.15)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.4, 0.65])
-def test_noise_of_neighbours_correlates(correlation):
-    normal = torch.randn(4, 7514, generator=torch.Generator().manual_seed(1))
-    noise = correlate_noise(normal, torch.full((4,), correlation))[:, 1:-1]
-    assert noise.std().item() == pytest.approx(1.0, abs=0.02)
-    assert (noise[:, 1:] * noise[:, :-1]).mean().item() == pytest.approx(correlation, abs=0.02)
-
-
-@pytest.mark.parametrize(
-    "entries", [{"snr": (0.0, 100.0)}, {"correlation": (0.2, 0.9)}, {"ripple": (0.01, 0.0)}]
-)
-def test_impossible_augmentation(entries):
-    with pytest.raises(ValueError, match=next(iter(entries))):
-        Augmentation(**entries)
-
-
-def test_augmentation_repeats_with_its_generator_and_keeps_type_and_bad_pixels():
-    flux = torch.rand(3, 7514).half()
-    flux[1, 50] = math.nan
-    first, second = (Augmentation()(flux, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(first.nan_to_num(), second.nan_to_num())
-    assert first.dtype == torch.float16
-    assert torch.isnan(first).sum() == 1
-
-
-@pytest.mark.parametrize("pixels", [slice(0, 3757), slice(4107, 4619), slice(3000, 3040)])
-def test_augmentation_of_a_part_of_the_pixels(pixels):
-    flux = torch.ones(2, pixels.stop - pixels.start)
-    out = Augmentation()(flux, torch.Generator().manual_seed(1), pixels)
-    assert out.shape == flux.shape
-    assert 0 < (out - 1).abs().max() < 0.1
-
-
-def test_augmentation_follows_the_instruments_chips():
-    grid = np.linspace(8460.0, 8700.0, 801)
-    parts = {"chips": {"low": (0, 400), "high": (400, 801)}, "resolving_power": 2000.0}
-    both, quiet = Instrument("SPOT", grid, **parts), {"snr": (1e9, 1e9), "line_spread": 0.0}
-    flux = torch.ones(2, 801)
-    ripple = Augmentation(**quiet)(flux, torch.Generator().manual_seed(1), instrument=both) - 1
-    for chip in both.chips.values():
-        assert ripple[:, chip].square().mean().sqrt().item() == pytest.approx(0.004, abs=0.002)
-        assert ripple[:, chip].mean().item() == pytest.approx(0, abs=1e-4)
-    part = Augmentation(**quiet)(
-        flux[:, 300:500], torch.Generator().manual_seed(1), slice(300, 500), both
-    )
-    assert torch.allclose(part - 1, ripple[:, 300:500], atol=1e-6)
-
-
-def test_line_spread_is_varied_where_the_resolving_power_is_known():
-    grid = np.linspace(8460.0, 8700.0, 801)
-    flux = torch.from_numpy(1 - np.exp(-0.5 * ((grid - 8600) / 2.5) ** 2))[None].float()
-    change = torch.tensor([0.2])
-    unknown = Instrument("SPOT", grid)
-    assert torch.equal(vary_line_spread(flux, change, instrument=unknown), flux)
-    for power in (2000.0, np.full(801, 2000.0)):
-        known = Instrument("SPOT", grid, resolving_power=power)
-        wide = vary_line_spread(flux, change, instrument=known)
-        # A Gaussian whose variance grows by 0.2 sigma^2, sigma = 8600 / 2000 / 2.355 = 1.83.
-        assert wide[0, 467].item() - flux[0, 467].item() == pytest.approx(0.048, abs=0.006)
 
 
 # --- the script -----------------------------------------------------------------------------------
