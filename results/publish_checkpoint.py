@@ -63,7 +63,7 @@ knows them from the synthetic spectra alone.
 
 Range: 0.5 to 99.5 % of the training stars. Errors: {stars:,} test stars, first half of the band.
 The pull is the difference over its predicted standard deviation, with the catalogue's error added
-in quadrature; honest errors have a scatter of 1.
+in quadrature; for well-calibrated errors its scatter is 1.
 
 {table}
 ## What it must not be used for

@@ -65,7 +65,7 @@ CHUNK = {
 }
 PAPER = (
     "The paper is Koblischke & Bovy (2024), arXiv:2411.04750. Its numbers are of real stars of "
-    "APOGEE DR17: beside those of a mock survey they show the same story, not the same sky."
+    "APOGEE DR17: compare their trends with those of a mock survey, not their values."
 )
 BASELINES = "results/baselines/train_baselines.py"
 COVERAGE = "results/real_spectra_finetune/coverage.py"
@@ -113,9 +113,9 @@ def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
     document.heading("Labels from observed spectra")
     run.figure(
         "figures/Figure2.png",
-        "Figure 2. Predicted against actual labels of all test stars, from the first half of the "
-        "observed band: above after pre-training on synthetic spectra, below after fine-tuning on "
-        "observed ones. Colour: predicted error.",
+        "Figure 2. Predicted against catalogue labels of all test stars, from the first half of "
+        "the observed band: after pre-training on synthetic spectra (top) and after fine-tuning on "
+        "observed ones (bottom). Colour: predicted error.",
         command,
     )
     if set(observed) == set(OBSERVED):
@@ -133,9 +133,9 @@ def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
     ]
     document.heading("All test stars, and calibration", 3)
     document.text(
-        "Predicted minus catalogue labels, with 68 % bootstrap intervals. Pulls are residuals over "
-        "predicted errors alone, which do not contain the catalogue's; in brackets stands what "
-        "honest errors give where the catalogue's are small beside them."
+        "Predicted minus catalogue labels, with 68 % bootstrap intervals. Pulls are residuals "
+        "divided by the predicted errors alone, which do not include those of the catalogue. The "
+        "values in brackets are those of well-calibrated errors, if the catalogue's are negligible."
     )
     for title, table in tables:
         document.table(labels_text(table), f"{title[0].upper()}{title[1:]}.")
@@ -143,7 +143,7 @@ def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
 
 def write_baselines(run: Run, others: list[Path]) -> None:
     """Stages 1 and 2 beside the baselines, and beside stage 2 of other runs."""
-    run.document.heading("Beside regressions and plain networks")
+    run.document.heading("Comparison with regressions and plain networks")
     found = sorted(run.folder.glob("baselines/*.csv"), reverse=True)
     baselines = {path.stem.replace("_", " "): path for path in found}
     if not baselines:
@@ -198,9 +198,9 @@ def write_errors(run: Run, observed: dict[str, pd.DataFrame], chunk: dict[str, p
     document = run.document
     document.heading("Predicted errors")
     document.text(
-        "Standard deviation of the pulls, and shares of the stars within 1 and 2 sigma. Honest "
-        "Gaussian errors give 1, 68.3 and 95.4 % when sigma contains both the predicted error and "
-        "the catalogue's, added in quadrature; the predicted error alone does not contain the "
+        "Standard deviation of the pulls, and fractions of the stars within 1 and 2 sigma. "
+        "Well-calibrated Gaussian errors give 1, 68.3 and 95.4 % if sigma is the quadrature sum of "
+        "the predicted error and the catalogue's; the predicted error alone does not include the "
         "catalogue's."
     )
     titles = {"finetuned": "Stage 2, first half of the observed band", "hundred": "Stage 3, chunk"}
@@ -211,7 +211,7 @@ def write_errors(run: Run, observed: dict[str, pd.DataFrame], chunk: dict[str, p
             run.missing(f"predictions of {titles[key].lower()}", "results/fe/EvaluateFeFT.py")
     run.figure(
         "figures/coverage.png",
-        "Share of the test stars within so many sigma of the catalogue's label, beside that of "
+        "Fraction of the test stars within a number of sigma of the catalogue's label, and that of "
         "Gaussian errors: stage 2 from the first half of the observed band, stage 3 from the "
         "chunk.",
         COVERAGE,
@@ -223,15 +223,15 @@ def write_chunk(run: Run, chunk: dict[str, pd.DataFrame]) -> None:
     run.document.heading("[Fe/H] from a narrow chunk and 100 stars")
     run.figure(
         "figures/Figure3.png",
-        "Figure 3. [Fe/H] of all test stars from 16,106 to 16,220 Å; above each panel the stars "
-        "trained on. Shaded: [Fe/H] < −1, where none of the 100 stars lies.",
+        "Figure 3. [Fe/H] of all test stars from 16,106 to 16,220 Å. The histogram above each "
+        "panel shows the training stars. Shaded: [Fe/H] < −1, where none of the 100 stars lies.",
         "results/fe/Figure3.py",
     )
     if set(chunk) == set(CHUNK):
         text = iron_text(iron_table(chunk))
         run.document.table(text, "[dex], with 68 % bootstrap intervals.")
         text = iron_bins_text({key: chunk[key] for key in ("scratch", "finetuned", "hundred")})
-        run.document.table(text, "RMSE by the catalogue's [Fe/H] [dex], the least in bold.")
+        run.document.table(text, "RMSE in bins of catalogue [Fe/H] [dex]; the lowest is in bold.")
     else:
         run.missing("predictions from the chunk", "results/fe/EvaluateFeFT.py")
 
@@ -241,43 +241,45 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     run.document.heading("Where the model looks")
     run.figure(
         "attention/Figure4.png",
-        "Figure 4. Attention of each label on each token in the last decoder block, hanging down "
-        "under the mean spectra of giants and dwarfs, with the lines that the paper names.",
+        "Figure 4. Attention of each label to each token in the last decoder block, plotted "
+        "downwards below the mean spectra of giants and dwarfs, with the lines that the paper marks.",
         "results/attention/Figure4.py",
     )
     run.figure(
         "attention/sensitivity.png",
-        "How far the answers move with the flux of each pixel, hanging down in the same way.",
+        "Derivative of each predicted label with respect to the flux of each pixel, plotted in the "
+        "same way.",
         "results/attention/Figure4.py",
     )
     if shares is None:
         run.missing("attention/attention_shares.csv", ATTENTION)
         return
     run.document.text(
-        "Two questions to each label: how much of the attention falls on the right 5 % of the "
-        "tokens, and how much of the answer's sensitivity to flux on the right 5 % of the pixels, "
-        f"among pixels {shares['pixels'].iloc[-1]}; in units of what chance would put there. Right "
-        "are those whose flux responds most to the label (derivatives of the emulator), and those "
-        "that tell most about it, responding as no combination of the other labels does. Beside it "
-        "stands what the best linear unbiased estimator would have: the ratio of its weights, as "
-        "the network's of fluxes in units of their spread in the survey."
+        "How much of a label's attention falls on the most relevant 5 % of the tokens, and how "
+        "much of its sensitivity to flux on the most relevant 5 % of the pixels, among pixels "
+        f"{shares['pixels'].iloc[-1]}? Both are given relative to a uniform distribution. Relevant "
+        "are either the pixels whose flux responds most to the label (derivatives of the emulator) "
+        "or those that constrain it best, since they respond as no combination of the other labels "
+        "does. For comparison, the same numbers are given for the weights of the best linear "
+        "unbiased estimator. All derivatives and weights are for fluxes in units of their scatter "
+        "in the survey."
     )
     for words, table in attention_text(shares).items():
-        run.document.table(table, f"Times chance, on the 5 % that {words}.")
+        run.document.table(table, f"Relative to a uniform distribution, on the 5 % that {words}.")
 
 
 def write_masking(run: Run, masking: pd.DataFrame | None) -> None:
-    """Whose error grows without the pixels of an element."""
+    """Which labels' errors grow without the pixels of an element."""
     run.document.heading("Without the pixels of an element", 3)
     if masking is None:
         run.missing("attention/masking.csv", ATTENTION)
         return
     stars, pixels = int(masking["stars"].max()), int(masking["pixels"].max())
     run.document.text(
-        f"Growth of the RMSE of every label, of {stars} test stars, when the {pixels} pixels (5 %) "
-        "that tell most about one element are missing. A model that measures an element in its own "
-        "lines loses more in that element than in any other label. The last row is of as many "
-        "pixels at random."
+        f"Factor by which the RMSE of each label of {stars} test stars grows when the {pixels} "
+        "pixels (5 %) that constrain one element best are masked. If a model measures an element "
+        "from its own lines, the error of that element grows most. In the last row, as many random "
+        "pixels are masked."
     )
     run.document.table(masking_text(masking))
 
@@ -289,18 +291,21 @@ def write_real_stars(run: Run, stars: pd.DataFrame | None) -> None:
         run.missing("real_stars/predictions.csv", REAL_STARS)
         return
     if not len(stars):
-        run.document.text("**Missing:** no spectrum of a real star could be had or used.")
+        run.document.text("**Missing:** no spectrum of a real star could be downloaded or used.")
         return
     run.document.text(
-        "From real APOGEE files, which no training has seen: labels by the model after stage 2, "
-        "and in brackets those of the survey's radial-velocity pipeline in the files' headers."
+        "Labels that the model of stage 2 predicts from real APOGEE files, which were not used in "
+        "any training. In brackets: those of the survey's radial-velocity pipeline, from the "
+        "headers."
     )
     run.document.table(real_stars_text(stars))
     failures = run.table("real_stars/failures.csv")
     if failures is not None:
         run.document.table(failures, "Files that could not be used.")
     for path in sorted((run.folder / "real_stars").glob("*.png")):
-        run.document.figure(path, f"{path.stem}: observed, and emulated at the predicted labels.")
+        run.document.figure(
+            path, f"{path.stem}: observed spectrum, and the emulator's at the predicted labels."
+        )
 
 
 def write_training(run: Run) -> None:
@@ -316,7 +321,10 @@ def write_training(run: Run) -> None:
     document.heading("How this was made")
     timings = timings_table(run.folder)
     if timings is not None:
-        document.table(timings, "Steps of `make reproduce`, start-up included; some run in pairs.")
+        document.table(
+            timings,
+            "Wall time of the steps of `make reproduce`, start-up included; some run in parallel.",
+        )
     document.table(machine_table())
     evaluations = []
     for path in sorted((run.folder / "evaluation").glob("*.json")):

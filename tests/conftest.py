@@ -23,6 +23,7 @@ SLOW_FIXTURES = {"chain", "evaluated", "survey", "uninterrupted"}
 # Parts of test names: files, or single tests, that take more than about two seconds.
 SLOW = (
     "catalogue/test_command.py::test_several_workers",
+    "catalogue/test_command.py::test_survey_and_its_info",
     "mock/test_emulator.py::test_a_fitted_process_goes_through_its_targets",
     "mock/test_survey.py::test_a_label_does_not_depend_on_its_companions",
     "mock/test_survey.py::test_script",
@@ -38,6 +39,7 @@ SLOW = (
     "scripts/test_create_mock_survey.py::test_the_second",
     "scripts/test_download_dr17.py",
     "scripts/test_fit_real_stars.py",
+    "scripts/test_grid_files.py::test_no_damage",
     "scripts/test_inspect_dataset.py",
     "scripts/test_make.py",
     "scripts/test_notebooks.py",
@@ -46,7 +48,9 @@ SLOW = (
     "scripts/test_results.py",
     "scripts/test_synthesis.py",
     "test_baselines.py::test_the_seed_makes_it_repeatable",
+    "test_calibration.py::test_errors_become_the_scatter",
     "test_model.py::test_a_context_of_the_whole_spectrum",
+    "test_model.py::test_compiled_predictions",
     "training/test_folder.py::test_a_damaged_newest_checkpoint",
     "training/test_folder.py::test_epochs_may_be_added",
     "training/test_folder.py::test_starting_anew",
@@ -56,6 +60,7 @@ SLOW = (
     "training/test_loop.py::test_lower_precision",
     "training/test_loop.py::test_processes_may_have_no_validation_stars",
     "training/test_loop.py::test_termination_waits",
+    "training/test_loop.py::test_training_learns",
     "training/test_loop.py::test_two_processes",
     "training/test_loop.py::test_windows_of_any_length",
     "training/test_stages.py::test_paper_profile_runs",

@@ -78,7 +78,7 @@ def read_training_stars(path: Path) -> dict[str, np.ndarray]:
 def draw_panel(
     axes: Axes, above: Axes, table: pd.DataFrame, trained_on: np.ndarray, bins, limits, norm
 ):
-    """Draw predicted against actual values and, above, the stars that were trained on."""
+    """Draw predicted against catalogue values and, above, a histogram of the training stars."""
     predicted, actual, error = (table[f"FE_H_{k}"].to_numpy() for k in ("pred", "actual", "err"))
     poor = actual < METAL_POOR
     every, few = (label_metrics(predicted[k], actual[k])["rmse"] for k in (slice(None), poor))

@@ -1,4 +1,4 @@
-r"""Figure 2: predicted against actual labels of all test stars, from observed spectra.
+r"""Figure 2: predicted against catalogue labels of all test stars, from observed spectra.
 
 Above after stage 1 (pre-trained on synthetic spectra), below after stage 2 (fine-tuned on observed
 ones); coloured by predicted error, on one scale for each label; bias (median), mad_std and RMSE in

@@ -25,7 +25,7 @@ def test_metrics_of_gaussian_residuals():
     assert result["pull_std"] == pytest.approx(1.0, rel=0.02)
 
 
-def test_calibration_of_honest_errors():
+def test_calibration_of_right_errors():
     random = np.random.default_rng(1)
     result = label_metrics(random.normal(size=20_000), np.zeros(20_000), np.ones(20_000))
     assert result["within_1_sigma"] == pytest.approx(0.683, abs=0.01)

@@ -378,8 +378,8 @@ def test_shares_of_an_older_version_are_refused():
 
 def test_shares_are_shown_by_ranking():
     tables = attention_text(make_shares(sensitivity=3.3))
-    assert list(tables) == ["respond most to a label", "tell most about a label"]
-    table = tables["tell most about a label"].set_index("")
+    assert list(tables) == ["respond most to a label", "constrain a label best"]
+    table = tables["constrain a label best"].set_index("")
     assert table.loc["[Fe/H], all", "sensitivity"] == "3.30"
     assert table.loc["[Fe/H], all", "best linear, tokens"] == "4.00"
 

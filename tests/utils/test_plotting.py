@@ -23,8 +23,8 @@ def test_metrics_are_written_in_the_labels_unit():
 
 
 def test_labels_of_axes_have_units():
-    assert axis_label("TEFF", "actual").endswith("[K]")
-    assert axis_label("C_FE", "actual") == "actual [C/Fe] [dex]"
+    assert axis_label("TEFF", "catalogue").endswith("[K]")
+    assert axis_label("C_FE", "catalogue") == "catalogue [C/Fe] [dex]"
     assert axis_label("NEW_LABEL") == "NEW_LABEL"
 
 

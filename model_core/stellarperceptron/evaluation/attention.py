@@ -1,7 +1,7 @@
-"""Where the model looks: attention on each token, sensitivity to each pixel, and a masking test.
+"""Attention to each token, sensitivity to each pixel, and a masking test.
 
-Attention is counted in units of an even spread: 1 is what a token gets when all tokens that a star
-has in a patch share alike, so that neither the length of a context nor bad pixels change the scale.
+Attention is given relative to a uniform distribution: it is 1 if all valid tokens of a star in a
+patch receive the same. The scale depends neither on the length of the context nor on bad pixels.
 """
 
 import math
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def star_groups(logg: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks (N,) of the stars that are looked at together: giants, dwarfs, all.
+    """Groups of stars over which attention is averaged, as masks (N,): giants, dwarfs, all.
 
     Giants are the paper's (1.0 < log g < 3.5); dwarfs have log g > 4.0. NaN is neither.
     """
@@ -56,7 +56,7 @@ class TokenGroups:
     pixels : (T, P) int
         Indices of each token's pixels, -1 for none.
     of_pixel : (n,) int
-        Which of the T tokens a pixel belongs to.
+        Index of the token of each pixel.
     """
 
     names: np.ndarray
@@ -84,11 +84,11 @@ def decoder_attention(
     permutations: int = 4,
     batch_size: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Attention of each label on each token in the last decoder block, batch after batch of stars.
+    """Attention of each label to each token in the last decoder block, in batches of stars.
 
     The spectra are divided into patches as `StellarPerceptron.predict` does, with seeds 0, 1, ...
-    The learned key, which is no token, is left out. What remains of a request's attention is scaled
-    to a mean of 1 over the tokens that the star has in the patch.
+    The learned key, which is not a token, is left out. The rest of a request's attention is scaled
+    to a mean of 1 over the valid tokens of the star in the patch.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def decoder_attention(
     labels
         Names of the Q labels.
     permutations
-        How many ways to divide the pixels into patches; the mean is taken.
+        Number of random divisions of the pixels into patches, over which the mean is taken.
     batch_size
         Stars at a time; None chooses by device.
 
@@ -137,11 +137,10 @@ def label_sensitivity(
     permutations: int = 1,
     batch_size: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """How far each answer moves with the flux of each pixel, batch after batch of stars.
+    """Derivatives of predicted labels with respect to flux, in batches of stars.
 
-    The derivative of what `StellarPerceptron.predict` answers by a pixel's flux, both standardized:
-    how many of its scales a label moves when one pixel moves by one of its own. Parameters are
-    those of `decoder_attention`.
+    These are derivatives of what `StellarPerceptron.predict` gives, label and flux both being
+    standardized. The parameters are those of `decoder_attention`.
 
     Yields
     ------
@@ -151,7 +150,7 @@ def label_sensitivity(
     groups = token_groups(model, wavelengths)
     request = torch.as_tensor(model.tokenize(list(labels)), device=model.device)
     trained = [p for p in model.torch_model.parameters() if p.requires_grad]
-    for p in trained:  # nobody asks for their gradients
+    for p in trained:  # their gradients are not needed
         p.requires_grad_(False)
     try:
         for flux, patches in _in_patches(
@@ -177,18 +176,18 @@ def masking_test(
     actual: Mapping[str, np.ndarray],
     masks: Mapping[str, np.ndarray],
 ) -> pd.DataFrame:
-    """How much the error of each label grows when some of the pixels are missing.
+    """Growth of the error of each label when some of the pixels are masked.
 
     Parameters
     ----------
     model
-        The model; it answers as `StellarPerceptron.predict` does.
+        The model, which predicts as `StellarPerceptron.predict` does.
     spectra
         (N, n) normalized flux, NaN for bad pixels.
     wavelengths
         (n,) of the instrument's pixels [Angstrom, vacuum].
     actual
-        The catalogue's labels (N,) by name: those that are asked for.
+        Catalogue labels (N,) by name; these labels are predicted.
     masks
         Masks (n,) of the pixels that are made NaN, by name.
 
@@ -196,8 +195,8 @@ def masking_test(
     -------
     DataFrame
         A row for each mask and label: masked, pixels, label, stars, rmse_whole (with all pixels),
-        rmse (without the masked ones), growth (their ratio). Only stars that both answers are
-        known of count.
+        rmse (without the masked ones), growth (their ratio). Only stars with both predictions
+        are used.
     """
     labels = list(actual)
 
@@ -227,7 +226,7 @@ def masking_test(
 
 
 def _slopes(model: StellarPerceptron, pixels: Tensor, patch: Patch, request_ids: Tensor) -> Tensor:
-    """Derivatives (N, Q, T, P) of the answers by the pixels (N, T, P) of a patch, standardized."""
+    """Derivatives (N, Q, T, P) of the labels with respect to a patch's pixels (N, T, P)."""
     pixels = pixels.requires_grad_()
     tokens = Tokens(patch.ids, pixels, patch.encoding)
     value, _ = model.torch_model(tokens, request_ids, model.nan_policy)
@@ -243,9 +242,9 @@ def _in_patches(
     permutations: int,
     batch_size: int | None,
 ) -> Iterator[tuple[Tensor, list[Patch]]]:
-    """Standardized spectra (B, n + 1), batch after batch, and the patches of all permutations.
+    """Batches of standardized spectra (B, n + 1), and the patches of all permutations.
 
-    The last column, index -1, is the pixel that is not there: NaN. Dropout is off meanwhile.
+    The last column, index -1, stands for missing pixels and is NaN. Dropout is switched off.
     """
     if permutations < 1:
         raise ValueError(f"permutations = {permutations} is below 1")

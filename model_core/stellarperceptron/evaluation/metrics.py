@@ -26,7 +26,7 @@ def _rmse(residual: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(residual))))
 
 
-# Of residuals, predicted minus actual, in the label's unit.
+# Statistics of the residuals, predicted minus catalogue, in the label's unit.
 METRICS: Mapping[str, Callable[[np.ndarray], float]] = {
     "bias": lambda residual: float(np.median(residual)),
     "mad_std": lambda residual: float(mad_std(residual)),
@@ -49,21 +49,21 @@ def label_metrics(
     error
         (N,) predicted standard deviations; None for none.
     label_error
-        (N,) standard deviations of the actual values in the catalogue, NaN where unknown; None for
-        none.
+        (N,) standard deviations of the catalogue's values, NaN where unknown; None for none.
 
     Returns
     -------
     dict
-        `stars`, `bias` (median of predicted minus actual), `mad_std` (their median absolute
-        deviation scaled to a standard deviation, `astropy.stats.mad_std`), `rmse`, all in the
-        label's unit; with errors also `pull_std` (standard deviation of residual over error) and
-        `within_1_sigma`, `within_2_sigma` (shares). NaN without stars. Of honest errors these are
-        1, 0.683 and 0.954 while the errors of the actual values are small beside the predicted
-        ones, which do not contain them. With `label_error` also `total_pull_std` and
-        `total_within_1_sigma`, `total_within_2_sigma`, for which it is added to the predicted error
-        in quadrature: of honest errors these are 1, 0.683 and 0.954 however large the catalogue's
-        errors are. Stars whose catalogue error is unknown do not count there.
+        `stars`; `bias` (median of predicted minus catalogue value), `mad_std` (median absolute
+        deviation of these residuals, scaled to a standard deviation by `astropy.stats.mad_std`) and
+        `rmse`, all in the label's unit. With errors also `pull_std` (standard deviation of the
+        residuals over their errors) and `within_1_sigma`, `within_2_sigma` (fractions of the
+        stars). For well-calibrated errors these are 1, 0.683 and 0.954, as long as the errors of
+        the catalogue, which the predicted ones do not include, are much smaller. With `label_error`
+        also `total_pull_std`, `total_within_1_sigma` and `total_within_2_sigma`, for which it is
+        added to the predicted error in quadrature. These are 1, 0.683 and 0.954 for well-calibrated
+        errors, however large those of the catalogue are. Stars of unknown catalogue error are left
+        out there. Everything is NaN without stars.
 
     Raises
     ------
@@ -93,26 +93,26 @@ def label_metrics(
 
 
 def _calibration(residual: np.ndarray, error: np.ndarray) -> dict[str, float]:
-    """Standard deviation of the pulls, shares within 1 and 2 sigma; NaN without stars."""
+    """Standard deviation of the pulls, fractions within 1 and 2 sigma; NaN without stars."""
     one, two = coverage(residual, error, np.array([1.0, 2.0]))
     pull_std = float(np.std(residual / error)) if len(residual) else np.nan
     return {"pull_std": pull_std, "within_1_sigma": float(one), "within_2_sigma": float(two)}
 
 
 def coverage(residual: np.ndarray, error: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    """Share of the stars whose residual is smaller than so many times their error.
+    """Fraction of the stars whose residual is smaller than a multiple of their error.
 
     Parameters
     ----------
     residual, error
-        (N,) predicted minus actual, and its standard deviation.
+        (N,) predicted minus catalogue value, and its standard deviation.
     sigmas
         (K,) multiples of the error.
 
     Returns
     -------
     (K,) float64
-        NaN without stars. Of honest Gaussian errors it is ``erf(sigmas / sqrt(2))``.
+        NaN without stars. For Gaussian errors it is ``erf(sigmas / sqrt(2))``.
     """
     if not len(residual):
         return np.full(len(sigmas), np.nan)
@@ -120,7 +120,7 @@ def coverage(residual: np.ndarray, error: np.ndarray, sigmas: np.ndarray) -> np.
 
 
 def binned_rmse(predicted: np.ndarray, actual: np.ndarray, edges: np.ndarray) -> pd.DataFrame:
-    """RMSE of a label by its actual value.
+    """RMSE of a label in bins of its catalogue value.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def bootstrap_interval(
     Parameters
     ----------
     residual
-        (N,) predicted minus actual, finite.
+        (N,) predicted minus catalogue values, finite.
     metric
         One of `METRICS`.
     share
@@ -172,7 +172,7 @@ def bootstrap_interval(
 
 
 def subsets(actual: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Stars that the paper looks at: masks (N,) of all, giants, and metal-poor stars.
+    """Subsets of the paper: masks (N,) of all stars, giants, and metal-poor stars.
 
     Parameters
     ----------
@@ -211,9 +211,9 @@ def summarize(
     predicted
         Columns `<label>` and, where there are errors, `<label>_error`, as `predict` gives them.
     actual
-        Columns `<label>`, rows alike.
+        Catalogue labels: columns `<label>`, the same rows.
     labels
-        Which labels; None: all that both have.
+        Labels to compare; None: all that both have.
     intervals
         Add `bias_low`, `bias_high` and so on: central 68 % of bootstrap samples of the stars.
 

@@ -1,4 +1,4 @@
-"""What a run's folder says about itself: expectations met or not, stages, timings, machine."""
+"""Summary of a run: expectations that are met or not, stages, timings, machine."""
 
 import json
 import os
@@ -40,7 +40,7 @@ __all__ = [
 
 PACKAGES = ("stellarperceptron", "torch", "numpy", "pandas", "astropy", "h5py", "matplotlib")
 HEADER_TOLERANCE = 300.0  # K, of Teff against the radial-velocity pipeline's
-RANKINGS = {"response": "respond most to a label", "information": "tell most about a label"}
+RANKINGS = {"response": "respond most to a label", "information": "constrain a label best"}
 # Subset, entry of PAPER_FE_H, and what the ratio of RMSE, 100 stars over network from scratch,
 # must stay below, in words and as a number.
 CHUNK_GOALS = (
@@ -50,7 +50,7 @@ CHUNK_GOALS = (
 
 
 def describe_survey(dataset: SpectraDataset) -> str:
-    """Which survey this is, in a sentence."""
+    """Describe a survey in a sentence."""
     made = dataset.provenance
     counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test stars"
     if made.get("generator") == "create_mock_survey.py":
@@ -66,7 +66,7 @@ def claims_table(
     chunk: Mapping[str, pd.DataFrame],
     stars: pd.DataFrame | None,
 ) -> pd.DataFrame:
-    """What the paper claims or a good model should do, what this run finds, whether it holds.
+    """Claims of the paper, and expectations of a good model, compared with this run.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def claims_table(
     Returns
     -------
     DataFrame
-        Columns claim, here, paper, holds; only rows whose predictions are there.
+        Columns claim, here, paper, holds. Claims without predictions are left out.
     """
     rows = []
 
@@ -139,7 +139,7 @@ def _five_per_cent(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison_sentence(comparison: pd.DataFrame, method: str, others: Collection[str]) -> str:
-    """In how many labels a method is better than every one of some others.
+    """Say in how many labels a method is better than all of some others.
 
     Parameters
     ----------
@@ -160,10 +160,10 @@ def comparison_sentence(comparison: pd.DataFrame, method: str, others: Collectio
 
 
 def errors_text(table: pd.DataFrame) -> pd.DataFrame:
-    """How honest the predicted errors of a table of predictions are, to be read.
+    """Calibration of the predicted errors of a table of predictions, as text.
 
-    Pulls and shares by the predicted error alone, and by it and the catalogue's in quadrature;
-    dashes where the table has no errors of the catalogue.
+    Pulls and coverage for the predicted error alone, and for its quadrature sum with the
+    catalogue's; dashes if the table has no catalogue errors.
     """
     rows = []
     for label in predicted_labels(table):
@@ -193,7 +193,7 @@ def _percent(share: float) -> str:
 
 
 def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Times chance, to be read: a table for the tokens or pixels of each ranking, in words.
+    """Attention and sensitivity relative to a uniform distribution: a table for each ranking.
 
     Raises
     ------
@@ -222,7 +222,7 @@ def attention_text(shares: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def masking_text(masking: pd.DataFrame) -> pd.DataFrame:
-    """Growth of each label's RMSE without some pixels, to be read: a row for each mask.
+    """Growth of each label's RMSE without some pixels, as text: a row for each mask.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def masking_text(masking: pd.DataFrame) -> pd.DataFrame:
 
 
 def real_stars_text(stars: pd.DataFrame) -> pd.DataFrame:
-    """Predictions for real stars to be read, with what their headers say in brackets."""
+    """Predictions for real stars as text, with the labels of their headers in brackets."""
     rows = []
     for row in stars.to_dict("records"):
         cells = {"": row["star"], "file": row["kind"], "S/N": _number(row["snr"], 0)}
@@ -268,7 +268,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def stage_folders(run: Path) -> dict[str, Path]:
-    """Folders of the trainings that gave the models of a run, by their stage."""
+    """Folders of the trainings of a run, by stage."""
     third = run / "3_fefinetune_chunk"
     folders = {
         "stage 1": run / "1_basemodel_synthetic",
@@ -279,7 +279,7 @@ def stage_folders(run: Path) -> dict[str, Path]:
 
 
 def training_seconds(run: Path, stage: str) -> float:
-    """Wall seconds that a stage, of `stage_folders`, was trained in a run, NaN where not kept."""
+    """Wall time of the training of a stage of a run [s]; NaN if unknown."""
     folder = stage_folders(run).get(stage)
     if folder is None:
         return float("nan")

@@ -135,7 +135,7 @@ def plot_predicted_against_actual(
     text: str | None = None,
     corner: str = "upper left",
 ) -> PathCollection:
-    """Predicted against actual values of a label, with the one-to-one line and the metrics.
+    """Plot predicted against catalogue values of a label, with the one-to-one line and metrics.
 
     Parameters
     ----------
@@ -148,9 +148,9 @@ def plot_predicted_against_actual(
     label
         Name of the label.
     limits
-        Of both axes; None: all but the outermost 0.05 % of the actual values, with a margin, within
-        the label's range. Stars outside are drawn as small triangles on the edge, so that none is
-        hidden.
+        Of both axes; None: all but the outermost 0.05 % of the catalogue values, with a margin,
+        within the label's range. Stars outside are drawn as small triangles on the edge, so that
+        none is hidden.
     norm
         Of the colours; None: the 2nd to the 98th percentile of the errors.
     color
@@ -194,7 +194,7 @@ def plot_predicted_against_actual(
     axes.set(xlim=limits, ylim=limits, box_aspect=1)
     for axis in (axes.xaxis, axes.yaxis):  # the same ticks on both
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.set_xlabel(axis_label(label, "actual"))
+    axes.set_xlabel(axis_label(label, "catalogue"))
     axes.set_ylabel(axis_label(label, "predicted"))
     upper = corner == "upper left"
     axes.text(
