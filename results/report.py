@@ -242,7 +242,7 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     run.figure(
         "attention/Figure4.png",
         "Figure 4. Attention of each label to each token in the last decoder block, plotted "
-        "downwards below the mean spectra of giants and dwarfs, with the lines marked by the paper.",
+        "downwards below the mean spectra of giants and dwarfs, with the lines of the paper.",
         "results/attention/Figure4.py",
     )
     run.figure(
