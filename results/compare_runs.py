@@ -1,4 +1,4 @@
-"""Put runs side by side, as Markdown: several seeds of a profile, or several profiles.
+"""Compare runs in Markdown tables: several seeds of a profile, or several profiles.
 
 First mad_std [K and dex] of stages 1 and 2 on the first half of the observed test spectra, then
 RMSE of [Fe/H] [dex] from the narrow chunk: all stars, and in brackets those with [Fe/H] < -1.

@@ -80,7 +80,7 @@ class Run:
         self.folder, self.dataset, self.document = folder, dataset, document
 
     def predictions(self, names: dict[str, str]) -> dict[str, pd.DataFrame]:
-        """Tables of predictions that are there, all of the survey's test stars."""
+        """Existing tables of predictions for the survey's test stars."""
         tables = {}
         for key, name in names.items():
             path = self.folder / "evaluation" / f"{name}.csv"
@@ -90,12 +90,12 @@ class Run:
         return tables
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """A table of another script, if it is there."""
+        """Table of another script, if it exists."""
         path = self.folder / name
         return pd.read_csv(path) if path.is_file() else None
 
     def figure(self, name: str, caption: str, command: str) -> None:
-        """Add a picture of another script, or say what makes it."""
+        """Add a picture of another script, or the command that makes it."""
         path = self.folder / name
         if path.is_file():
             self.document.figure(path, caption)
@@ -142,7 +142,7 @@ def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
 
 
 def write_baselines(run: Run, others: list[Path]) -> None:
-    """Stages 1 and 2 beside the baselines, and beside stage 2 of other runs."""
+    """Compare stages 1 and 2 with the baselines and with stage 2 of other runs."""
     run.document.heading("Comparison with regressions and plain networks")
     found = sorted(run.folder.glob("baselines/*.csv"), reverse=True)
     baselines = {path.stem.replace("_", " "): path for path in found}
@@ -178,7 +178,7 @@ def write_baselines(run: Run, others: list[Path]) -> None:
 
 
 def require_observed_half(path: Path, dataset: SpectraDataset) -> None:
-    """Refuse predictions that say they are not of the observed first half."""
+    """Refuse predictions that were not made from the observed first half."""
     half = dataset.test.pixel_range("first_half")
     expected = {"spectra": "observed", "pixels": [half.start, half.stop]}
     for key, value in about_predictions(path).items():
@@ -187,7 +187,7 @@ def require_observed_half(path: Path, dataset: SpectraDataset) -> None:
 
 
 def seconds_until(folder: Path, model: str, predictions: Path) -> float:
-    """Wall seconds of the trainings up to stage 1 or 2, and of its predictions; NaN if unknown."""
+    """Wall time of the trainings up to stage 1 or 2 and of its predictions [s]; NaN if unknown."""
     stages = ["stage 1"] if model == "pretrained" else ["stage 1", "stage 2"]
     seconds = about_predictions(predictions).get("seconds", float("nan"))
     return sum((training_seconds(folder, stage) for stage in stages), seconds)

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def open_attention(path: Path) -> h5py.File:
-    """Open what `extract_attention.py` wrote."""
+    """Open the output of `extract_attention.py`."""
     remedy = f"run results/attention/extract_attention.py --output {path.parent}"
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: {remedy}")
@@ -83,7 +83,7 @@ def open_attention(path: Path) -> h5py.File:
 
 
 def require_source(file: h5py.File, checkpoint: Path, dataset: SpectraDataset) -> None:
-    """Refuse attention of another checkpoint or on another survey."""
+    """Refuse attention of another checkpoint or another survey."""
     about = json.loads(file.attrs["about"])
     with open(checkpoint / "weights.pt", "rb") as weights:
         same = hashlib.file_digest(weights, "sha256").hexdigest() == about["checkpoint_sha256"]
@@ -95,7 +95,7 @@ def require_source(file: h5py.File, checkpoint: Path, dataset: SpectraDataset) -
 
 
 def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
-    """Draw all groups that the file has, one below another, with all labels."""
+    """Draw all groups of the file, one below another, with all labels."""
     labels = list(file.attrs["labels"])
     wavelength, pixels = file["wavelength"][:], file["token_pixels"][:]
     groups = {name: title for name, title in GROUPS.items() if name in file}
@@ -134,7 +134,7 @@ def by_pixel(values: np.ndarray, pixels: np.ndarray, number: int) -> np.ndarray:
 def draw_chip(
     axes: Axes, wavelength: np.ndarray, spectrum: np.ndarray, attention: np.ndarray, top: float
 ) -> None:
-    """Mean spectrum (n,), and attention (Q, n) in units of its largest, hanging down from `top`."""
+    """Draw a mean spectrum (n,) and, downwards from `top`, attention (Q, n) over its maximum."""
     axes.plot(wavelength, spectrum, color=COLORS["black"], lw=0.6)
     for i, values in enumerate(attention):
         base, color = top - SPACING * i, COLORS[LABEL_COLORS[i % len(LABEL_COLORS)]]
@@ -144,7 +144,7 @@ def draw_chip(
 
 
 def draw_lines(axes: Axes, lines: pd.DataFrame, names: bool) -> None:
-    """Dashed lines at the notable wavelengths, on top with the names of their elements."""
+    """Draw dashed lines at notable wavelengths, with the names of the elements on top."""
     low, high = axes.get_xlim()
     for line in lines.itertuples():
         if low < line.Wavelength < high:
@@ -165,7 +165,7 @@ def draw_lines(axes: Axes, lines: pd.DataFrame, names: bool) -> None:
 def finish_row(
     row: np.ndarray, labels: list[str], attention: np.ndarray, top: float, title: str
 ) -> None:
-    """Ticks: flux above, labels below, with the largest attention of each at the right."""
+    """Draw ticks for flux and labels, with the maximum attention of each label at the right."""
     flux = np.arange(np.ceil(10 * top) / 10, 1.01, 0.1)
     bases = top - SPACING * np.arange(len(labels)) - HEIGHT / 2
     symbols = [LABEL_SYMBOLS.get(label, label) for label in labels]

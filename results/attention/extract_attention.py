@@ -1,19 +1,20 @@
-r"""Where the decoder looks when it is asked for each label, and whether the flux responds there.
+r"""Attention of the decoder for each label, compared with the response of the flux to the label.
 
-Test stars are drawn at random; giants (1.0 < log g < 3.5), dwarfs (log g > 4.0) and all of them
-are averaged, over several permutations of the pixels. Attention is counted in units of an even
-spread; beside it, how far the answers move with the flux of each pixel. OUTPUT gets
+Attention is averaged over randomly drawn test stars (giants with 1.0 < log g < 3.5, dwarfs with
+log g > 4.0, and all stars) and over several permutations of the pixels. It is given relative to a
+uniform distribution. The derivatives of the predicted labels with respect to flux are computed,
+too. OUTPUT receives
 
-attention.h5            attention of every star on every token in the last decoder block, its means
-                        by group, the mean sensitivity of the answers to each pixel, the responses
-                        of the flux, the mean spectra
+attention.h5            attention of every star to every token in the last decoder block, its means
+                        by group, the mean sensitivity of the labels to each pixel, the response of
+                        the flux to the labels, the mean spectra
 attention_shares.csv    share of attention on the tokens that respond most to a label, and on those
-                        that tell most about it which no other label could have done (derivatives
-                        of the emulator `nature`, over 64 stars of the group), against chance and
-                        the best linear unbiased estimator, and the rank correlation with either;
-                        the same of the sensitivity, by pixel
-masking.csv             growth of the RMSE of every label when the 5 % of the pixels that tell most
-                        about one element are missing, or as many pixels at random
+                        that constrain it best (derivatives of the emulator `nature`, for 64 stars
+                        of the group), compared with uniform attention and the best linear unbiased
+                        estimator; rank correlations with both; the same for the sensitivity to
+                        pixels
+masking.csv             growth of the RMSE of every label when the 5 % of the pixels that constrain
+                        one element best are masked, or as many random pixels
 
     python extract_attention.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
         --data runs/laptop/survey.h5 --output runs/laptop/attention
@@ -113,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def average(batches, groups: dict[str, np.ndarray], what: str, store=None) -> dict:
-    """Means over the stars of each group; NaN where no star has a value.
+    """Means over the stars of each group; NaN if no star has a value.
 
     Parameters
     ----------
@@ -254,7 +255,7 @@ def respond(
     instrument: Instrument,
     wavelength: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Response, information and best weights (Q, n) of the first stars that are `known` (N,)."""
+    """Response, information and best weights (Q, n), from the first stars that are `known` (N,)."""
     stars = np.flatnonzero(known)[:RESPONSE_STARS]
     values = {name: value[stars] for name, value in catalogue.items() if name in LABELS}
     slopes = label_slopes(Emulator.load("nature"), values, labels, instrument)
@@ -267,7 +268,7 @@ def respond(
 
 
 def masked_pixels(information: np.ndarray, labels: list[str], seed: int) -> dict[str, np.ndarray]:
-    """Masks (n,) of the pixels that tell most about each element, and of as many at random.
+    """Masks (n,) of the pixels that constrain each element best, and of as many random ones.
 
     Parameters
     ----------
@@ -289,7 +290,7 @@ def masked_pixels(information: np.ndarray, labels: list[str], seed: int) -> dict
 
 
 def mean_spectrum(spectra: np.ndarray) -> np.ndarray:
-    """Mean flux (n,) of stars (N, n) without their bad pixels; NaN where all are bad."""
+    """Mean flux (n,) of the good pixels of stars (N, n); NaN if all are bad."""
     seen = np.isfinite(spectra)
     with np.errstate(invalid="ignore"):
         return np.where(seen, spectra, 0.0).sum(axis=0, dtype=np.float64) / seen.sum(axis=0)

@@ -106,7 +106,7 @@ def call(script: Path, *arguments: object) -> None:
 
 
 def train_baselines(arguments: argparse.Namespace, number: int) -> None:
-    """Train the baselines on so many stars; the script skips what is there."""
+    """Train the baselines on a number of stars; the script skips existing results."""
     call(
         TRAIN_BASELINES,
         *("--data", arguments.data, "--output", arguments.output / str(number)),
@@ -116,7 +116,7 @@ def train_baselines(arguments: argparse.Namespace, number: int) -> None:
 
 
 def fine_tune(arguments: argparse.Namespace, number: int) -> None:
-    """Fine-tune on so many stars and predict; goes on where it was interrupted."""
+    """Fine-tune on a number of stars and predict; an interrupted run is continued."""
     folder = arguments.output / str(number)
     path = folder / f"{FINE_TUNED}.csv"
     if "cpu_seconds" in about_predictions(path):
@@ -168,7 +168,7 @@ def gather(output: Path, numbers: list[int]) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, metric: str, path: Path) -> None:
-    """Error against number of labelled stars, both logarithmic, a panel for each label."""
+    """Draw errors against the number of labelled stars, a log-log panel for each label."""
     use_style()
     labels = list(table["label"].unique())
     columns = min(5, len(labels))

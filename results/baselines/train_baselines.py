@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def train_all(arguments: argparse.Namespace, dataset: SpectraDataset) -> None:
-    """Train and evaluate what is not there yet."""
+    """Train and evaluate the baselines that have no results yet."""
     part = pixel_range(arguments.pixels, dataset.train.n_pixels)
     columns = list(range(len(dataset.label_names)))
     rows = np.sort(draw_stars(dataset, columns, arguments.stars, arguments.seed))
@@ -114,7 +114,7 @@ def train_all(arguments: argparse.Namespace, dataset: SpectraDataset) -> None:
 
 
 def require_settings(path: Path, settings: dict) -> None:
-    """Refuse a table that was made with other settings, wherever the survey lies."""
+    """Refuse a table that was made with other settings; the path of the survey may differ."""
     found, settings = about_predictions(path), json.loads(json.dumps(settings))
     for key, expected in settings.items():
         value = found.get(key)

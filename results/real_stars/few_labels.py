@@ -72,7 +72,7 @@ class Stars:
 
 
 Method = Callable[[Stars, np.ndarray, np.ndarray, int], np.ndarray]
-"""Gives labels (n, L) of the stars in rows `test`, learned from those in rows `train`."""
+"""Function that predicts labels (n, L) of the stars `test` after training on the stars `train`."""
 
 
 def read_stars(path: Path) -> Stars:
@@ -150,14 +150,14 @@ def regression(quadratic: bool) -> Method:
 
 
 def network(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """A plain network from scratch; its early stopping needs some of the stars."""
+    """Train a plain network from scratch; some of the stars are used for early stopping."""
     model = PixelNetwork(widths=(64, 64), epochs=100, learning_rate=3e-3, progress=False)
     model.fit(stars.flux[train], stars.labels[train], None, stars.label_names, seed)
     return model.predict(stars.flux[test])[stars.label_names].to_numpy()
 
 
 def fine_tuned(checkpoint: Path) -> Method:
-    """The pre-trained model, all weights fine-tuned."""
+    """Fine-tune all weights of the pre-trained model."""
 
     def method(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
         model = StellarPerceptron.load_for_finetuning(checkpoint)
@@ -226,7 +226,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method]) -> pd.DataFrame:
-    """Metrics of every method, number of stars, split and label; goes on where it ended."""
+    """Metrics by method, number of stars, split and label; an interrupted run is continued."""
     path, settings = arguments.output / "few_labels.csv", arguments.output / "few_labels.json"
     about = {
         "stars": len(stars.flux),
@@ -273,7 +273,7 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
 
 
 def mean_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The mad_std as text: mean of the splits, the best of each number of stars in bold."""
+    """Mean mad_std of the splits as text, with the best for each number of stars in bold."""
     means = table.groupby(["labelled_stars", "method", "label"], sort=False)["mad_std"].mean()
     labels = table["label"].unique()
     rows = []
@@ -289,7 +289,7 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Error against number of labelled stars, a panel for each label."""
+    """Draw errors against the number of labelled stars, a panel for each label."""
     use_style()
     labels = table["label"].unique()
     figure = Figure(figsize=(3.4 * len(labels), 3.2), layout="constrained")

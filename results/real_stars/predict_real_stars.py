@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def examples(packages: Path | None) -> list[Path]:
-    """Files of the four example spectra; none, and a word about it, where they cannot be had."""
+    """Files of the four example spectra; none, with a message, if they cannot be downloaded."""
     try:
         return fetch_example_spectra(local=packages)
     except (OSError, ValueError) as error:
@@ -261,7 +261,7 @@ def text(name: str, value: float, error: float | None = None) -> str:
 
 
 def report(table: pd.DataFrame, labels: Sequence[str]) -> None:
-    """Print what was predicted, a star a line."""
+    """Print the predictions, one line per star."""
     for row in table.to_dict("records"):
         header = " / ".join(
             "-" if value is None or not np.isfinite(value) else format(value, style)

@@ -3,7 +3,7 @@
 A survey file is HDF5: `wavelength` at the root; groups `train` and `test`, each with `synthetic`
 and `observed` spectra, `labels`, `label_errors`, `ids` and, for mock surveys, `true_labels`. NaN
 is a bad pixel or a missing label. `SurveyWriter` writes it. The published data are a folder of
-.npy arrays. Spectra are read from the disk on demand.
+.npy arrays. Spectra are read from disk on demand.
 """
 
 import math
@@ -205,7 +205,7 @@ class Split:
     ) -> np.ndarray:
         """Row numbers (n_stars,) of stars with [Fe/H] > -1 drawn at random, in ascending order.
 
-        The third stage of training sees only these.
+        The third stage is trained on these stars only.
 
         Raises
         ------

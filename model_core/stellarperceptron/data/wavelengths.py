@@ -153,11 +153,11 @@ def air_or_vacuum(
     *,
     tolerance: float = 12.0,
 ) -> np.ndarray:
-    """Tell from the lines whether wavelengths are those in air or in vacuum.
+    """Decide from the lines whether wavelengths are in air or in vacuum.
 
     In air all lines are at shorter wavelengths, by 4.4 Angstrom or 82 km/s in the H band, and by
     nearly the same velocity in the visible. A single star may have this velocity, but not many
-    stars: let the majority decide.
+    stars: use the majority of their answers.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ class Resampling:
     left, right : (m,) int
         Columns of the spectra on either side of each pixel.
     weight : (m,) float32
-        Of the right one.
+        Weight of the right column.
     """
 
     pixels: np.ndarray
@@ -304,19 +304,19 @@ class Resampling:
 
 
 def resampling_onto(instrument: Instrument, wavelengths: np.ndarray) -> Resampling | None:
-    """How spectra at some wavelengths are brought onto an instrument's pixels.
+    """Interpolation of spectra at some wavelengths onto an instrument's pixels.
 
     Parameters
     ----------
     instrument
-        Whose pixels.
+        Instrument with the pixels.
     wavelengths
         (n,) vacuum [Angstrom], in any order.
 
     Returns
     -------
     Resampling or None
-        None where the wavelengths are those of pixels of the instrument already.
+        None if the wavelengths are already those of the instrument's pixels.
 
     Raises
     ------

@@ -33,9 +33,9 @@ def evaluation_parser(
     Parameters
     ----------
     description
-        Of the script.
+        Description of the script.
     pixels
-        Which are seen unless others are asked for.
+        Default range of pixels.
     any_labels
         Whether the labels can be chosen; see `evaluation_labels`.
     """
@@ -86,22 +86,22 @@ def load_network(checkpoint: Path, device: str = "auto") -> StellarPerceptron | 
 def evaluation_labels(
     model: StellarPerceptron, checkpoint: Path, dataset: SpectraDataset, wanted: Iterable[str]
 ) -> tuple[str, ...]:
-    """Labels that are predicted: those that both a model and a survey have.
+    """Labels to predict: those that both a model and a survey have.
 
     Parameters
     ----------
     model, checkpoint
-        And the folder that it was loaded from, for the message.
+        Model, and the folder that it was loaded from, for the message.
     dataset
         The survey.
     wanted
-        Names as people write them, or "all"; see `resolve_label_names`.
+        Names of labels, or "all"; see `resolve_label_names`.
 
     Raises
     ------
     ValueError
-        They have no label in common, or lack one that is wanted; the message names both, and the
-        labels that they have in common.
+        They have no label in common, or one of them lacks a wanted label. The message names both
+        and the labels in common.
     """
     both = [name for name in dataset.label_names if name in model.vocabs]
     if not both:
@@ -131,9 +131,9 @@ def evaluate(
     Parameters
     ----------
     network, checkpoint
-        And the folder that it was loaded from, which is written down.
+        Network, and the folder that it was loaded from, which is recorded.
     dataset, kind, pixels
-        Survey, "observed" or "synthetic" spectra, which pixels.
+        Survey, kind of spectra ("observed" or "synthetic"), range of pixels.
     labels
         Names of the labels.
     path
@@ -189,7 +189,7 @@ def evaluate(
 
 
 def print_metrics(path: Path, table: pd.DataFrame) -> None:
-    """Print how well the labels of a table are predicted."""
+    """Print the metrics of a table of predictions."""
     columns = ["subset", "label", "stars", "bias", "mad_std", "rmse", "pull_std"]
     metrics = metrics_of_predictions(table)[columns]
     print(f"{path}\n{metrics.to_string(index=False, float_format='{:.4g}'.format)}")

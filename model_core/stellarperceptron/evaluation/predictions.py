@@ -1,9 +1,9 @@
-"""Tables of predictions: a row for each star, what was predicted and what the catalogue says.
+"""Tables of predicted and catalogue labels, with a row for each star.
 
-CSV files as in the published repository: for each label `<LABEL>_pred`, `<LABEL>_err` (predicted
-standard deviation), `<LABEL>_actual` and, beyond it, `<LABEL>_actual_err` (the catalogue's
-standard deviation) and `ID`. A cell is empty where a label is missing. A JSON file beside each says
-how the predictions were made.
+They are CSV files with the columns of the published repository: `<LABEL>_pred`, `<LABEL>_err`
+(predicted standard deviation) and `<LABEL>_actual` (catalogue value) for each label. In addition
+they have `<LABEL>_actual_err` (standard deviation of the catalogue) and `ID`. The cell of a missing
+label is empty. A JSON file beside each table records how the predictions were made.
 """
 
 import json
@@ -35,15 +35,15 @@ __all__ = [
 
 
 def predictions_table(predicted: pd.DataFrame, split: Split) -> pd.DataFrame:
-    """Predictions beside the catalogue's labels of the same stars.
+    """Combine predictions with the catalogue labels of the same stars.
 
     Parameters
     ----------
     predicted
         (N, 2 L) columns `<LABEL>` and `<LABEL>_error`, as `predict` gives them.
     split
-        The stars, with labels (N, L) and names; their LOGG and FE_H, by which stars are told
-        apart, are kept even if they are not predicted.
+        The stars, with labels (N, L) and names. LOGG and FE_H, which define the subsets, are kept
+        even if they are not predicted.
 
     Raises
     ------
@@ -83,29 +83,29 @@ def predicted_labels(table: pd.DataFrame) -> list[str]:
 
 
 def actual_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """The catalogue's labels in a table: columns `<LABEL>`."""
+    """Catalogue labels of a table, as columns `<LABEL>`."""
     names = {column: column[:-7] for column in table if column.endswith("_actual")}
     return table[list(names)].rename(columns=names)
 
 
 def read_predictions(path: Path, command: str, labels: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a table of predictions, one of this repository's or one of the published.
+    """Read a table of predictions, of this repository or of the published one.
 
     Parameters
     ----------
     path
         CSV file.
     command
-        What makes the file, for the message.
+        Command that makes the file, for the message.
     labels
         Labels that it must predict.
 
     Raises
     ------
     FileNotFoundError
-        There is none; says which command makes it.
+        There is no such file; the message gives the command that makes it.
     ValueError
-        The file is no such table; names the file and what it lacks.
+        The file is not such a table; the message gives the file and what it lacks.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there are no predictions in {path}; they are made by: {command}")
@@ -131,7 +131,7 @@ def read_predictions(path: Path, command: str, labels: Sequence[str] = ()) -> pd
 
 
 def _first_difference(one: pd.DataFrame, other: pd.DataFrame) -> str | None:
-    """What shows that two tables are of other stars, or None."""
+    """First difference that shows two tables to be of different stars; None if there is none."""
     if len(one) != len(other):
         return f"{len(one)} against {len(other)} stars"
     for column in [c for c in one if c in other and (c == "ID" or c.endswith("_actual"))]:
@@ -146,17 +146,17 @@ def _first_difference(one: pd.DataFrame, other: pd.DataFrame) -> str | None:
 
 
 def require_same_stars(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Refuse tables of different stars: other names, or other labels in the catalogue.
+    """Refuse tables of stars with different names or different catalogue labels.
 
     Parameters
     ----------
     tables
-        By file name, for the message.
+        Tables by file name.
 
     Raises
     ------
     ValueError
-        Two differ; names them and the first row that does.
+        Two tables differ; the message gives their names and the first row that differs.
     """
     (first, one), *others = tables.items()
     for name, other in others:
@@ -173,7 +173,7 @@ def require_stars_of(table: pd.DataFrame, name: str, split: Split, data: Path) -
     Raises
     ------
     ValueError
-        Names the file, the survey and the first row that differs.
+        The stars differ; the message gives the file, the survey and the first row that differs.
     """
     columns = {f"{label}_actual": split.labels[:, i] for i, label in enumerate(split.label_names)}
     difference = _first_difference(table, pd.DataFrame({"ID": split.ids, **columns}))

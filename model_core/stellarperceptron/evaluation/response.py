@@ -1,4 +1,4 @@
-"""Where a spectrum responds to its labels, and how well attention is placed there."""
+"""Response of spectra to their labels, and how well attention follows it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,27 +30,27 @@ def label_slopes(
     names: Sequence[str],
     instrument: Instrument = APOGEE,
 ) -> np.ndarray:
-    """How the normalized flux of stars responds to their labels.
+    """Derivatives of the normalized flux of stars with respect to their labels.
 
-    The derivative of the flux after division by its pseudo-continuum, f / c: (f' - c' f / c) / c,
-    at the instrument's resolution, every other label held fixed.
+    This is the derivative of the flux f divided by its pseudo-continuum c, (f' - c' f / c) / c, at
+    the instrument's resolution, with all other labels held fixed.
 
     Parameters
     ----------
     emulator
-        Labels -> spectrum.
+        Emulator of spectra.
     labels
-        Labels of N stars, by name (see `standard_labels`); those outside the emulator's range are
+        Labels of N stars by name (see `standard_labels`). Labels outside the emulator's range are
         moved to its edge.
     names
-        The Q labels to derive by.
+        Names of the Q labels.
     instrument
-        Gives the n pixels, the resolving power and the pseudo-continuum.
+        Instrument with the n pixels, the resolving power and the pseudo-continuum.
 
     Returns
     -------
     (N, Q, n) float64
-        Per K, per dex.
+        Derivatives per K or dex.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def best_linear_weights(slopes: np.ndarray) -> np.ndarray:
 
     Of all linear functions of the flux whose mean is the label, whatever the other labels are, the
     one of least variance in white noise: ``(D D^T)^-1 D`` (Aitken 1936, Proc. R. Soc. Edinburgh 55,
-    42). Its derivative by the flux is to be compared with a network's.
+    42). Its derivative with respect to flux is to be compared with a network's.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def best_linear_weights(slopes: np.ndarray) -> np.ndarray:
 
 
 def _own_slopes(slopes: np.ndarray) -> np.ndarray:
-    """Part (N, Q, n) of each label's slope that no combination of the others' imitates."""
+    """Part (N, Q, n) of each label's slope that is orthogonal to those of all other labels."""
     result = np.empty_like(slopes)
     for star, own in zip(slopes, result, strict=True):
         for i, slope in enumerate(star):
@@ -160,21 +160,21 @@ def token_response(response: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Concentration:
-    """How attention lies on the tokens that respond most to a label, or tell most about it.
+    """Attention on the tokens that respond most to a label, or that constrain it best.
 
     Attributes
     ----------
     chance
-        Share of the tokens that count as responding: what an even spread would give them.
+        Fraction of the tokens that count as responding, which is their share of uniform attention.
     share
-        Share of the attention that they get.
+        Share of the attention that these tokens receive.
     ratio
-        The one over the other.
+        Share divided by chance.
     rank_correlation
-        Spearman's, of attention and response over all tokens; NaN where either is even.
+        Spearman's coefficient of attention and response over all tokens; NaN if either is constant.
     ratio_of_response, ratio_of_square
-        The ratio that attention would have if it followed the response, or its square (the
-        information about the label): what could be expected of attention that is well placed.
+        Ratio of attention that is proportional to the response, or to its square (the information
+        about the label). This is what to expect of well-placed attention.
     """
 
     chance: float

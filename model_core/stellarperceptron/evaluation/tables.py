@@ -1,8 +1,8 @@
-"""Tables of results: the paper's with its values beside ours, and methods beside each other.
+"""Tables of results: our values and those of the paper, and comparisons of methods.
 
-The paper is Koblischke & Bovy (2024), arXiv:2411.04750. Its values are those of its Table 1, and
-those that the [Fe/H] predictions in its repository have by `metrics`; all are of
-stars of APOGEE DR17.
+The paper is Koblischke & Bovy (2024), arXiv:2411.04750. Its values are from its Table 1, or were
+computed by `metrics` from the [Fe/H] predictions in its repository. All are for stars of APOGEE
+DR17.
 """
 
 from collections.abc import Collection, Mapping
@@ -154,9 +154,9 @@ def giants_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def giants_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 to be read: `mad_std / RMSE`, a column for each label, the paper's below ours.
+    """Table 1 as text: `mad_std / RMSE`, a column for each label, the paper's values below ours.
 
-    Cells are dashes where the paper has no value; its rows are left out where it has none at all.
+    A dash marks values that the paper does not give; rows without any value are left out.
     """
     labels = list(dict.fromkeys(table["label"]))
     rows = []
@@ -190,7 +190,7 @@ def giants_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def iron_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """[Fe/H] of Figure 3: a row for each model, of `MODELS`, and subset; the paper's beside it.
+    """Metrics of Figure 3's [Fe/H]: a row for each model, of `MODELS`, and each subset.
 
     Columns as from `summarize` with intervals, and `paper_rmse`, `paper_mad_std`,
     `paper_pull_std` where the paper's predictions give them [dex].
@@ -214,7 +214,7 @@ def iron_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def iron_text(table: pd.DataFrame) -> pd.DataFrame:
-    """[Fe/H] of Figure 3 to be read: here with its interval, and in the paper [dex]."""
+    """Metrics of Figure 3's [Fe/H] as text [dex]: ours with intervals, and the paper's."""
     rows = []
     for model in dict.fromkeys(table["model"]):
         part = table[table["model"] == model].set_index("subset")
@@ -236,7 +236,7 @@ def iron_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def iron_bins_text(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """RMSE [dex] by the catalogue's [Fe/H], to be read: a row for each bin, its least RMSE in bold.
+    """RMSE [dex] in bins of catalogue [Fe/H], as text, with the lowest of each bin in bold.
 
     Parameters
     ----------
@@ -272,7 +272,7 @@ def _with_interval(row: Mapping[str, float], metric: str, label: str = "FE_H") -
 
 
 def labels_text(table: pd.DataFrame, subset: str = "all") -> pd.DataFrame:
-    """Bias, scatter, RMSE with intervals and calibration of the labels of one table, to be read."""
+    """Bias, scatter, RMSE and calibration of the labels of one table, as text."""
     metrics = metrics_of_predictions(table, predicted_labels(table), intervals=True)
     rows = []
     for row in metrics[metrics["subset"] == subset].to_dict("records"):
@@ -305,11 +305,11 @@ def compare_predictions(
     Parameters
     ----------
     files
-        Tables (see `evaluation.predictions`) by the names that their methods have in the result.
-        Only stars that all methods give every label of count.
+        Tables (see `evaluation.predictions`) by name of the method. Only stars for which all
+        methods predict all labels are used.
     seconds
-        CPU seconds of training and prediction by method; where there are none, those in the JSON
-        file beside the table (`cpu_seconds`) count.
+        CPU seconds of training and prediction by method. By default they are read from the JSON
+        file beside the table (`cpu_seconds`).
     subset
         A name of `evaluation.metrics.subsets`.
 
@@ -357,20 +357,20 @@ def compare_predictions(
 
 
 def _cpu_seconds(path: Path) -> float:
-    """CPU seconds of fit and prediction that are written down beside a table."""
+    """CPU seconds of fit and prediction in the JSON file beside a table."""
     parts = about_predictions(path).get("cpu_seconds", {})
     return float(sum(parts.values())) if parts else float("nan")
 
 
 def comparison_text(comparison: pd.DataFrame, wall: Collection[str] = ()) -> pd.DataFrame:
-    """The same as texts, a row for each method: `mad_std / RMSE` of each label, the best in bold.
+    """The comparison as text: `mad_std / RMSE` of each method and label, the best in bold.
 
     Parameters
     ----------
     comparison
         As from `compare_predictions`.
     wall
-        Methods whose seconds are wall time, which is said.
+        Methods whose seconds are wall time; the text marks them.
     """
     rows = []
     for method, part in comparison.groupby("method", sort=False):

@@ -74,7 +74,7 @@ def _file_state(path: Path) -> str:
 def read_star(path: Path | str) -> Star:
     """Read an aspcapStar file; errors are returned as the reason.
 
-    `path` may be a text that says why the star has no file.
+    Instead of a path, `path` may be a text with the reason why the star has no file.
     """
     if isinstance(path, str):
         return Star(None, path)
@@ -101,7 +101,7 @@ def read_star(path: Path | str) -> Star:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Which stars to read, from which files, into which parts.
+    """Plan of which stars to read, from which files, into which parts.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ class Plan:
         return self.folder / f"part_{number:05d}.h5"
 
     def files(self, candidates: slice | np.ndarray) -> list[Path | str]:
-        """Files of candidates; a text where the name of a star cannot be that of a file."""
+        """Files of candidates; a text with the reason if a star's name cannot be a file name."""
         stars = self.stars[candidates]
         files: list[Path | str] = []
         for names in zip(stars.telescope, stars.field, stars.apogee_id, strict=True):
@@ -163,7 +163,7 @@ class Plan:
         return files
 
     def reasons(self, number: int) -> list[str]:
-        """Why each star of a part has no spectrum; empty where it has one.
+        """Reason why each star of a part has no spectrum; empty if it has one.
 
         Raises
         ------
@@ -236,7 +236,7 @@ def read_parts(
     Parameters
     ----------
     numbers
-        Of the parts.
+        Numbers of the parts.
     workers
         Number of files to read at the same time.
     progress

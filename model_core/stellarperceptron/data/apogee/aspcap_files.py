@@ -1,9 +1,9 @@
 """A fast and strict reader of aspcapStar files.
 
-A FITS file is headers of 80-character cards and data, both in blocks of 2,880 bytes (FITS
-standard 4.0, sections 3 and 4). Astropy builds an object for every card; here a file is read in
-one piece, the few cards that say where the data lie are parsed, and the images are taken from the
-bytes. What is legal but unusual goes through astropy (`spectra.read_spectrum`).
+A FITS file consists of headers of 80-character cards and of data, both in blocks of 2,880 bytes
+(FITS standard 4.0, sections 3 and 4). Astropy builds an object for every card. Here, a file is read
+in one piece, only the cards that locate the data are parsed, and the images are taken from the
+bytes. Legal but unusual files are read with astropy (`spectra.read_spectrum`).
 """
 
 import mmap
@@ -42,9 +42,9 @@ class HDU(NamedTuple):
     shape : tuple of int
         Lengths of the axes, the last one varying fastest (as in NumPy).
     header : slice
-        Where its header lies [bytes].
+        Position of its header [bytes].
     start, size : int
-        Of the data [bytes].
+        Position and size of the data [bytes].
     scaled : bool
         Whether the numbers have to be scaled (BSCALE, BZERO).
     """
@@ -148,7 +148,7 @@ def read_aspcap(path: str | os.PathLike) -> np.ndarray:
     Returns
     -------
     (3, 7514) float32
-        As `ASPCAP_KINDS` has them, as they stand in the file; errors that are marks for none are
+        In the order of `ASPCAP_KINDS`, as in the file, except that marks of missing errors are
         NaN. A file with other wavelengths than the survey's is resampled.
 
     Raises
@@ -211,6 +211,6 @@ def _read_unusual(path: str | os.PathLike) -> np.ndarray:
 
 
 def clean_flux(flux: np.ndarray) -> np.ndarray:
-    """Put NaN where normalized flux is no measurement: missing pixels (0), spikes; in place."""
+    """Replace invalid normalized flux, missing pixels (0) and spikes, by NaN, in place."""
     flux[(flux < VALID_FLUX[0]) | (flux > VALID_FLUX[1])] = np.nan
     return flux

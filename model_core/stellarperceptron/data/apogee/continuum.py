@@ -33,20 +33,20 @@ def pseudo_continuum(
     result has the scale of data release 17: each chip has mean 1, so that the median pixel lies
     near 1.016, and the ends of the chips, where a polynomial bends up, follow the medians of the
     real survey. A lower clip would draw the polynomial up to the line-free pixels and the median
-    below 1; it is there for other purposes. Without clipping the result is linear in `flux`, so
+    below 1; it is meant for other purposes. Without clipping the result is linear in `flux`, so
     that the continuum of a derivative is the derivative of the continuum.
 
     Parameters
     ----------
     flux : (..., P)
-        Flux in any unit and any container of `as_array`; what is NaN or masked takes no part.
+        Flux in any unit and any container of `as_array`; NaN and masked pixels are ignored.
     chips
-        Slices of the P pixels that are fitted each for itself. None: the chips of the survey,
-        for 7,514 pixels or the full grid of 8,575.
+        Slices of the P pixels, each fitted separately. None: the chips of the survey, for 7,514
+        pixels or the full grid of 8,575.
     order
         Order of the polynomial.
     clip_low, clip_high
-        Pixels so many standard deviations below or above the polynomial leave the fit.
+        Pixels this many standard deviations below or above the polynomial are left out.
     iterations
         How many times the fit is repeated without the clipped pixels.
 
@@ -82,18 +82,17 @@ def normalize(
     chips: Mapping[str, slice] | None = None,
     **continuum_options,
 ) -> np.ndarray | torch.Tensor:
-    """Divide spectra by their pseudo-continuum and mark what is no measurement as NaN.
+    """Divide spectra by their pseudo-continuum; what is not a measurement becomes NaN.
 
-    No measurement is a chip whose flux is constant (zero, or filled with a number), a pixel whose
-    continuum is not above zero (over-subtracted sky), and a number that stands for a missing one
-    (`sentinels_to_nan`).
+    These are chips of constant flux (zero, or filled with a number), pixels whose continuum is not
+    above zero (over-subtracted sky), and marks of missing values (`sentinels_to_nan`).
 
     Parameters
     ----------
     flux : (..., P)
         Flux in any unit and any container of `as_array`, NaN or masked where there is none.
     bad : (..., P), optional
-        True in pixels that are neither fitted nor returned.
+        True for pixels that are not fitted and become NaN.
     valid_flux
         Normalized flux outside this interval becomes NaN; None keeps everything.
     chips, **continuum_options
@@ -128,7 +127,7 @@ def normalize(
 def cut_flux(
     flux: torch.Tensor | np.ndarray, valid_flux: tuple[float, float] | None = VALID_FLUX
 ) -> torch.Tensor | np.ndarray:
-    """Put NaN where flux lies outside an interval; None keeps everything."""
+    """Replace flux outside an interval by NaN; None keeps everything."""
     if valid_flux is None:
         return flux
     where = torch.where if isinstance(flux, torch.Tensor) else np.where

@@ -1,7 +1,7 @@
-"""Many FITS files from an archive over HTTP: side by side, resumed, verified.
+"""Parallel, resumed and verified downloads of FITS files from an archive.
 
-A file grows beside its place (`.part`) and is renamed when its length, its structure and, where the
-archive has one, its SHA-1 are right.
+A file is downloaded as `FILE.part`. It is renamed when its length, its structure and, if the archive
+lists one, its SHA-1 are right.
 """
 
 import hashlib
@@ -38,14 +38,14 @@ class Archive(Server):
     base_url
         Address below which the files lie, http or https.
     manners
-        How the server is treated.
+        Limits on rate, waiting times and attempts.
     checksums
         Whether to look for lists of SHA-1 sums (`*.sha1sum`) in the folders of the archive.
 
     Attributes
     ----------
     checked : int
-        Files so far whose SHA-1 was the archive's.
+        Number of files so far whose SHA-1 agreed with the archive's.
     """
 
     def __init__(self, base_url: str, manners: Manners | None = None, *, checksums: bool = True):
@@ -56,7 +56,7 @@ class Archive(Server):
         self._folders_without_sums = 0 if checksums else _FOLDERS_TRIED
 
     def checksum(self, path: str) -> str:
-        """SHA-1 of a file as the archive lists it; empty where it does not.
+        """SHA-1 of a file in the lists of the archive; empty if it is not listed.
 
         The archive keeps a list (`*.sha1sum`) in each folder, under names that differ between
         releases: it is found in the folder's index.
@@ -119,20 +119,20 @@ class Archive(Server):
         Parameters
         ----------
         path
-            Below the archive's address.
+            Path below the archive's address.
         target
             Where the file belongs; until it is whole and checked, it is ``target.part``.
         progress
-            Called with the number of bytes that came; negative when what was there is of no use.
+            Called with the number of bytes received; negative if earlier bytes are discarded.
         most
-            Length that the file may have [bytes].
+            Largest length of the file [bytes].
 
         Raises
         ------
         AbsentError
-            When the archive does not have it.
+            The archive does not have the file.
         DownloadError
-            When it was given up.
+            The download was given up.
         OSError
             When the disk is full or cannot be written to.
         StoppedError
@@ -169,7 +169,7 @@ class Archive(Server):
     def _transfer(
         self, path: str, part: Path, tag: Path, progress: Callable[[int], object], most: int
     ) -> None:
-        """Fetch what is missing in a part; the tag tells whether the file is still the same."""
+        """Download the rest of a file; the tag shows whether the file is still the same."""
         have = part.stat().st_size if part.exists() else 0
         headers = {"Range": f"bytes={have}-"} if have else {}
         if have and tag.exists() and (known := tag.read_text(encoding="utf-8")):
@@ -226,7 +226,7 @@ def fetch_all(
     Parameters
     ----------
     files
-        Paths in the archive and where they belong.
+        Paths in the archive, and paths of the local files.
     workers
         Number of threads, each with a connection.
     progress
@@ -235,9 +235,9 @@ def fetch_all(
     Yields
     ------
     path : str
-        As the files end, in any order.
+        Path in the archive, in the order in which the downloads end.
     error : AbsentError, DownloadError or None
-        None when it is there.
+        Why the file could not be downloaded; None if it was.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Data release 17 of APOGEE: its catalogue, where its files lie, the paper's cuts and split.
+"""APOGEE data release 17: its catalogue, the paths of its files, the paper's cuts and split.
 
 Sources: data models at https://data.sdss.org/datamodel/files/APOGEE_ASPCAP (allStar, aspcapStar);
 bit masks at https://www.sdss4.org/dr17/irspec/apogee-bitmasks; cuts of Koblischke & Bovy (2024,
@@ -83,7 +83,7 @@ class Catalogue:
     row : (N,) int64
         Row in the catalogue's file.
     apogee_id, telescope, field : (N,) bytes
-        Name of the star and where its file lies.
+        Name of the star, and telescope and field, which give the path of its file.
     aspcapflag, starflag : (N,) int64
         Bit masks.
     snr : (N,) float64
@@ -113,10 +113,9 @@ class Catalogue:
 
 
 def clean_labels(labels: np.ndarray) -> np.ndarray:
-    """Put NaN in the place of the survey's marks for a missing label or error.
+    """Replace the survey's marks of missing labels and errors by NaN.
 
-    They are those of `sentinels_to_nan` for labels: -9999 and everything from -999 down, 9999
-    and its like.
+    These are the marks of `sentinels_to_nan` for labels: 9999, values below -999, and so on.
     """
     return sentinels_to_nan(as_array(labels, unit=None, name="labels"), "labels")
 
@@ -212,7 +211,7 @@ def _is_gzipped(path: Path) -> bool:
 
 
 def aspcap_path(telescope: bytes | str, field: bytes | str, apogee_id: bytes | str) -> str:
-    """Where a star's aspcapStar file lies below the archive's address or a mirror's folder.
+    """Path of a star's aspcapStar file, relative to the archive's address or a mirror's folder.
 
     Raises
     ------

@@ -74,7 +74,7 @@ def catalogue_cuts(catalogue: Catalogue) -> tuple[Catalogue, list[Cut]]:
 def highest_snr(apogee_id: np.ndarray, snr: np.ndarray) -> np.ndarray:
     """Mark the row (N,) of each star that has its highest signal-to-noise ratio.
 
-    Of equal ones the first is taken.
+    Of rows with equal ratios, the first is taken.
     """
     order = np.lexsort((np.arange(len(snr)), -snr, apogee_id))
     first = np.ones(len(order), dtype=bool)
@@ -128,7 +128,7 @@ class Selection:
     selected : int
         Stars that were split.
     reasons : dict
-        Why candidates are not in the survey; weaker spectra of a star are not listed.
+        Why candidates are not in the survey, except for further spectra of a star.
     no_spectrum : (N,) bool
         Candidates whose spectrum is all zero, missing or damaged.
     """
@@ -156,7 +156,7 @@ def select(
     stars
         The N candidates.
     reasons
-        Why each candidate has no spectrum; empty where it has one.
+        Reason why each candidate has no spectrum; empty if it has one.
     absent
         Paths of files that the archive does not have.
 

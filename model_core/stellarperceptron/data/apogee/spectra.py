@@ -41,7 +41,7 @@ LARGEST_STEP = 2.0
 
 @dataclass(frozen=True)
 class RVFit:
-    """What the survey's radial-velocity pipeline wrote into the header; None where it did not.
+    """Results of the survey's radial-velocity pipeline in the header; None if missing.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class RVFit:
         Metallicity of the best template [dex].
     vrad : float or None
         Velocity by which the lines are shifted in the observatory's frame [km/s]. The spectra of
-        apStar and aspcapStar files are at rest already, whatever it says.
+        apStar and aspcapStar files are already at rest, whatever its value.
     vhelio : float or None
         Barycentric radial velocity [km/s].
     vscatter : float or None
@@ -81,7 +81,7 @@ class Spectrum:
         Kind of file: "apStar", "aspcapStar" or "apVisit".
     flux, error : (7514,) float64
         Flux and its standard deviation: 1e-17 erg/s/cm2/A, in an aspcapStar file over the
-        pseudo-continuum of its data release. NaN where there is no datum.
+        pseudo-continuum of its data release. NaN if missing.
     mask : (7514,) int64
         Bits of `PixelMask`; none are set in an aspcapStar file, which has no mask.
     wavelength : (7514,) float64
@@ -106,7 +106,7 @@ class Spectrum:
     rv: RVFit = RVFit()
 
     def bad(self, bits: PixelMask = BAD_PIXEL) -> np.ndarray:
-        """Pixels (7514,) that hold no measurement: flagged, zero, not finite, without an error."""
+        """Bad pixels (7514,): flagged, zero, not finite, or without an error."""
         flagged = (self.mask & int(bits)) != 0
         good = ~flagged & np.isfinite(self.flux) & np.isfinite(self.error) & (self.flux != 0)
         # The pipeline gives pixels that it distrusts errors of 1e6 times the flux and more.
@@ -123,9 +123,9 @@ class Spectrum:
         Parameters
         ----------
         bits
-            Bits of the mask after which a pixel is bad.
+            Bits of the mask that make a pixel bad.
         **options
-            Those of `normalize`.
+            Options of `normalize`.
         """
         return normalize(self.flux, self.bad(bits), **options)
 
@@ -135,7 +135,7 @@ def read_spectrum(
 ) -> Spectrum:
     """Read an apStar, aspcapStar or apVisit file of the APOGEE survey, gzipped or not.
 
-    The kind is recognised by what the file holds (data models at
+    The kind is recognised by the content of the file (data models at
     https://data.sdss.org/datamodel/files/APOGEE_REDUX and APOGEE_ASPCAP): apStar has flux, error
     and a mask in HDUs 1 to 3, one row a spectrum; aspcapStar has flux, error and the best-fit
     model there; apVisit has three chips with wavelengths of their own in HDU 4, falling from red
@@ -240,7 +240,7 @@ def _visit_file(path: Path, images: Images, radial_velocity: Any) -> Spectrum:
 
 
 def _bits(mask: np.ndarray) -> np.ndarray:
-    """Bits of a mask that may be stored as floating-point numbers; what is no number is bad."""
+    """Bits of a mask that may be stored as floating-point numbers; NaN counts as bad."""
     known = np.isfinite(mask) & (np.abs(mask.astype(np.float64)) < 2**62)
     bits = np.where(known, mask, int(PixelMask.BADPIX)).astype(np.int64)
     return np.where(known, bits, int(PixelMask.BADPIX))
@@ -249,9 +249,9 @@ def _bits(mask: np.ndarray) -> np.ndarray:
 def _is_mask(third: np.ndarray, path: Path, flux: np.ndarray) -> bool:
     """Whether the third image (n,) is an apStar file's mask and not an aspcapStar file's model.
 
-    A mask has integers, whatever they are stored as. Where all are alike, which a mask without
-    any bit and the model of a failed fit may both be, the file's name decides, or else the flux:
-    over its continuum it is near 1.
+    A mask has integer values, whatever their type. If all values are equal, it may be a mask
+    without any bit or the model of a failed fit. Then the file's name decides, or else the flux,
+    which is near 1 if it is divided by its continuum.
     """
     if third.dtype.kind in "iu":
         return True

@@ -1,4 +1,4 @@
-"""FITS files of spectra, read with distrust: damage, wavelengths and names of the headers."""
+"""FITS files of spectra: images, and wavelengths and names in headers, checked for damage."""
 
 import gzip
 import io
@@ -94,8 +94,8 @@ class Images(NamedTuple):
     headers : list of Header
         The headers of the following HDUs.
     arrays : list of np.ndarray or None
-        Their images, without axes of length 1 in front of the last two; None for a table or for
-        no data.
+        Their images, without axes of length 1 in front of the last two; None for a table or an
+        HDU without data.
     """
 
     primary: fits.Header
@@ -175,12 +175,12 @@ def _truncation_is_an_error() -> Iterator[None]:
 
 
 def header_number(header: fits.Header, *names: str, kind: str = "labels") -> float | None:
-    """First of the header's entries that holds a number; None where all are marks for none.
+    """First of some entries of the header that holds a number; None if all are missing.
 
     Parameters
     ----------
     kind
-        Which marks mean that there is none: see `sentinels_to_nan`.
+        Kind of number, which sets the marks of missing values; see `sentinels_to_nan`.
     """
     for name in names:
         value = header.get(name)
@@ -203,14 +203,14 @@ def star_name(header: fits.Header, path: str | os.PathLike) -> str:
 
 
 def wavelength_factor(header: fits.Header, *keys: str, default: u.UnitBase = u.AA) -> float:
-    """Angstrom a unit of a header's wavelengths, from the first of the keys that names a unit.
+    """Unit of a header's wavelengths [Angstrom], from the first of the keys that names a unit.
 
     Texts such as "Wavelength (Ang)" are understood.
 
     Raises
     ------
     ValueError
-        For a unit that is no length.
+        The unit is not a length.
     """
     for key in keys:
         text = str(header.get(key, "")).strip()
@@ -228,7 +228,7 @@ def wavelength_factor(header: fits.Header, *keys: str, default: u.UnitBase = u.A
 
 
 def header_wavelength(images: Images, n_pixels: int) -> np.ndarray | None:
-    """Vacuum wavelengths (n_pixels,) [A] that the headers give the last axis; None if they do not.
+    """Vacuum wavelengths (n_pixels,) [A] of the last axis by the headers; None if not given.
 
     They are read from CRVAL1, CDELT1 (or CD1_1), CRPIX1, CTYPE1 and CUNIT1 of the first image's
     header, or of the primary one: decadic logarithms (CTYPE1 "LOG-LINEAR", DC-FLAG 1, or a CRVAL1
@@ -275,8 +275,8 @@ def resample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring spectra of single chips, pixels in any order, to the 7,514 pixels of the grid.
 
-    Flux is interpolated between the good pixels, across bad ones by a straight line; the error
-    comes from the nearer pixel, the mask from both neighbours.
+    Flux is interpolated between good pixels, linearly across bad ones. The error is that of the
+    nearer pixel, and the mask combines those of both neighbours.
 
     Parameters
     ----------

@@ -1,5 +1,4 @@
-"""
-Stellar labels -> H-band spectrum, by Gaussian processes on principal components.
+"""Emulators of H-band spectra: Gaussian processes on principal components.
 
 A spectrum (flux over continuum, vacuum, rest frame, R = 60,000) is a mean plus principal
 components, each times a coefficient; a coefficient is a smooth function of the stellar labels,
@@ -113,7 +112,7 @@ class Part:
 @dataclass
 class Emulator:
     """
-    Labels -> spectrum. Open one with ``Emulator.load("nominal")`` or ``Emulator.load("nature")``.
+    Emulator of spectra. Open one with ``Emulator.load("nominal")`` or ``Emulator.load("nature")``.
 
     Attributes
     ----------

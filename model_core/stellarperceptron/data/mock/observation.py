@@ -1,7 +1,6 @@
-"""
-From emulated to observed spectra: broadening, the spectrograph, the sky, and their leftovers.
+"""From emulated to observed spectra: broadening, spectrograph, sky, and their residuals.
 
-Numbers describe the APOGEE spectrographs and data release 17: Majewski et al. 2017, AJ 154, 94
+The numbers describe the APOGEE spectrographs and data release 17: Majewski et al. 2017, AJ 154, 94
 (survey); Nidever et al. 2015, AJ 150, 173 (reduction, line spread, sky); Wilson et al. 2019, PASP
 131, 055001 (spectrographs); Holtzman et al. 2018, AJ 156, 125 (line broadening in the pipeline).
 """
@@ -92,7 +91,7 @@ def broadening_velocity(labels: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 def broadening_index(labels: np.ndarray, velocity: np.ndarray) -> np.ndarray:
-    """Index (N,) into ``MACROTURBULENCE + ROTATION`` of what is nearest to the velocities (N,)."""
+    """Index (N,) of the entry of ``MACROTURBULENCE + ROTATION`` nearest to the velocities (N,)."""
     macro = np.abs(velocity[:, None] - np.array(MACROTURBULENCE)).argmin(1)
     rotation = np.abs(np.log(velocity[:, None] / np.array(ROTATION))).argmin(1)
     return np.where(labels[:, 1] > 3.8, rotation + len(MACROTURBULENCE), macro)
@@ -280,14 +279,14 @@ def sky_windows(template: Tensor, shift: np.ndarray) -> Tensor:
 @dataclass(frozen=True)
 class Augmentation:
     """
-    Fresh imperfections on spectra, each time they are drawn.
+    Random observational errors, drawn anew in each call.
 
     Attributes
     ----------
     snr
         Signal-to-noise ratio a pixel, drawn uniformly in its logarithm.
     correlation
-        Of the noise of neighbouring pixels, drawn uniformly.
+        Correlation of the noise of neighbouring pixels, drawn uniformly.
     ripple
         Root mean square of the pseudo-continuum's error, drawn uniformly.
     line_spread
@@ -322,7 +321,7 @@ class Augmentation:
         instrument: Instrument = APOGEE,
     ) -> Tensor:
         """
-        A changed copy of normalized spectra (N, P), on their device and of their type.
+        Add errors to normalized spectra (N, P); the result has their device and type.
 
         Parameters
         ----------

@@ -1,10 +1,9 @@
-"""
-The stars of the mock survey: labels, abundances, and what a catalogue says about them.
+"""Stars of the mock survey: labels, abundances, and their errors in a catalogue.
 
 The joint distribution of (Teff, logg, [O/Fe], [Mg/Fe], [Fe/H]) is a mixture of Gaussians in
 (5040 K / Teff, logg, [O/Fe], [Mg/Fe], [Fe/H]), fitted to the labels of APOGEE DR17's stars by
 ``dataset/mock_survey/fit_labels.py``. It holds the giant branch and the red clump, the dwarfs,
-both alpha sequences and the metal-poor tail. The package ships its parameters, no star.
+both alpha sequences and the metal-poor tail. The package contains its parameters, not the stars.
 """
 
 import json
@@ -42,7 +41,7 @@ def error_features(labels: np.ndarray) -> np.ndarray:
 @dataclass
 class LabelDistribution:
     """
-    What DR17's stars and their catalogue are like.
+    Distributions of the labels of DR17's stars, their errors, and missing abundances.
 
     Attributes
     ----------

@@ -67,7 +67,7 @@ def standard_labels(labels: Mapping[str, object], device: torch.device | str = "
     """
     All 20 labels (N, 20), float64, from the ones that are given.
 
-    What is missing takes its usual value: microturbulence by `microturbulence` but at least
+    Missing labels take their usual values: microturbulence by `microturbulence` but at least
     `LEAST_MICROTURBULENCE`, O or Mg that of the other, Si, S, Ca and Ti the mean of both, carbon
     solar but at most [C/O] = `CARBON_LIMIT`, every other abundance solar. TEFF, LOGG and FE_H have
     no usual value.

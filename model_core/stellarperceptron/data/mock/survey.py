@@ -1,5 +1,4 @@
-"""
-The mock survey: any number of APOGEE-like stars, block after block, from one seed.
+"""The mock survey: any number of APOGEE-like stars, made in blocks from one seed.
 
 A star has true labels, a catalogue's labels with errors, a *synthetic* spectrum (the theory's best
 fit: emulator *nominal* at the catalogue's labels) and an *observed* one (emulator *nature* at the
@@ -74,7 +73,7 @@ BLOCK = 1024
 @dataclass(frozen=True)
 class Observation:
     """
-    What stands between a star and its spectrum in the survey.
+    Parameters of the observation and reduction of spectra.
 
     Attributes
     ----------
@@ -88,7 +87,7 @@ class Observation:
         Standard deviation of the relative change of the line spread's variance within a group of
         fibres.
     sky
-        Median standard deviation of what is left of the strongest OH line, over the continuum;
+        Median standard deviation of the residual of the strongest OH line, over the continuum;
         stars scatter about it by 0.3 dex.
     telluric
         Standard deviation of the error of the CO2 and the CH4 correction, over the continuum at
@@ -96,11 +95,11 @@ class Observation:
     ripple
         Root mean square of the pseudo-continuum's error, uniform between these.
     bad_pixel
-        Probability of a pixel to be lost on its own (cosmic rays).
+        Probability that a single pixel is lost (cosmic rays).
     dead_columns
-        Number of detector columns that are lost for every star; they move with its velocity.
+        Number of detector columns lost for every star; their wavelengths depend on its velocity.
     dead_stretch
-        Probability of a star to lose a stretch of 20 to 150 pixels.
+        Probability that a star loses 20 to 150 neighbouring pixels.
     velocity
         Standard deviation of the stars' velocities [km/s] at [Fe/H] above and below -1.
     """
@@ -125,7 +124,7 @@ class Observation:
         return columns
 
     def lost(self, shift: np.ndarray, rng: np.random.Generator, size: int) -> Tensor:
-        """Which pixels (N, P) hold no measurement."""
+        """Mask (N, P) of the pixels without a measurement."""
         lost = sky_windows(self.dead, shift)
         count = rng.poisson(self.bad_pixel * size, len(shift))
         rows = np.repeat(np.arange(len(shift)), count)
@@ -200,7 +199,7 @@ class MockSurvey:
     seed
         The same seed gives the same stars.
     observation
-        What happens to the observed spectra.
+        Parameters of the observed spectra.
     emulator_file
         File with the emulators *nominal* and *nature*.
     label_names
@@ -233,9 +232,9 @@ class MockSurvey:
 
     def provenance(self) -> dict:
         """
-        What the spectra depend on beside seed and size; no date, so that bytes repeat.
+        Everything but seed and size that the spectra depend on; no date, so that bytes repeat.
 
-        NumPy's version is there because its random streams may change from one to the next.
+        NumPy's version is included since its random streams may differ between versions.
         """
         files = {"emulators": self.emulator_file, "labels": POPULATION_FILE, "sky": SKY_FILE}
         digests = {
@@ -362,7 +361,7 @@ def create_survey(
     stars, test_stars
         Numbers of stars of the two splits.
     seed
-        Of everything.
+        Seed of all random numbers.
     label_names
         Labels of the catalogue.
     workers
