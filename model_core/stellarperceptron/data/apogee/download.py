@@ -1,7 +1,7 @@
 """Parallel, resumed and verified downloads of FITS files from an archive.
 
-A file is downloaded as `FILE.part`. It is renamed when its length, its structure and, if the archive
-lists one, its SHA-1 are right.
+A file is downloaded as `FILE.part`. It is renamed when its length, its structure and, if the
+archive lists one, its SHA-1 are right.
 """
 
 import hashlib
