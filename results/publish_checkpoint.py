@@ -4,6 +4,8 @@ Only what is needed to predict and to be fine-tuned: no state of the optimizer. 
 by about a hundredth of their errors. The card (`card.md`, shown by `model.card`) says what the
 model was trained on, how well it does on test stars, and what it must not be used for. The folder
 `checkpoints` of the package holds what `StellarPerceptron.from_pretrained` finds by name.
+`pinned.json` holds predictions for a few stars, so that a test notices when the model or the
+package begins to predict something else.
 
     python publish_checkpoint.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
         --data runs/laptop/survey.h5 \
@@ -13,6 +15,7 @@ model was trained on, how well it does on test stars, and what it must not be us
 
 import argparse
 import datetime
+import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +25,9 @@ import pandas as pd
 import torch
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.apogee.continuum import normalize
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.predictions import (
     predicted_labels,
@@ -30,9 +35,11 @@ from stellarperceptron.evaluation.predictions import (
     require_stars_of,
 )
 from stellarperceptron.evaluation.summary import describe_survey
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder
+from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 
 EVALUATION = "results/real_spectra_finetune/evaluate_2_realfinetune_firsthalf_epoch_10.py"
@@ -85,9 +92,20 @@ MOCK_LIMITS = """No real star was in the
   training, and offsets of up to hundreds of kelvin against the survey's pipeline were seen.
 """
 
+# Stars whose predictions are pinned: giants, one of them metal-poor, a subgiant and two dwarfs, as
+# the mock survey observes them on average, but without noise.
+STARS = {
+    "TEFF": [4000.0, 4600.0, 4900.0, 5200.0, 5700.0, 4300.0],
+    "LOGG": [1.2, 2.4, 1.9, 3.6, 4.4, 4.6],
+    "O_FE": [0.1, 0.0, 0.35, 0.05, -0.05, 0.0],
+    "MG_FE": [0.1, 0.0, 0.3, 0.05, 0.0, 0.0],
+    "FE_H": [-0.3, 0.1, -1.5, -0.1, 0.2, -0.4],
+}
+RESOLVING_POWER = 21_000.0  # APOGEE's, and the macroturbulence of giants
+
 
 def main() -> None:
-    """Arguments, checkpoint, card."""
+    """Arguments, checkpoint, card, pinned predictions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="output of a stage, or a checkpoint"
@@ -110,6 +128,10 @@ def main() -> None:
             require_stars_of(predictions, arguments.predictions.name, dataset.test, arguments.data)
             model.card = card(model, arguments.output.name, dataset, predictions)
         model.save(arguments.output, dtype=torch.float16, overwrite=True)
+        if model.instrument == APOGEE:
+            pinned = pinned_predictions(StellarPerceptron.load(arguments.output, device="cpu"))
+            with atomic_output(arguments.output / "pinned.json") as temporary:
+                temporary.write_text(json.dumps(pinned, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     size = sum(path.stat().st_size for path in arguments.output.iterdir())
@@ -150,6 +172,18 @@ def card(
         stars=len(predictions),
         table=markdown_table(pd.DataFrame(rows)),
     )
+
+
+def pinned_predictions(model: StellarPerceptron) -> dict[str, dict[str, list[float]]]:
+    """Predictions for `STARS` by range of pixels and column; the package's emulator is observed."""
+    flux = Emulator.load("nature").flux(STARS, APOGEE.wavelength, RESOLVING_POWER)
+    flux = normalize(flux.clamp(max=1.0).numpy())
+    labels, pinned = [name for name in STARS if name in model.vocabs], {}
+    for name in ("first_half", "fe_chunk", "full"):
+        part = APOGEE.pixel_range(name)
+        predicted = model.predict(flux[:, part], APOGEE.wavelength[part], labels, progress=False)
+        pinned[name] = predicted.to_dict("list")
+    return pinned
 
 
 if __name__ == "__main__":

@@ -178,3 +178,12 @@ def spectra() -> np.ndarray:
 @pytest.fixture
 def wavelengths() -> np.ndarray:
     return 15200.0 + 0.21 * np.arange(40)
+
+
+@pytest.fixture
+def small_files():
+    """A limit of the size of files: it stops the writing of PyTorch as a full disk does."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -64,6 +64,21 @@ def test_fewer_pixels_have_a_factor_of_their_own():
     assert (factor[:, 1] == 1).all()
 
 
+def test_only_valid_pixels_count(model):
+    """In `predict` and in `request`: bad pixels tell nothing."""
+    spectra, part = make_spectra(4, 40, bad=0), slice(0, 16)
+    for star, bad in enumerate((0, 4, 8, 15)):
+        spectra[star, :bad] = np.nan
+    given = spectra[:, part], NAMES[part], WAVELENGTHS[part]
+    model.perceive(*given)
+    before = model.request(["TEFF"])["TEFF_error"]
+    model.calibration = Calibration({"TEFF": (0.0, -0.5)})
+    expected = before * (np.array([16, 12, 8, 1]) / Calibration.PIXELS) ** -0.5
+    predicted = model.predict(given[0], given[2], ["TEFF"], names=given[1], progress=False)
+    for after in (model.request(["TEFF"]), predicted):
+        np.testing.assert_allclose(after["TEFF_error"], expected, rtol=1e-5)
+
+
 def test_catalogue_errors_are_no_part_of_the_predicted_ones():
     random = np.random.default_rng(0)
     errors, label_errors = np.full(20_000, 2.0), np.full(20_000, 3.0)

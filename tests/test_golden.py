@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from reference_network import ReferenceNetwork
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.layers import Tokens
@@ -86,6 +87,20 @@ def test_network_layer_by_layer(published, golden, case):
         (weights.transpose(1, 2), "decoder_attention_raw"),
     ):
         assert relative(actual.detach().numpy(), golden[f"{case}_{name}"]) < 1e-5, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_formulas_give_the_published_answers(published, golden, case):
+    """The reference in NumPy, which other tests compare with, is that of the publication."""
+    value, logvar = ReferenceNetwork.of(published)(
+        golden[f"{case}_tokens"][..., None],
+        golden[f"{case}_std_inputs"][..., None],
+        golden[f"{case}_pad_wavelength"],
+        published.tokenize(LABELS),
+        "attend",
+    )
+    assert relative(value, golden[f"{case}_pred_standardized"]) < 1e-5
+    assert relative(logvar, golden[f"{case}_logvar_standardized"]) < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import LABELS, make_model
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_network import ReferenceNetwork
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.layers import Tokens, wavelength_encoding
@@ -99,6 +100,54 @@ def test_block_equals_pytorch_multihead_attention():
     torch.testing.assert_close(actual_weights, weights, rtol=1e-5, atol=1e-6)
 
 
+def relative(actual, expected):
+    """Largest deviation over the root mean square of what is expected."""
+    return np.abs(actual - expected).max() / np.sqrt(np.square(expected).mean())
+
+
+@pytest.mark.parametrize("nan_policy", ["mask", "attend"])
+@pytest.mark.parametrize("pixels_per_token", [1, 4])
+def test_the_network_is_what_its_formulas_say(pixels_per_token, nan_policy):
+    model = make_model(pixels_per_token=pixels_per_token)
+    random = np.random.default_rng(3)
+    ids = 1 + np.arange(48).reshape(12, 4)[:, :pixels_per_token] % 40
+    ids[3, 1:] = 0  # an incomplete bin
+    ids[5] = 0  # padding
+    values = random.normal(size=(6, 12, pixels_per_token)).astype(np.float32)
+    values[random.random(values.shape) < 0.4] = np.nan
+    values[1] = np.nan  # a star without any value
+    wavelengths = np.sort(random.uniform(15100, 16900, 12))
+    wavelengths[7] = 0
+    requests = model.tokenize(LABELS)
+    layer = model.torch_model.embedding_layer
+    if pixels_per_token > 1:  # zero in a fresh network
+        torch.nn.init.normal_(layer.bin_bias)
+    tokens = Tokens(
+        torch.from_numpy(ids),
+        torch.from_numpy(values),
+        layer.encode_wavelength(torch.from_numpy(wavelengths)),
+    )
+    with torch.no_grad():
+        answer = model.torch_model(tokens, torch.from_numpy(requests), nan_policy)
+    expected = ReferenceNetwork.of(model)(ids, values, wavelengths, requests, nan_policy)
+    assert np.ptp(expected[0]) > 0.1 and np.ptp(expected[1]) > 0.1
+    for actual, formula in zip(answer, expected, strict=True):
+        assert relative(actual.numpy(), formula) < 1e-5
+
+
+def test_every_star_may_have_its_own_tokens_and_request(model):
+    random = np.random.default_rng(5)
+    ids = random.integers(0, 41, size=(6, 12, 1))
+    values = random.normal(size=(6, 12, 1)).astype(np.float32)
+    requests = random.integers(41, 44, size=(6, 1))
+    tokens = Tokens(torch.from_numpy(ids), torch.from_numpy(values))
+    with torch.no_grad():
+        answer = model.torch_model(tokens, torch.from_numpy(requests))
+    expected = ReferenceNetwork.of(model)(ids, values, None, requests)
+    for actual, formula in zip(answer, expected, strict=True):
+        assert relative(actual.numpy(), formula) < 1e-5
+
+
 def test_padding_gets_no_gradient(model):
     network = model.torch_model
     ids = torch.tensor([[1, 2, 3, 0, 0]])
@@ -124,6 +173,21 @@ def test_a_token_sums_the_embeddings_of_its_valid_pixels():
         label = 0.7 * scale[41] + shift[41]
         expected = torch.nn.functional.gelu(torch.stack([first, second, label]) + layer.bin_bias)
     torch.testing.assert_close(embedded, expected)
+
+
+@pytest.mark.parametrize("pixels_per_token", [1, 16])
+def test_fresh_bins_are_as_large_as_fresh_pixels(pixels_per_token):
+    model = StellarPerceptron(
+        [*(f"syn_apogee{i}" for i in range(400)), *LABELS],
+        device="cpu",
+        seed=0,
+        pixels_per_token=pixels_per_token,
+        embedding_dim=64,
+    )
+    layer = model.torch_model.embedding_layer
+    for table in (layer.embeddings, layer.bias):
+        assert table[1:401].std().item() == pytest.approx(pixels_per_token**-0.5, rel=0.02)
+        assert table[401:].std().item() == pytest.approx(1, rel=0.15)
 
 
 def test_tokens_of_several_pixels_are_alike_for_all_stars():

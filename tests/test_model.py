@@ -10,6 +10,7 @@ import torch
 from conftest import LABELS, make_model, make_spectra
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_network import ReferenceNetwork
 from small_model import NAMES, WAVELENGTHS, ask, predict
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
@@ -98,6 +99,22 @@ def test_request_gives_values_and_errors_in_order(model, spectra):
     assert frame.columns.tolist() == ["LOGG", "TEFF", "LOGG_error", "TEFF_error"]
     assert (frame[["LOGG_error", "TEFF_error"]] > 0).all(axis=None)
     assert model.request("LOGG").columns.tolist() == ["LOGG", "LOGG_error"]
+
+
+def test_answers_are_those_of_the_formulas_in_the_units_of_the_labels(model, spectra):
+    part = slice(0, 16)
+    pixels, labels = model.tokenize(NAMES[part]), model.tokenize(LABELS)
+    center, scale = model.standardizer.center, model.standardizer.scale
+    standardized = (spectra[:, part] - center[pixels]) / scale[pixels]
+    value, logvar = ReferenceNetwork.of(model)(
+        pixels[:, None], standardized[..., None], WAVELENGTHS[part], labels
+    )
+    expected = np.hstack(
+        [value * scale[labels] + center[labels], np.exp(logvar / 2) * scale[labels]]
+    )
+    predicted = model.predict(spectra[:, part], WAVELENGTHS[part], LABELS, names=NAMES[part])
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ask(model, spectra, part), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_one_patch_predicts_what_perceive_and_request_do(model, spectra):

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from small_survey import COUNTS, N_PIXELS, make_arrays, write_folder, write_survey
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
-from stellarperceptron.data.dataset import SpectraDataset, _gather
+from stellarperceptron.data.dataset import SpectraDataset, _gather, draw_iron_rich
 from stellarperceptron.data.sources import DatasetError
 from stellarperceptron.labels import PUBLISHED_LABELS
 
@@ -163,6 +163,25 @@ def test_iron_rich_stars_are_drawn_without_repetition(dataset):
     rows = dataset.train.iron_rich_stars(n_stars=10)
     assert len(set(rows.tolist())) == 10
     assert (dataset.train.labels[rows, 4] > -1).all()
+
+
+def test_iron_rich_stars_lie_above_minus_one():
+    fe_h = np.array([-1.5, np.nan, -1.01, -1.0, -0.99, 0.4, -2.0])
+    assert draw_iron_rich(fe_h, 2).tolist() == [4, 5]
+    with pytest.raises(ValueError, match=r"2 stars with \[Fe/H\] > -1, 3 are needed"):
+        draw_iron_rich(fe_h, 3)
+
+
+def test_iron_rich_stars_are_pinned():
+    """Stage 3 sees the same hundred stars in every release of NumPy and of this package."""
+    fe_h = np.linspace(-2, 0.5, 1000)
+    rows = draw_iron_rich(fe_h)
+    assert (len(rows), rows[:4].tolist(), rows[-2:].tolist()) == (
+        100,
+        [402, 405, 406, 417],
+        [994, 997],
+    )
+    assert draw_iron_rich(fe_h, seed=78).tolist() != rows.tolist()
 
 
 def test_iron_rich_stars_needs_a_hundred(dataset):

@@ -142,6 +142,31 @@ def test_predicted_errors_are_those_of_unseen_stars(name):
     assert (np.abs(pulls.std(axis=0) - 1) < 0.15).all()
 
 
+@pytest.mark.parametrize("name", ["pixel_network", "convolutional_network"])
+def test_held_out_stars_choose_the_weights_and_are_not_learned(name):
+    """Labels are noise: who learns stars by heart fits them, but not those held out."""
+    random = np.random.default_rng(4)
+    flux, labels = 1 + 0.1 * random.normal(size=(200, 40)), random.normal(size=(200, 2))
+    model = SMALL[name]().fit(flux, labels, None, NAMES, seed=3)
+    held = np.random.RandomState(3).permutation(200)[:20]
+    predicted = model.predict(flux[held])
+    value = (predicted[NAMES].to_numpy() - labels.mean(axis=0)) / labels.std(axis=0)
+    error = predicted[["TEFF_error", "FE_H_error"]].to_numpy() / labels.std(axis=0)
+    variance = np.square(error / model._error_scale.numpy())
+    truth = ((labels - labels.mean(axis=0)) / labels.std(axis=0))[held]
+    loss = 0.5 * (np.square(value - truth) / variance + np.log(variance)).sum(axis=1).mean()
+    assert loss == pytest.approx(model.validation_loss, rel=1e-3)
+    assert loss > 0.5 * np.square(truth).sum(axis=1).mean() - 0.3  # what a constant answer gives
+
+
+def test_held_out_stars_choose_the_strength_of_the_ridge():
+    """Labels are noise: any weights would only fit the stars that they were learned from."""
+    random = np.random.default_rng(4)
+    flux, labels = 1 + 0.1 * random.normal(size=(200, 40)), random.normal(size=(200, 2))
+    model = SMALL["quadratic_regression"]().fit(flux, labels, None, NAMES)
+    assert all(strength >= 100 for _, strength in model.chosen.values())
+
+
 def test_known_label_errors_are_not_part_of_the_predicted_ones():
     flux, labels, errors = quadratic_stars(1200, noise=0.5)
     model = SMALL["pixel_network"]()

@@ -10,6 +10,7 @@ from stellarperceptron.evaluation.metrics import (
     bootstrap_interval,
     coverage,
     label_metrics,
+    subsets,
     summarize,
 )
 
@@ -77,6 +78,17 @@ def test_bootstrap_covers_the_standard_error_of_the_mean():
     residual = np.random.default_rng(2).normal(size=400)
     low, high = bootstrap_interval(residual, np.mean, draws=500)
     assert (high - low) / 2 == pytest.approx(1 / 20, rel=0.2)
+
+
+def test_bias_is_the_median():
+    assert label_metrics([1.0, 2.0, 30.0], [0.0, 0.0, 0.0])["bias"] == 2.0
+
+
+def test_limits_of_the_subsets_are_outside():
+    actual = pd.DataFrame({"LOGG": [1.0, 1.01, 3.49, 3.5], "FE_H": [-1.0, -1.01, -0.99, 0.0]})
+    found = subsets(actual)
+    assert found["giants"].tolist() == [False, True, True, False]
+    assert found["[Fe/H] < -1"].tolist() == [False, True, False, False]
 
 
 def test_subsets_are_the_papers():

@@ -11,7 +11,6 @@ import pytest
 import torch
 from astropy.stats import mad_std
 from chain import run_here
-from matplotlib.image import imread
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
@@ -146,28 +145,6 @@ def test_table_1_has_the_metrics_of_the_predictions(evaluated, tmp_path):
     assert "| fine-tuned, first half, paper | 19.1 / 37.7 |" in (tmp_path / "Table1.md").read_text()
 
 
-def test_figures_2_and_3_are_drawn(evaluated, survey, tmp_path):
-    picture = tmp_path / "Figure2.png"
-    assert not run_here(f"{FINETUNE}/Figure2.py", *observed(evaluated), "--output", picture)
-    assert imread(picture).std() > 0.1
-    picture = tmp_path / "Figure3.png"
-    arguments = ["--training-labels", survey, "--output", picture]
-    tables = chunk(evaluated / "evaluation")
-    assert not run_here("results/fe/Figure3.py", *tables, *arguments)
-    assert imread(picture).std() > 0.1
-
-
-def test_coverage_is_drawn(tmp_path):
-    random = np.random.default_rng(0)
-    values = {"FE_H_pred": random.normal(0, 0.1, 50), "FE_H_err": np.full(50, 0.1)}
-    values |= {"FE_H_actual": np.zeros(50), "FE_H_actual_err": np.full(50, np.nan)}
-    write_predictions(pd.DataFrame(values), tmp_path / "stage_3.csv", {})
-    picture = tmp_path / "coverage.png"
-    tables = ("--finetuned", tmp_path / "stage_3.csv", "--hundred", tmp_path / "stage_3.csv")
-    assert not run_here(f"{FINETUNE}/coverage.py", *tables, "--output", picture)
-    assert imread(picture).std() > 0.1
-
-
 def test_figures_of_other_stars_are_refused(evaluated, survey, tmp_path):
     run = copy_of(evaluated, tmp_path / "run")
     path = run / "evaluation" / f"{OBSERVED['--finetuned']}.csv"
@@ -185,21 +162,6 @@ def test_missing_predictions_name_the_command(evaluated, tmp_path):
         *("--training-labels", evaluated / "survey.h5", "--output", tmp_path / "Figure3.png"),
     )
     assert "results/fe/EvaluateFeFT.py, or make reproduce" in message
-
-
-@pytest.mark.reference
-def test_figure_3_draws_from_the_papers_predictions(shared, tmp_path):
-    names = {
-        "--scratch": "NN_pred_true_may28_4_987_138",
-        "--pretrained": "1_basemodel_synthetic_epoch325_fehpredictions",
-        "--finetuned": "2_realfinetune_firsthalf_epoch90_fehpredictions",
-        "--hundred": "3_fefinetune_chunk_epoch120_fehpredictions",
-    }
-    published, picture = shared / "published", tmp_path / "Figure3.png"
-    labels = ["--training-labels", published / "labels_train.npy"]
-    tables = chunk(published, names, ".csv")
-    assert not run_here("results/fe/Figure3.py", *tables, *labels, "--output", picture)
-    assert imread(picture).std() > 0.1
 
 
 # --- report -----------------------------------------------------------------------------------
@@ -288,7 +250,11 @@ def test_checkpoints_are_published_with_a_card(evaluated, survey, tmp_path):
     arguments = ["--checkpoint", evaluated / "2_realfinetune_firsthalf", "--data", survey]
     arguments += ["--predictions", predictions, "--output", tmp_path / "tiny"]
     assert not run_here("results/publish_checkpoint.py", *arguments)
-    card = StellarPerceptron.load(tmp_path / "tiny", device="cpu").card
+    tiny = StellarPerceptron.load(tmp_path / "tiny", device="cpu")
+    pinned = json.loads((tmp_path / "tiny" / "pinned.json").read_text())
+    assert list(pinned["fe_chunk"]) == [*tiny.labels, *(f"{label}_error" for label in tiny.labels)]
+    assert np.isfinite(pinned["full"]["TEFF"]).all() and len(pinned["full"]["TEFF"]) == 6
+    card = tiny.card
     assert card.startswith("# Model card: tiny") and "240 training and 40 test stars" in card
     table = pd.read_csv(predictions)
     scatter = mad_std(table["TEFF_pred"] - table["TEFF_actual"], ignore_nan=True)

@@ -68,16 +68,29 @@ def test_an_epoch_meets_every_star_once():
     assert first.tolist() != second.tolist()
 
 
-def test_epochs_and_seeds_choose_differently():
-    data = make_data(bad=0)
-    choices = {
-        (seed, epoch): all_chosen(
-            TrainingGenerator(data, np.arange(30), 30, 5, seed=seed, fixed=False).batches(epoch)
+def in_order_of_stars(batches):
+    """Stars as they come, and, sorted by star, their pixels and their requests."""
+    batches = list(batches)
+    stars = concatenated(batches, "stars")
+    order = stars.argsort()
+    return stars, all_chosen(batches)[order], concatenated(batches, "request_ids")[order]
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1)])
+def test_seed_and_epoch_decide_every_choice(seed, epoch):
+    """Each choice on its own: a new order of the stars would hide that their pixels are old."""
+
+    def choices(seed, epoch):
+        data = make_data(bad=0)
+        return in_order_of_stars(
+            TrainingGenerator(data, np.arange(30), 10, 5, seed=seed).batches(epoch)
         )
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    assert len({tuple(choice.flatten().tolist()) for choice in choices.values()}) == 4
+
+    (order, pixels, labels), again, other = choices(0, 0), choices(0, 0), choices(seed, epoch)
+    assert all(map(torch.equal, (order, pixels, labels), again))
+    assert (order != other[0]).float().mean() > 0.7
+    assert (pixels.sort().values != other[1].sort().values).any(dim=1).all()
+    assert 5 < (labels != other[2]).sum() < 29  # there are only three
 
 
 def chi_squared(counts, expected):
@@ -109,14 +122,35 @@ def test_labels_are_chosen_uniformly():
     assert chi_squared(counts, len(tokens) / 3) < 10.6  # 99.5 % with 2 degrees of freedom
 
 
+def with_noise(flux, generator):
+    return flux + 0.01 * torch.randn(flux.shape, generator=generator)
+
+
+def test_noise_is_drawn_anew_for_every_batch_epoch_and_seed():
+    noise = []
+
+    def note(flux, generator):
+        noise.append(torch.randn(3, generator=generator))
+        return flux
+
+    data = make_data(augment=note)
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            list(TrainingGenerator(data, np.arange(30), 10, 5, seed=seed).batches(epoch))
+    assert len(torch.stack(noise).unique(dim=0)) == 2 * 2 * 3
+
+
 @given(
     world_size=st.integers(1, 4),
     batch_size=st.integers(1, 6),
     labels_per_star=st.sampled_from(["one", "all"]),
     padding=st.sampled_from([0, 3]),
+    augment=st.sampled_from([None, with_noise]),
 )
-def test_processes_together_make_the_same_batches(world_size, batch_size, labels_per_star, padding):
-    data = make_data()
+def test_processes_together_make_the_same_batches(
+    world_size, batch_size, labels_per_star, padding, augment
+):
+    data = make_data(augment=augment)
     options = {"labels_per_star": labels_per_star, "outputs_padding": padding, "seed": 3}
     alone = TrainingGenerator(data, np.arange(30), batch_size * world_size, 12, **options)
     shares = [
@@ -218,7 +252,10 @@ def test_bins_hold_the_pixels_of_their_range():
 def test_batches_show_windows_subsets_and_everything():
     data = make_data(stars=600, bad=0, pixels_per_token=4)
     options = {"window_share": 0.4, "subset_share": 0.3, "window_tokens": 2}
-    shown = [bins_of(b) for epoch in range(5) for b in shared(data, **options).batches(epoch)]
+    batches = [b for epoch in range(5) for b in shared(data, **options).batches(epoch)]
+    for batch in batches:
+        torch.testing.assert_close(batch.tokens.encoding, data.encoding[bins_of(batch)])
+    shown = [bins_of(batch) for batch in batches]
     # A window or a subset of all bins shows everything, too: log-uniform lengths rarely are 11.
     assert 0.2 < np.mean([len(bins) == 11 for bins in shown]) < 0.5
     windows = [b for b in shown if len(b) < 11 and b == list(range(b[0], b[0] + len(b)))]
@@ -236,10 +273,31 @@ def test_windows_begin_and_end_at_any_pixel():
         seen = ids[~values[0].isnan()] - 1
         assert torch.equal(seen, torch.arange(seen.min(), seen.max() + 1))
         assert (~values.isnan()).any(dim=2).all()
+        if seen.min() > 0 and seen.max() < 39:  # within the spectrum: as many pixels as bins hold
+            assert len(seen) % 4 == 0
         starts.add(int(seen.min()) % 4)
         widths.append(len(seen))
     assert starts == {0, 1, 2, 3}
     assert min(widths) >= 6 and max(widths) > 20  # at least two bins, but at the ends
+
+
+@pytest.mark.parametrize("kind", ["window_share", "subset_share"])
+def test_lengths_are_uniform_in_their_logarithm(kind):
+    generator = shared(make_data(stars=1000, bad=0), window_tokens=2, **{kind: 1.0})
+    shown = [batch.tokens.ids.shape[0] for epoch in range(5) for batch in generator.batches(epoch)]
+    assert np.mean(shown) == pytest.approx(38 / np.log(20), rel=0.1)  # uniform: 21
+    assert np.median(shown) == pytest.approx(80**0.5, abs=2)
+    assert np.mean(shown) == pytest.approx(generator.lengths().mean(), rel=0.1)
+
+
+def test_every_epoch_shows_other_windows():
+    generator = shared(make_data(stars=100, bad=0), window_share=1.0, window_tokens=2)
+    first, second, again = (
+        [tuple(batch.tokens.ids.flatten().tolist()) for batch in generator.batches(epoch)]
+        for epoch in (0, 1, 0)
+    )
+    assert first == again and len(set(first)) > 7
+    assert len(set(first) & set(second)) < 3
 
 
 def test_validation_shows_whole_spectra():

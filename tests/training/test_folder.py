@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -151,21 +152,23 @@ def test_starting_anew_forgets_the_training_before(tmp_path):
     assert folder.newest_checkpoint() == tmp_path / "run" / "epoch_1"
 
 
+@pytest.mark.parametrize(("epoch", "newest"), [(1, "epoch_2"), (2, "interrupted")])
+def test_the_newest_checkpoint_is_the_one_that_got_furthest(tmp_path, epoch, newest):
+    folder = RunFolder(tmp_path / "run", {})
+    train_here(make_model(), folder=folder, epochs=2)
+    interrupted = folder.path / "interrupted"
+    shutil.copytree(folder.path / "epoch_2", interrupted)
+    state = torch.load(interrupted / "training_state.pt", weights_only=True)
+    torch.save(state | {"epoch": epoch, "batch": 3}, interrupted / "training_state.pt")
+    assert folder.newest_checkpoint().name == newest
+
+
 def test_a_finished_training_knows_its_epochs(tmp_path):
     folder = RunFolder(tmp_path / "run", {})
     train_here(make_model(), folder=folder, epochs=2)
     again = make_model()
     assert len(train_here(again, folder=folder, epochs=2)) == 2
     assert again.epoch == 2
-
-
-@pytest.fixture
-def small_files():
-    """What a limit of a file's size does to PyTorch's writing is what a full disk does."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, small_files):

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from chain import ROOT
 from conftest import make_model
 from train_tiny import STARS, tiny_data
 
+from stellarperceptron import StellarPerceptron
 from stellarperceptron.training import loop
 from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.profiles import TrainingOptions
@@ -323,6 +325,19 @@ def test_metrics_and_logs(tmp_path):
     assert logs | {"epoch_3", "epoch_4", "best"} <= names
     assert "epoch_1" not in names and "epoch_2" not in names
     assert "effective batch 8" in (tmp_path / "run" / "training.log").read_text()
+
+
+def test_the_best_network_is_that_of_the_least_validation_loss(tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, math.nan, 0.5, 0.7])
+    validate = Trainer.validate
+    monkeypatch.setattr(Trainer, "validate", lambda self: validate(self) | {"loss": next(losses)})
+    folder = RunFolder(tmp_path, {})
+    for epochs, best in ((1, 1), (2, 2), (4, 2), (6, 5)):  # resumed three times
+        train_here(make_model(), folder=folder, epochs=epochs, keep_checkpoints=0)
+        loaded = StellarPerceptron.load(tmp_path / "best", device="cpu")
+        assert loaded.epoch == best
+        for name, tensor in weights(tmp_path / f"epoch_{best}").items():
+            assert torch.equal(weights(tmp_path / "best")[name], tensor), name
 
 
 def test_a_nan_stops_training_and_names_the_last_checkpoint(tmp_path, monkeypatch):

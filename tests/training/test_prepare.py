@@ -87,6 +87,16 @@ def test_standardization_is_fitted_to_the_training_stars():
     assert not data.label_errors.any()
 
 
+def test_label_errors_are_scaled_as_the_labels_and_unknown_ones_are_zero():
+    model = make_model()
+    labels, errors = np.ones((9, 3)), np.full((9, 3), 0.02)
+    errors[4, 1] = np.nan
+    stars = Stars(make_spectra(9, 40).__getitem__, NAMES, None, labels, errors, LABELS)
+    data = prepare_training_data(model, stars)
+    scale = model.standardizer.scale[model.tokenize(LABELS)]
+    np.testing.assert_allclose(data.label_errors, np.nan_to_num(errors) / scale, rtol=1e-6)
+
+
 def test_known_standardization_stays_as_it_is():
     model = make_model()
     before = model.standardizer.center.copy()

@@ -6,12 +6,14 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from chain import ROOT, STAGES, TRAINING, run_here, script, stage
 
 from stellarperceptron import ModelConfig, StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.network.checkpoint import weights_sha256
 from stellarperceptron.training.profiles import STAGES as SECTIONS
@@ -71,24 +73,37 @@ def test_chain_predicts(chain, survey):
 
 
 def test_folds_choose_the_epoch_within_the_hundred(chain, survey, tmp_path):
+    """Which epoch they choose is tested with losses that are known: test_training_stars.py."""
     folds = ("--set", "selection.name=folds", "--set", "training.epochs=2")
     stage("baseline", survey, tmp_path / "nn", *folds)
     content = json.loads((tmp_path / "nn" / "selection.json").read_text())
-    assert content["epochs"] == 1 + int(np.argmin(content["validation_rmse"]))
+    assert content["epochs"] == BaselineNetwork.load(tmp_path / "nn" / "selected").epoch
+    assert np.isfinite(content["validation_rmse"]).all() and len(content["validation_rmse"]) == 2
     stage(3, survey, tmp_path / "3", "--checkpoint", chain / "2", *folds)
     names = {path.name for path in (tmp_path / "3").iterdir()}
     folds = {f"fold_{i}" for i in range(1, 6)}
     others = {"all_hundred", "complete", "configuration.json", "selected", "selection.json"}
     assert names == others | folds
     content = json.loads((tmp_path / "3" / "selection.json").read_text())
-    assert content["epoch"] == 1 + int(np.argmin(content["validation_loss"]))
+    model = StellarPerceptron.load(tmp_path / "3" / "selected", device="cpu")
+    assert content["epoch"] == model.epoch and len(content["validation_loss"]) == 2
 
 
 def test_published_selection_is_an_option(chain, survey, tmp_path):
-    published = ("--set", "selection.name=published", "--set", "training.epochs=1")
+    published = ("--set", "selection.name=published", "--set", "training.epochs=2")
     stage(3, survey, tmp_path / "3", "--checkpoint", chain / "2", *published)
+    losses = pd.read_csv(tmp_path / "3" / "training_metrics.csv")["val_loss"]
+    content = json.loads((tmp_path / "3" / "selection.json").read_text())
+    assert (content["selection"], content["epoch"]) == ("published", 1 + losses.argmin())
+    best, selected = (
+        StellarPerceptron.load(tmp_path / "3" / name, device="cpu").torch_model.state_dict()
+        for name in ("best", "selected")
+    )
+    assert all(torch.equal(best[name], selected[name]) for name in best)
     stage("baseline", survey, tmp_path / "nn", *published)
-    assert (tmp_path / "3" / "selected" / "weights.pt").exists()
+    rmse = pd.read_csv(tmp_path / "nn/validated_on_test_stars/training_metrics.csv")["val_mse_loss"]
+    content = json.loads((tmp_path / "nn" / "selection.json").read_text())
+    assert (content["selection"], content["epochs"]) == ("published", 1 + rmse.argmin())
 
 
 def test_folds_are_a_partition():
@@ -160,6 +175,17 @@ def test_a_model_without_instrument_fits_no_survey(survey):
         pytest.raises(ValueError, match=r"APOGEE \(7514 .* checkpoint is for no known instrument"),
     ):
         require_same_instrument(model, dataset)
+
+
+def test_the_selected_checkpoint_or_the_last_is_taken(tmp_path):
+    for name in ("epoch_9", "epoch_10", "epoch_10.damaged", "best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.pt").touch()
+    assert resolve_checkpoint(tmp_path).name == "epoch_10"
+    assert resolve_checkpoint(tmp_path / "epoch_9").name == "epoch_9"
+    (tmp_path / "selected").mkdir()
+    (tmp_path / "selected" / "weights.pt").touch()
+    assert resolve_checkpoint(tmp_path).name == "selected"
 
 
 def test_missing_checkpoint_names_the_command(tmp_path, survey):
@@ -299,8 +325,11 @@ def write(folder, text):
 
 @pytest.mark.parametrize("stage", SECTIONS)
 @pytest.mark.parametrize("name", PROFILES)
-def test_profiles_can_be_read(name, stage):
-    read_profile(FOLDER / f"{name}.toml", stage)
+def test_profiles_see_the_spectra_of_their_stage(name, stage):
+    data = read_profile(FOLDER / f"{name}.toml", stage).data
+    observed = ("observed", "first_half" if stage == "stage_2" else "fe_chunk")
+    assert (data.kind, data.pixels) == (("synthetic", "full") if stage == "stage_1" else observed)
+    assert data.labels == (("FE_H",) if data.pixels == "fe_chunk" else PUBLISHED_LABELS)
 
 
 def test_every_profile_is_one_file():
@@ -410,4 +439,8 @@ def test_paper_profile_runs_on_a_cpu(survey, tmp_path):
     assert result.returncode == 0, result.stderr
     log = (tmp_path / "training.log").read_text()
     assert "11870722 trainable parameters" in log
-    assert (tmp_path / "epoch_2" / "weights.pt").exists()
+    metrics = pd.read_csv(tmp_path / "training_metrics.csv")
+    assert metrics["epoch"].tolist() == [1, 2] and np.isfinite(metrics["loss"]).all()
+    cosine = 0.5e-4 * (1 + np.cos(np.pi * np.arange(2) / 50))
+    np.testing.assert_allclose(metrics["lr"], cosine, rtol=1e-4)
+    assert StellarPerceptron.load(tmp_path / "epoch_2", device="cpu").epoch == 2
