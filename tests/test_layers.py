@@ -121,7 +121,8 @@ def test_the_network_is_what_its_formulas_say(pixels_per_token, nan_policy):
     requests = model.tokenize(LABELS)
     layer = model.torch_model.embedding_layer
     if pixels_per_token > 1:  # zero in a fresh network
-        torch.nn.init.normal_(layer.bin_bias)
+        with torch.no_grad():
+            layer.bin_bias.copy_(torch.from_numpy(random.normal(size=16)))
     tokens = Tokens(
         torch.from_numpy(ids),
         torch.from_numpy(values),
@@ -130,7 +131,7 @@ def test_the_network_is_what_its_formulas_say(pixels_per_token, nan_policy):
     with torch.no_grad():
         answer = model.torch_model(tokens, torch.from_numpy(requests), nan_policy)
     expected = ReferenceNetwork.of(model)(ids, values, wavelengths, requests, nan_policy)
-    assert np.ptp(expected[0]) > 0.1 and np.ptp(expected[1]) > 0.1
+    assert np.ptp(expected[0]) > 0.01 and np.ptp(expected[1]) > 0.01
     for actual, formula in zip(answer, expected, strict=True):
         assert relative(actual.numpy(), formula) < 1e-5
 
