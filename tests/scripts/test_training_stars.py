@@ -88,8 +88,10 @@ def assert_spectra(data, expected):
     np.testing.assert_allclose(flux[known], expected[known], atol=3e-4)  # half precision
 
 
-def assert_wavelengths(model, data, dataset):
-    """Tokens have the mean wavelengths of their pixels."""
+def assert_pixels(model, data, dataset, range_name):
+    """Tokens hold the pixels of a range, with their mean wavelengths."""
+    part = dataset.train.pixel_range(range_name)
+    assert data.ids[data.ids > 0].tolist() == list(range(part.start + 1, part.stop + 1))
     pixels = np.append(np.nan, dataset.wavelength)[data.ids]  # token 1 is the first pixel
     layer = model.torch_model.embedding_layer
     expected = layer.encode_wavelength(torch.from_numpy(np.nanmean(pixels, axis=1)))
@@ -111,7 +113,7 @@ def assert_labels(model, data, dataset, rows, columns, errors=True):
 def test_stage_1_trains_on_all_synthetic_spectra(survey, dataset, tmp_path):
     model, data, training, validation, *_ = training_of(1, survey, tmp_path / "1")
     assert_spectra(data, dataset.train.read("synthetic"))
-    assert_wavelengths(model, data, dataset)
+    assert_pixels(model, data, dataset, "full")
     assert data.augment.func.snr == (100, 600)
     assert_labels(model, data, dataset, slice(None), range(5), errors=False)
     assert (len(training), len(validation)) == (180, 20)
@@ -130,7 +132,7 @@ def test_stage_1_shares_rows_of_the_embedding_as_published(survey, tmp_path, pix
 
 def test_stage_2_trains_on_the_first_half_of_observed_spectra(survey, dataset, start, tmp_path):
     model, data, training, validation, *_ = training_of(2, survey, tmp_path / "2", *start)
-    assert_wavelengths(model, data, dataset)
+    assert_pixels(model, data, dataset, "first_half")
     augmentation, options = data.augment.func, data.augment.keywords
     assert (augmentation.snr, options["pixels"]) == ((50, 500), slice(0, 3757))
     assert_spectra(data, dataset.train.read("observed", pixels="first_half"))
@@ -145,7 +147,7 @@ def test_stage_3_trains_on_a_chunk_of_a_hundred_iron_rich_stars(survey, dataset,
     assert_spectra(data, dataset.train.read("observed", rows, "fe_chunk"))
     assert_labels(model, data, dataset, rows, [4])
     assert (training.tolist(), validation.tolist()) == (list(range(100)), [])
-    assert_wavelengths(model, data, dataset)
+    assert_pixels(model, data, dataset, "fe_chunk")
     assert data.augment is None
 
 
