@@ -296,7 +296,7 @@ def write_real_stars(run: Run, stars: pd.DataFrame | None) -> None:
     run.document.text(
         "Labels that the model of stage 2 predicts from real APOGEE files, which were not used in "
         "any training. In brackets: those of the survey's radial-velocity pipeline, from the "
-        "headers."
+        "headers. Flags say why an answer should not be believed."
     )
     run.document.table(real_stars_text(stars))
     failures = run.table("real_stars/failures.csv")

@@ -47,6 +47,7 @@ def test_order_of_pixels_changes_nothing_in_predict(order, pixels_per_token):
     model, spectra = make_model(pixels_per_token=pixels_per_token), make_spectra(3, 40)
     order = list(order)
     shuffled = model.predict(spectra[:, order], WAVELENGTHS[order], LABELS, names=NAMES[order])
+    shuffled = shuffled.drop(columns="flags")
     np.testing.assert_allclose(shuffled, predict(model, spectra), rtol=1e-5, atol=1e-6)
 
 
@@ -120,6 +121,7 @@ def test_answers_are_those_of_the_formulas_in_the_units_of_the_labels(model, spe
 def test_one_patch_predicts_what_perceive_and_request_do(model, spectra):
     part = slice(0, 16)
     predicted = model.predict(spectra[:, part], WAVELENGTHS[part], LABELS, names=NAMES[part])
+    predicted = predicted.drop(columns="flags")
     np.testing.assert_allclose(predicted, ask(model, spectra, part), rtol=1e-5, atol=1e-6)
 
 

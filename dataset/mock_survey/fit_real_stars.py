@@ -32,8 +32,8 @@ from stellarperceptron.data.apogee.continuum import normalize
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.data.apogee.spectra import Spectrum, read_spectrum
 from stellarperceptron.data.apogee.spectrum_files import BAD_PIXEL, PixelMask
-from stellarperceptron.data.examples import FILES, WHEEL
 from stellarperceptron.data.mock.emulator import Emulator
+from stellarperceptron.data.mock.examples import FILES, WHEEL
 from stellarperceptron.data.mock.line_spread import FWHM
 from stellarperceptron.data.mock.stellar_labels import (
     CARBON_LIMIT,

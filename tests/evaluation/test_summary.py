@@ -4,7 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stellarperceptron.evaluation.summary import comparison_sentence, errors_text, masking_text
+from stellarperceptron.data.flags import Flag
+from stellarperceptron.evaluation.summary import (
+    comparison_sentence,
+    errors_text,
+    masking_text,
+    real_stars_text,
+)
 
 
 def make_errors(catalogue: float) -> pd.DataFrame:
@@ -65,3 +71,10 @@ def test_the_sentence_counts_the_labels():
     sentence = comparison_sentence(pd.DataFrame(rows), "stage 2", ["regression", "network"])
     # Equal is not better.
     assert "in 1 of 2 labels by mad_std and in 0 of 2 labels by RMSE" in sentence
+
+
+def test_real_stars_are_told_with_their_flags():
+    row = {"star": "2M0", "kind": "apStar", "snr": 150.0, "TEFF": 3900.0, "TEFF_error": 80.0}
+    row |= {"class": "giant", "rv_class": np.nan}
+    stars = pd.DataFrame([row | {"flags": 0}, row | {"flags": int(Flag.SHIFTED | Flag.EDGE)}])
+    assert real_stars_text(stars)["flags"].tolist() == ["–", "SHIFTED, EDGE"]

@@ -8,6 +8,7 @@ Several GPUs:
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.training.prepare import fit_standardization
+from stellarperceptron.training.run.calibration import calibrate_stage
 from stellarperceptron.training.run.script import (
     mark_complete,
     run_script,
@@ -15,7 +16,6 @@ from stellarperceptron.training.run.script import (
     stage_folder,
 )
 from stellarperceptron.training.stages import (
-    calibrate_stage,
     describe_data,
     new_model,
     place_stars,

@@ -9,6 +9,7 @@ Several GPUs: put `torchrun --nproc-per-node=4` in place of `python`.
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.checkpoint import weights_sha256
+from stellarperceptron.training.run.calibration import calibrate_stage
 from stellarperceptron.training.run.script import (
     mark_complete,
     run_script,
@@ -17,7 +18,6 @@ from stellarperceptron.training.run.script import (
     starts_anew,
 )
 from stellarperceptron.training.stages import (
-    calibrate_stage,
     describe_data,
     place_stars,
     read_stars,

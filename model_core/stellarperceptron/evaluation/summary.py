@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.flags import flag_names
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.predictions import metrics_of_predictions, predicted_labels
 from stellarperceptron.evaluation.tables import (
@@ -256,6 +257,8 @@ def real_stars_text(stars: pd.DataFrame) -> pd.DataFrame:
             cells[label.heading] = text
         known = isinstance(row["rv_class"], str)
         cells["class"] = f"{row['class']} ({row['rv_class'] if known else '–'})"
+        if "flags" in row:
+            cells["flags"] = flag_names(row["flags"]) or "–"
         rows.append(cells)
     return pd.DataFrame(rows)
 

@@ -45,7 +45,7 @@ __all__ = [
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 CARD = "card.md"
 """File of a checkpoint's model card."""
-_FILES = {"config.json", "weights.pt", "embed_map.npz", "training_state.pt", CARD}
+_FILES = {"config.json", "weights.pt", "embed_map.npz", "reference.npz", "training_state.pt", CARD}
 _LONGEST_CARD = 100_000  # bytes
 # Files that file browsers create.
 _DEBRIS = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -69,6 +69,8 @@ class Checkpoint:
     epoch : int
     embed_map : ndarray or None
         (V + 1,) integers; None if the folder has no map.
+    reference : dict of str to ndarray or None
+        Arrays of a `stellarperceptron.data.flags.Reference`, if the folder has them.
     card : str
         The model card, `card.md`; empty if the folder has none.
     """
@@ -80,6 +82,7 @@ class Checkpoint:
     optimizer: str | None
     epoch: int
     embed_map: np.ndarray | None
+    reference: dict[str, np.ndarray] | None = None
     card: str = ""
 
 
@@ -111,7 +114,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     require_finite(state, path)
     tokens = len(config["tokenizer_config"]["vocabs"])
     check_network_size(config["nn_config"], tokens, state, folder / "config.json")
-    path = folder / "embed_map.npz"
+    path, reference = folder / "embed_map.npz", folder / "reference.npz"
     return Checkpoint(
         folder=folder,
         config=config,
@@ -120,6 +123,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         optimizer=weights.get("optimizer"),
         epoch=epoch,
         embed_map=read_embed_map(path) if path.is_file() else None,
+        reference=_read_arrays(reference) if reference.is_file() else None,
         card=_read_card(folder / CARD),
     )
 
@@ -251,14 +255,10 @@ def read_embed_map(path: Path) -> np.ndarray:
     ValueError
         The file is damaged or holds other data.
     """
-    try:
-        check_array_archive(path)
-        with np.load(path, allow_pickle=False) as file:
-            keys, values = np.asarray(file["keys"]), np.asarray(file["values"])
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # a damaged archive may raise anything
-        raise ValueError(f"{path} is damaged: {error}") from error
+    arrays = _read_arrays(path)
+    if not {"keys", "values"} <= set(arrays):
+        raise ValueError(f"{path} is damaged: it has no arrays keys and values")
+    keys, values = arrays["keys"], arrays["values"]
     whole = keys.ndim == 1 and keys.dtype.kind in "iu" and values.dtype.kind in "iu"
     if (
         not whole
@@ -269,6 +269,18 @@ def read_embed_map(path: Path) -> np.ndarray:
     embed_map = np.zeros(len(keys), dtype=np.int64)
     embed_map[keys] = values
     return embed_map
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read a small `.npz` file of plain arrays."""
+    try:
+        check_array_archive(path)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name]) for name in file.files}
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # a damaged archive may raise anything
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str = "weights") -> None:
@@ -312,6 +324,7 @@ def write_checkpoint(
     epoch: int = 0,
     overwrite: bool = False,
     training_state: dict[str, Any] | None = None,
+    reference: Mapping[str, np.ndarray] | None = None,
     dtype: torch.dtype = torch.float32,
     card: str = "",
 ) -> Path:
@@ -337,6 +350,9 @@ def write_checkpoint(
     training_state
         Tensors and plain values from which an interrupted training continues, saved in
         `training_state.pt`. The published code ignores this file.
+    reference
+        Arrays of a `stellarperceptron.data.flags.Reference`, saved in `reference.npz`. The
+        published code ignores this file, too.
     dtype
         Type of the weights in the file.
     card
@@ -379,6 +395,8 @@ def write_checkpoint(
             (temporary / CARD).write_text(card, encoding="utf-8")
         np.savez_compressed(temporary / "embed_map.npz", keys=keys, values=embed_map[keys])
         save_tensors(content, temporary / "weights.pt")
+        if reference is not None:
+            np.savez_compressed(temporary / "reference.npz", **dict(reference))  # type: ignore
         if training_state is not None:
             save_tensors(training_state, temporary / "training_state.pt")
     return folder

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -36,7 +35,6 @@ from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process
 
 __all__ = [
-    "calibrate_stage",
     "describe_data",
     "draw_stars",
     "fit_model",
@@ -297,6 +295,7 @@ def train_stage(
     folder.log(f"{trainable} trainable parameters; schedule {profile.schedule}")
     model.epoch = 0
     model.calibration = Calibration()  # that of the stage before belongs to other weights
+    model.reference = None  # and this to other spectra
     return train(
         model,
         data,
@@ -309,37 +308,6 @@ def train_stage(
         ),
         folder=folder,
         resume=resume,
-    )
-
-
-CALIBRATION_STARS = 1000  # enough for a scale to 3 %
-
-
-def calibrate_stage(
-    model: StellarPerceptron, dataset: SpectraDataset, profile: Profile, rows: np.ndarray
-) -> None:
-    """Calibrate the predicted errors on validation stars, as the last step of a stage.
-
-    Parameters
-    ----------
-    model, dataset, profile
-        The trained model, and the survey and profile of the stage.
-    rows
-        Rows of the validation stars. Without any, nothing is calibrated.
-    """
-    if not len(rows):
-        return
-    random = np.random.RandomState(profile.training.seed)
-    rows = np.sort(random.permutation(rows)[:CALIBRATION_STARS])
-    stars = read_stars(dataset, profile, rows)
-    names = list(stars.label_names)
-    errors = stars.label_errors
-    model.calibrate(
-        stars.read(slice(0, len(stars))),
-        stars.wavelengths,
-        pd.DataFrame(stars.labels, columns=names),
-        None if errors is None else pd.DataFrame(errors, columns=names),
-        seed=profile.training.seed,
     )
 
 
@@ -379,7 +347,7 @@ def fit_model(
     if not 0 <= validation_split < 1:
         raise ValueError(f"validation_split = {validation_split} is not in [0, 1)")
     fit_standardization(model, stars)
-    model.calibration = Calibration()  # belongs to other weights
+    model.calibration, model.reference = Calibration(), None  # belong to other training
     data = prepare_training_data(model, stars, augment=augment)
     usable = usable_stars(data)
     if validation_indices is None:

@@ -14,7 +14,6 @@ from astropy.io import fits
 from chain import ROOT
 from conftest import make_model
 
-from stellarperceptron.data import examples
 from stellarperceptron.data.apogee.continuum import normalize
 from stellarperceptron.data.apogee.grid import (
     APOGEE_WAVELENGTH,
@@ -23,6 +22,8 @@ from stellarperceptron.data.apogee.grid import (
     pixel_range,
 )
 from stellarperceptron.data.apogee.spectrum_files import PixelMask
+from stellarperceptron.data.flags import flag_names
+from stellarperceptron.data.mock import examples
 from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.observation import SpectraBank
 from stellarperceptron.data.mock.stellar_labels import standard_labels
@@ -223,6 +224,8 @@ def test_all_kinds_are_predicted_and_drawn(script, checkpoint, tmp_path):
     assert table.loc["apStar", ["rv_TEFF", "rv_LOGG"]].tolist() == [4750, 2.5]
     assert table.loc["apStar", "rv_class"] == "giant"
     assert table.loc["aspcapStar", ["rv_TEFF", "rv_FE_H"]].isna().all()
+    names = [flag_names(flags) for flags in table["flags"]]
+    assert table["flag_names"].fillna("").tolist() == names
     pictures = sorted(path.name for path in output.glob("*.png"))
     star = "2M00000000+0000000"
     assert pictures == [f"{star}.png", f"{star}_apVisit.png", "2M11111111+1111111.png"]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stellarperceptron.data.flags import Reference
 from stellarperceptron.instruments import INSTRUMENTS, Instrument
 from stellarperceptron.labels import Label, label, resolve_label_names
 from stellarperceptron.layers import (
@@ -90,6 +91,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.nan_policy = one_of("nan_policy", nan_policy, _NAN_POLICIES)
         self.device = usable_device(device)
         self.epoch = 0
+        self.reference: Reference | None = None  # what the training spectra are like
         self._warned_of_range = False
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:

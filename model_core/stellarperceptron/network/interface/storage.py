@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from stellarperceptron.data.flags import Reference
 from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.instruments import Instrument
 from stellarperceptron.model_core import Calibration
@@ -70,6 +71,7 @@ class StoredModel(StellarPerceptronBase):
             optimizer=optimizer,
             epoch=self.epoch,
             overwrite=overwrite,
+            reference=None if self.reference is None else self.reference.to_arrays(),
             dtype=dtype,
             card=self.card,
         )
@@ -152,6 +154,8 @@ class StoredModel(StellarPerceptronBase):
             model = cls.from_config(
                 checkpoint.config, checkpoint.embed_map, device=device, nan_policy=nan_policy
             )
+            if checkpoint.reference is not None:
+                model.reference = Reference.from_arrays(checkpoint.reference, model.vocab_size)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"checkpoint {folder}: {error}") from error
         load_weights(model.torch_model, checkpoint.weights, f"weights of {folder}")
@@ -251,5 +255,6 @@ class StoredModel(StellarPerceptronBase):
             weights[name] = torch.cat([weights[name], fresh[name][rows:].cpu()])
         load_weights(grown.torch_model, weights, f"weights of {folder}")
         grown.calibration = Calibration(old.calibration.factors)
+        grown.reference = old.reference
         grown.epoch = old.epoch
         return grown

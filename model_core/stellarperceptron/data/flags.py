@@ -1,0 +1,448 @@
+"""Flags: why an answer of a model should not be believed.
+
+What spectra of the training set are like is described by their mean and leading principal
+components. A spectrum is judged by three numbers: the share of its lines that the components do not
+explain, the strength of those that they do, and the level of its continuum. Their limits are
+measured on training stars, as they are and with noise, for the whole spectra and for parts of them.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import IntFlag
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stellarperceptron.data.standardizer import Standardizer
+from stellarperceptron.data.wavelengths import (
+    LEAST_SIGNIFICANCE,
+    SPEED_OF_LIGHT,
+    line_shift,
+    vacuum_to_air,
+)
+from stellarperceptron.instruments import Instrument
+
+__all__ = ["LEAST_PIXELS", "Flag", "Reference", "SpectrumFlags", "flag_names", "warn_of_flags"]
+
+
+class Flag(IntFlag):
+    """Bits of the column `flags`; 0 says that nothing was found."""
+
+    NO_MEASUREMENT = 1
+    """No valid pixel: the labels are NaN."""
+    FEW_PIXELS = 2
+    """Fewer than `LEAST_PIXELS` valid pixels, or than half of the model's where it has few."""
+    CONTINUUM = 4
+    """The flux is not divided by the pseudo-continuum that the training spectra were divided by."""
+    SHIFTED = 8
+    """The lines are shifted by more than `LARGEST_SHIFT`: the spectrum is not at rest."""
+    AIR_WAVELENGTHS = 16
+    """The lines are shifted as wavelengths in air are, by about -82 km/s; SHIFTED is set, too."""
+    UNLIKE_TRAINING = 32
+    """No combination of training spectra has these lines, or they are weaker than in nearly all."""
+    EDGE = 64
+    """An answer lies at or beyond the edge of the training labels."""
+
+
+LEAST_PIXELS = 200
+"""Valid pixels below which a spectrum says little."""
+
+LARGEST_SHIFT = 15.0
+"""Shifts of the lines beyond this are flagged [km/s]."""
+
+AIR_TOLERANCE = 12.0
+"""Shifts within this of the one from vacuum to air may be that of air [km/s]."""
+
+CONTINUUM_RATIO = (0.9, 1.1)
+"""Median flux over the median of the training stars, outside which the scale is another."""
+
+COMPONENTS = 8
+NOISE = 1 / 30
+"""Standard deviation of the faintest spectra that count as like the training spectra."""
+
+OUTSIDE = 0.0025
+"""Share of training stars outside each limit."""
+
+LEVEL_MARGIN = 3.0  # real continua differ from those of a mock survey
+AT_REST = 0.5  # spectra that correlate better with the template are where they should be
+WINDOWS = (1.0, 0.5, 0.25, 0.125)
+WINDOWS_AT_RANDOM = 4
+
+# Share of the training labels beyond the lower and the upper edge. Hot stars have few lines: those
+# of 7,000 K look like the hottest training stars, and are given their temperatures.
+EDGES = {"TEFF": (0.0005, 0.004)}
+OTHER_EDGES = (0.0005, 0.0005)
+
+
+def flag_names(flags: int) -> str:
+    """Names of the bits of a number.
+
+    Examples
+    --------
+    >>> flag_names(40), flag_names(0)
+    ('SHIFTED, UNLIKE_TRAINING', '')
+    """
+    return ", ".join(flag.name for flag in Flag if flag & int(flags))
+
+
+def warn_of_flags(flags: np.ndarray) -> None:
+    """Warn once if more than a tenth of the answers should not be believed."""
+    doubtful = flags & ~int(Flag.NO_MEASUREMENT | Flag.FEW_PIXELS)
+    if np.count_nonzero(doubtful) > 0.1 * len(flags):
+        counts = {flag.name: np.count_nonzero(flags & flag) for flag in Flag}
+        told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        warnings.warn(
+            f"{np.count_nonzero(doubtful)} of {len(flags)} answers are flagged as doubtful, see "
+            f"the column flags: {told}",
+            stacklevel=3,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What the spectra and labels of the training stars are like.
+
+    Attributes
+    ----------
+    tokens : (n,) int
+        Tokens of the pixels, ascending.
+    mean : (n,) float32
+        Mean flux.
+    components : (K, n) float32
+        Principal components of the flux, orthonormal.
+    variances : (K,) float32
+        Mean square of each one's coefficients.
+    pixels : (W,) float32
+        Numbers of valid pixels, ascending, for which there are limits.
+    limits : (W, 3) float32
+        Largest unexplained share of the lines, smallest strength of the explained ones, and largest
+        deviation of the level of the continuum from 1.
+    label_tokens : (Q,) int
+        Tokens of the labels.
+    label_ranges : (Q, 2) float32
+        Their lower and upper edges.
+    """
+
+    tokens: np.ndarray
+    mean: np.ndarray
+    components: np.ndarray
+    variances: np.ndarray
+    pixels: np.ndarray
+    limits: np.ndarray
+    label_tokens: np.ndarray
+    label_ranges: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        flux: np.ndarray,
+        tokens: np.ndarray,
+        labels: pd.DataFrame,
+        label_tokens: np.ndarray,
+        seed: int = 0,
+    ) -> Self:
+        """Measure a reference on training stars.
+
+        Parameters
+        ----------
+        flux
+            (N, n) flux, NaN in bad pixels. Every second spectrum gives the components, the others
+            the limits.
+        tokens
+            (n,) tokens of the pixels.
+        labels
+            (M, Q) labels of these stars, or of more, NaN where missing, with their names as
+            columns.
+        label_tokens
+            (Q,) tokens of the labels.
+        seed
+            Seed of noise and windows.
+        """
+        ranges = {
+            token: _label_range(name, labels[name].to_numpy(dtype=float))
+            for name, token in zip(labels, label_tokens, strict=True)
+            if labels[name].notna().any()
+        }
+        order = np.argsort(tokens)
+        tokens = np.asarray(tokens)[order]
+        flux = np.asarray(flux, dtype=np.float32)[:, order]
+        flux = flux[np.isfinite(flux).sum(axis=1) > len(tokens) // 2]
+        number = min(COMPONENTS, len(flux) // 20, len(tokens) // 50)
+        mean, components, variances = _principal_components(flux[::2], number, seed)
+        reference = cls(
+            tokens=tokens,
+            mean=mean,
+            components=components,
+            variances=variances,
+            pixels=np.zeros(0, dtype=np.float32),
+            limits=np.zeros((0, 3), dtype=np.float32),
+            label_tokens=np.array(list(ranges), dtype=np.int64),
+            label_ranges=np.array(list(ranges.values()), dtype=np.float32).reshape(-1, 2),
+        )
+        if not number:
+            return reference
+        random = np.random.default_rng(seed)
+        noise = NOISE * random.standard_normal(flux[1::2].shape, dtype=np.float32)
+        spectra = np.concatenate([flux[1::2], flux[1::2] + noise])
+        pixels, limits = [], []
+        for share in WINDOWS:
+            length = round(share * len(tokens))
+            found = []
+            for _ in range(1 if share == 1 else WINDOWS_AT_RANDOM):
+                start = int(random.integers(len(tokens) - length + 1))
+                part = slice(start, start + length)
+                columns, window = reference.at(tokens[part])
+                found.append(window.departure(spectra[:, part][:, columns]))
+            unexplained, strength, level = np.concatenate(found).T
+            pixels.append(np.median(np.isfinite(flux[:, :length]).sum(axis=1)))
+            limits.append(
+                (
+                    np.nanquantile(unexplained, 1 - OUTSIDE),
+                    np.nanquantile(strength, OUTSIDE),
+                    LEVEL_MARGIN * np.nanquantile(np.abs(level - 1), 1 - OUTSIDE),
+                )
+            )
+        return replace(
+            reference,
+            pixels=np.array(pixels[::-1], dtype=np.float32),
+            limits=np.array(limits[::-1], dtype=np.float32),
+        )
+
+    def at(self, tokens: np.ndarray) -> tuple[np.ndarray, Self]:
+        """Columns of those tokens (n,) that are known here, and the reference at these columns."""
+        columns = np.flatnonzero(np.isin(tokens, self.tokens))
+        rows = np.searchsorted(self.tokens, np.asarray(tokens)[columns])
+        return columns, replace(
+            self,
+            tokens=self.tokens[rows],
+            mean=self.mean[rows],
+            components=self.components[:, rows],
+        )
+
+    def departure(self, flux: np.ndarray) -> np.ndarray:
+        """How spectra (N, n) at all tokens of the reference depart from it.
+
+        The coefficients of the components, and the level of the continuum, are fitted by least
+        squares to the valid pixels, with the training stars as prior.
+
+        Returns
+        -------
+        (N, 3)
+            Unexplained share: root mean square of the residuals over the standard deviation of
+            the flux. Strength: root of the difference of their squares. Level: factor between
+            the flux and the fit.
+        """
+        weight = np.isfinite(flux).astype(np.float32)
+        count = np.maximum(weight.sum(axis=1), 1)
+        difference = np.where(weight > 0, flux - self.mean, 0).astype(np.float32)
+        basis = np.vstack([self.components, self.mean, np.ones_like(self.mean)])
+        # All sums over pixels: of squares, of products with the basis, and within the basis.
+        total = np.einsum("np,np->n", difference, difference).astype(np.float64)
+        vector = (difference @ basis.T).astype(np.float64)
+        matrix = (weight @ self._products.T).astype(np.float64)
+        matrix = matrix.reshape(-1, len(basis), len(basis))
+        normal, known = matrix[:, :-1, :-1], vector[:, :-1]
+        prior = np.diag(np.append(NOISE**2 / self.variances, 1e-6))
+        coefficients = np.linalg.solve(normal + prior, known[..., None])[..., 0]
+        fitted = np.einsum("nij,nj->ni", normal, coefficients)
+        square = (total + ((fitted - 2 * known) * coefficients).sum(axis=1)) / count
+        square = np.maximum(square, 0)
+        mean = (vector[:, -1] + matrix[:, -2, -1]) / count
+        variance = (total + 2 * vector[:, -2] + matrix[:, -2, -2]) / count - mean**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unexplained = np.sqrt(square / variance)
+        strength = np.sqrt(np.maximum(variance - square, 0))
+        return np.stack([unexplained, strength, 1 + coefficients[:, -1]], axis=1)
+
+    @cached_property
+    def _products(self) -> np.ndarray:
+        """Products ((K + 2)^2, n) of components, mean and 1."""
+        basis = np.vstack([self.components, self.mean, np.ones_like(self.mean)])
+        return (basis[:, None] * basis).reshape(len(basis) ** 2, -1)
+
+    def limits_at(self, pixels: np.ndarray) -> np.ndarray:
+        """Limits (N, 3) for numbers of valid pixels (N,); NaN where there are too few to judge."""
+        if not len(self.pixels):
+            return np.full((len(pixels), 3), np.nan)
+        x = np.log(np.maximum(pixels, 1))
+        limits = [np.interp(x, np.log(self.pixels), limit) for limit in self.limits.T]
+        few = np.asarray(pixels) < 0.8 * self.pixels[0]
+        return np.where(few[:, None], np.nan, np.stack(limits, axis=1))
+
+    def edge_flags(self, answers: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """EDGE for stars (N,) with an answer (N, Q) for these labels at or beyond its range."""
+        flags = np.zeros(len(answers), dtype=np.int64)
+        for answer, token in zip(np.transpose(answers), tokens, strict=True):
+            for low, high in self.label_ranges[self.label_tokens == token]:
+                flags[(answer <= low) | (answer >= high)] = Flag.EDGE
+        return flags
+
+    # --- in files --------------------------------------------------------------------------
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays, by the names of the attributes."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], vocab_size: int) -> Self:
+        """Make a reference from arrays of a file.
+
+        Raises
+        ------
+        ValueError
+            An array is missing, has the wrong shape, or holds impossible numbers.
+        """
+        names = [field.name for field in fields(cls)]
+        if set(arrays) != set(names):
+            raise ValueError(f"the reference has {sorted(arrays)}, not {sorted(names)}")
+        n, k, w, q = (len(np.atleast_1d(arrays[x])) for x in (names[0], *names[3:5], names[6]))
+        shapes = ((n,), (n,), (k, n), (k,), (w,), (w, 3), (q,), (q, 2))
+        for name, shape in zip(names, shapes, strict=True):
+            array, whole = arrays[name], name.endswith("tokens")
+            if array.shape != shape or array.dtype.kind not in ("iu" if whole else "f"):
+                raise ValueError(f"{name} of the reference is not an array of {shape} numbers")
+            if whole and array.size and not 1 <= array.min() <= array.max() <= vocab_size:
+                raise ValueError(f"{name} of the reference are not tokens of this model")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} of the reference is not finite")
+        ascending = (np.diff(arrays["tokens"]) > 0).all() and (np.diff(arrays["pixels"]) >= 0).all()
+        if not ascending or (arrays["variances"] <= 0).any() or (arrays["pixels"] <= 0).any():
+            raise ValueError("tokens, pixels or variances of the reference are not possible")
+        return cls(**arrays)
+
+
+def _label_range(label: str, values: np.ndarray) -> tuple[float, float]:
+    """Lower and upper edge of a label's values (N,) in training."""
+    low, high = EDGES.get(label, OTHER_EDGES)
+    return float(np.nanquantile(values, low)), float(np.nanquantile(values, 1 - high))
+
+
+def _principal_components(
+    flux: np.ndarray, number: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (n,), components (K, n) and variances (K,) of spectra with bad pixels."""
+    valid = np.isfinite(flux)
+    mean = np.where(valid, flux, 0).sum(axis=0) / np.maximum(valid.sum(axis=0), 1)
+    deviation = np.where(valid, flux - mean, 0).astype(np.float32)
+    components = np.zeros((number, flux.shape[1]), dtype=np.float32)
+    for _ in range(3 if number else 0):  # bad pixels take the values of the fit before
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _, _, vectors = torch.svd_lowrank(torch.from_numpy(deviation), q=number + 8)
+        components = vectors[:, :number].T.contiguous().numpy()
+        fit = (deviation @ components.T) @ components
+        deviation = np.where(valid, deviation, fit)
+    variances = np.square(deviation @ components.T).mean(axis=0)
+    return mean.astype(np.float32), components, np.maximum(variances, 1e-12)
+
+
+def _shift_flags(flux: np.ndarray, template: np.ndarray, wavelength: np.ndarray) -> np.ndarray:
+    """SHIFTED and AIR_WAVELENGTHS for spectra (N, P) whose lines are not at rest.
+
+    They are not looked for in spectra of fewer than `LEAST_PIXELS` pixels.
+
+    Parameters
+    ----------
+    flux
+        (N, P) normalized flux, NaN in bad pixels.
+    template
+        (P,) median spectrum of the training stars.
+    wavelength
+        (P,) vacuum [Angstrom], ascending in equal steps of the logarithm, with or without gaps.
+    """
+    flags = np.zeros(len(flux), dtype=np.int64)
+    enough = np.isfinite(flux).sum(axis=1) >= LEAST_PIXELS
+    look = np.flatnonzero(enough & ~(_correlation(flux, template) > AT_REST))
+    velocity, significance = line_shift(flux[look], template, wavelength)
+    found = significance >= LEAST_SIGNIFICANCE
+    ratio = float(np.median(vacuum_to_air(wavelength) / wavelength))
+    air = np.abs(velocity - SPEED_OF_LIGHT * (ratio - 1)) < AIR_TOLERANCE
+    flags[look[found & (np.abs(velocity) > LARGEST_SHIFT)]] |= Flag.SHIFTED
+    flags[look[found & air]] |= Flag.SHIFTED | Flag.AIR_WAVELENGTHS
+    return flags
+
+
+def _correlation(flux: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """Correlation (N,) of spectra (N, P) with a template (P,), without a shift."""
+    weight = np.isfinite(flux).astype(np.float32)
+    number = np.maximum(weight.sum(axis=1), 1)
+    middle = np.median(template)
+    x = np.where(weight > 0, flux - middle, 0).astype(np.float32)
+    y = (template - middle).astype(np.float32)
+    mean_x, mean_y = x.sum(axis=1) / number, weight @ y / number
+    covariance = x @ y / number - mean_x * mean_y
+    variance_x = np.einsum("np,np->n", x, x) / number - mean_x**2
+    variance_y = weight @ y**2 / number - mean_y**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return covariance / np.sqrt(variance_x * variance_y)
+
+
+class SpectrumFlags:
+    """Flags of spectra with the same pixels.
+
+    Parameters
+    ----------
+    standardizer
+        Center of every token: the median spectrum of the training stars.
+    tokens, names
+        (n,) tokens and names of the columns.
+    instrument
+        Instrument whose pixels are among them, if it is known. Shifts are looked for where its
+        pixels are in equal steps of the logarithm of the wavelength.
+    reference
+        What training spectra are like, if it is known.
+    """
+
+    def __init__(
+        self,
+        standardizer: Standardizer,
+        tokens: np.ndarray,
+        names: np.ndarray,
+        instrument: Instrument | None,
+        reference: Reference | None,
+    ):
+        self.least_pixels = min(
+            LEAST_PIXELS, len(tokens if instrument is None else instrument) // 2
+        )
+        self.order = np.zeros(0, dtype=int)
+        if instrument is not None and instrument.log_step is not None:
+            number = {name: i for i, name in enumerate(instrument.pixel_names().tolist())}
+            pixels = np.array([number.get(name, -1) for name in names])
+            known, first = np.unique(pixels, return_index=True)  # in order of wavelength, each once
+            self.order = first[known >= 0]
+            self.wavelength = instrument.wavelength[known[known >= 0]]
+            self.center = standardizer.center[tokens[self.order]]
+        self.columns, self.reference = np.zeros(0, dtype=int), reference
+        if reference is not None:
+            self.columns, self.reference = reference.at(tokens)
+
+    def __call__(self, flux: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Flags (N,) of spectra (N, n) with these numbers (N,) of valid values."""
+        flags = np.where(valid < self.least_pixels, int(Flag.FEW_PIXELS), 0)
+        flags[valid == 0] |= Flag.NO_MEASUREMENT
+        if self.reference is not None and len(self.columns):
+            part = flux[:, self.columns]
+            unexplained, strength, level = self.reference.departure(part).T
+            limits = self.reference.limits_at(np.isfinite(part).sum(axis=1)).T
+            flags[(unexplained > limits[0]) | (strength < limits[1])] |= Flag.UNLIKE_TRAINING
+            flags[np.abs(level - 1) > limits[2]] |= Flag.CONTINUUM
+        if len(self.order) > 1:
+            part = flux[:, self.order]
+            flags |= _continuum_flags(part, self.center)
+            flags |= _shift_flags(part, self.center, self.wavelength)
+        return flags
+
+
+def _continuum_flags(flux: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """CONTINUUM for spectra (N, P) whose median flux is far from the training stars' (P,)."""
+    some = slice(None, None, max(1, len(center) // 500))  # a median of 500 pixels will do
+    flux, center = flux[:, some], center[some]
+    with np.errstate(invalid="ignore"):
+        ratio = torch.from_numpy(flux / np.where(center > 0, center, np.nan).astype(np.float32))
+    low, high = CONTINUUM_RATIO
+    ratio = ratio.nanmedian(dim=1).values.numpy()
+    return np.where((ratio < low) | (ratio > high), int(Flag.CONTINUUM), 0)

@@ -1,0 +1,59 @@
+"""The last step of a stage: predicted errors are calibrated, and flags get their limits."""
+
+import numpy as np
+import pandas as pd
+
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.flags import Reference
+from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.training.profiles import Profile
+from stellarperceptron.training.stages import read_stars
+
+__all__ = ["calibrate_stage", "describe_training"]
+
+CALIBRATION_STARS = 1000  # enough for a scale to 3 %
+REFERENCE_STARS = 4000  # enough for limits outside of which one star in 400 lies
+
+
+def calibrate_stage(
+    model: StellarPerceptron, dataset: SpectraDataset, profile: Profile, rows: np.ndarray
+) -> None:
+    """Describe the training spectra and calibrate the predicted errors, as a stage's last step.
+
+    Parameters
+    ----------
+    model, dataset, profile
+        The trained model, and the survey and profile of the stage.
+    rows
+        Rows of the validation stars. Without any, no errors are calibrated.
+    """
+    describe_training(model, dataset, profile)
+    if not len(rows):
+        return
+    random = np.random.RandomState(profile.training.seed)
+    rows = np.sort(random.permutation(rows)[:CALIBRATION_STARS])
+    stars = read_stars(dataset, profile, rows)
+    names = list(stars.label_names)
+    errors = stars.label_errors
+    model.calibrate(
+        stars.read(slice(0, len(stars))),
+        stars.wavelengths,
+        pd.DataFrame(stars.labels, columns=names),
+        None if errors is None else pd.DataFrame(errors, columns=names),
+        seed=profile.training.seed,
+    )
+
+
+def describe_training(model: StellarPerceptron, dataset: SpectraDataset, profile: Profile) -> None:
+    """Describe spectra and labels of a profile's training stars, for the flags of `predict`."""
+    seed = profile.training.seed
+    stars = read_stars(dataset, profile)
+    rows = np.random.RandomState(seed).permutation(len(stars))[:REFERENCE_STARS]
+    some = read_stars(dataset, profile, np.sort(rows))
+    model.reference = Reference.fit(
+        some.read(slice(0, len(some))),
+        model.tokenize(stars.names),
+        pd.DataFrame(stars.labels, columns=list(stars.label_names)),
+        model.tokenize(list(stars.label_names)),
+        seed,
+    )
