@@ -37,6 +37,7 @@ from stellarperceptron.evaluation.predictions import (
 from stellarperceptron.evaluation.summary import describe_survey
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label
+from stellarperceptron.training.run.calibration import describe_training
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder
 from stellarperceptron.utils.data_utils import atomic_output
@@ -76,7 +77,7 @@ in quadrature; for well-calibrated errors its scatter is 1.
 ## What it must not be used for
 
 - Stars outside this range, such as late M dwarfs and hot stars. The model answers for them, too,
-  with errors that are too small.
+  with errors that are too small. The column `flags` of its answers finds most of them.
 - Spectra that are not at rest, in air wavelengths, or normalized in another way; spectra of another
   resolving power.
 - Anything that is not the spectrum of a single star: binaries, galaxies, spectra of sky.
@@ -127,6 +128,9 @@ def main() -> None:
         with SpectraDataset.open(arguments.data) as dataset:
             require_stars_of(predictions, arguments.predictions.name, dataset.test, arguments.data)
             model.card = card(model, arguments.output.name, dataset, predictions)
+            if model.reference is None:  # checkpoints of version 0.1
+                labels = [name for name in dataset.label_names if name in model.vocabs]
+                describe_training(model, dataset, "observed", "first_half", labels)
         model.save(arguments.output, dtype=torch.float16, overwrite=True)
         if model.instrument == APOGEE:
             pinned = pinned_predictions(StellarPerceptron.load(arguments.output, device="cpu"))
@@ -182,7 +186,7 @@ def pinned_predictions(model: StellarPerceptron) -> dict[str, dict[str, list[flo
     for name in ("first_half", "fe_chunk", "full"):
         part = APOGEE.pixel_range(name)
         predicted = model.predict(flux[:, part], APOGEE.wavelength[part], labels, progress=False)
-        pinned[name] = predicted.to_dict("list")
+        pinned[name] = predicted.drop(columns="flags").to_dict("list")
     return pinned
 
 

@@ -15,4 +15,5 @@ def ask(model, spectra, part=slice(0, 12), **options):
 
 def predict(model, spectra, wavelengths=WAVELENGTHS, **options):
     """Predict all labels from all pixels."""
-    return model.predict(spectra, wavelengths, LABELS, names=NAMES, **options).to_numpy()
+    table = model.predict(spectra, wavelengths, LABELS, names=NAMES, **options)
+    return table.drop(columns="flags").to_numpy()

@@ -128,7 +128,7 @@ def test_unknown_label_names_the_nearest(model, spectra):
 def test_labels_are_known_as_people_write_them(model, spectra, name):
     label = {"t": "TEFF", "l": "LOGG", "f": "FE_H"}[name.strip("[").lower()[0]]
     predicted = model.predict(spectra, WAVELENGTHS, [name], names=NAMES)
-    assert list(predicted) == [label, f"{label}_error"]
+    assert list(predicted) == [label, f"{label}_error", "flags"]
 
 
 def test_more_pixels_than_the_context(model, spectra):

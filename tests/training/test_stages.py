@@ -52,16 +52,6 @@ def test_stage_2_keeps_the_standardization_of_stage_1(chain):
     assert not torch.equal(*weights)
 
 
-def test_stages_describe_the_spectra_that_they_are_trained_on(chain, survey):
-    one, two, three = (
-        StellarPerceptron.load(resolve_checkpoint(chain / n), device="cpu").reference for n in "123"
-    )
-    assert (len(one.tokens), len(two.tokens), three) == (7514, 3757, None)
-    with SpectraDataset.open(survey) as dataset:
-        observed = dataset.train.read("observed", pixels="first_half")
-    np.testing.assert_allclose(two.mean, np.nanmean(observed, 0), atol=0.02)
-
-
 def test_stage_3_freezes_decoder_and_second_encoder_block(chain):
     two, three = (
         StellarPerceptron.load(resolve_checkpoint(chain / n), device="cpu").torch_model.state_dict()

@@ -1,13 +1,16 @@
 """The last step of a stage: predicted errors are calibrated, and flags get their limits."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.flags import Reference
 from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.training.prepare import survey_stars
 from stellarperceptron.training.profiles import Profile
-from stellarperceptron.training.stages import read_stars
+from stellarperceptron.training.stages import label_names, read_stars
 
 __all__ = ["calibrate_stage", "describe_training"]
 
@@ -27,10 +30,12 @@ def calibrate_stage(
     rows
         Rows of the validation stars. Without any, no errors are calibrated.
     """
-    describe_training(model, dataset, profile)
+    data, seed = profile.data, profile.training.seed
+    labels = label_names(dataset, profile)
+    describe_training(model, dataset, data.kind, data.pixels, labels, seed)
     if not len(rows):
         return
-    random = np.random.RandomState(profile.training.seed)
+    random = np.random.RandomState(seed)
     rows = np.sort(random.permutation(rows)[:CALIBRATION_STARS])
     stars = read_stars(dataset, profile, rows)
     names = list(stars.label_names)
@@ -40,16 +45,32 @@ def calibrate_stage(
         stars.wavelengths,
         pd.DataFrame(stars.labels, columns=names),
         None if errors is None else pd.DataFrame(errors, columns=names),
-        seed=profile.training.seed,
+        seed=seed,
     )
 
 
-def describe_training(model: StellarPerceptron, dataset: SpectraDataset, profile: Profile) -> None:
-    """Describe spectra and labels of a profile's training stars, for the flags of `predict`."""
-    seed = profile.training.seed
-    stars = read_stars(dataset, profile)
+def describe_training(
+    model: StellarPerceptron,
+    dataset: SpectraDataset,
+    kind: str,
+    pixels: str | slice,
+    label_names: Sequence[str],
+    seed: int = 0,
+) -> None:
+    """Describe spectra and labels of a survey's training stars, for the flags of `predict`.
+
+    Parameters
+    ----------
+    model
+        The model, whose `reference` is replaced.
+    dataset, kind, pixels, label_names
+        The stars; see `survey_stars`.
+    seed
+        Seed of the choice of stars whose spectra are read, and of noise and windows.
+    """
+    stars = survey_stars(dataset, kind, pixels, label_names)
     rows = np.random.RandomState(seed).permutation(len(stars))[:REFERENCE_STARS]
-    some = read_stars(dataset, profile, np.sort(rows))
+    some = survey_stars(dataset, kind, pixels, label_names, np.sort(rows))
     model.reference = Reference.fit(
         some.read(slice(0, len(some))),
         model.tokenize(stars.names),
