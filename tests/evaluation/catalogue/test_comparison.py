@@ -225,7 +225,7 @@ def test_all_kinds_are_predicted_and_drawn(script, checkpoint, tmp_path):
     assert table.loc["apStar", "rv_class"] == "giant"
     assert table.loc["aspcapStar", ["rv_TEFF", "rv_FE_H"]].isna().all()
     names = [flag_names(flags) for flags in table["flags"]]
-    assert table["flag_names"].fillna("").tolist() == names
+    assert table["flag_names"].astype(object).fillna("").tolist() == names
     pictures = sorted(path.name for path in output.glob("*.png"))
     star = "2M00000000+0000000"
     assert pictures == [f"{star}.png", f"{star}_apVisit.png", "2M11111111+1111111.png"]
