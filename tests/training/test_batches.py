@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_training import make_data
 
-from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.batches import MixedGenerator, TrainingGenerator
 
 
 def concatenated(batches, name):
@@ -361,3 +361,34 @@ def test_impossible_options(options):
 def test_bins_need_one_choice_for_all_stars():
     with pytest.raises(ValueError, match="tokens of several pixels"):
         TrainingGenerator(make_data(pixels_per_token=4), np.arange(30), 5, 12)
+
+
+def mixed(share=0.25, **options):
+    """A mixture of 20 stars and of 10 others, told apart by their rows."""
+    data = make_data()
+    sets = (np.arange(20), np.arange(20, 30))
+    first, second = (TrainingGenerator(data, rows, 2, 10, **options) for rows in sets)
+    return MixedGenerator(first, second, share)
+
+
+def test_a_mixed_epoch_shows_the_first_set_once_and_the_share_of_the_second():
+    generator = mixed()
+    stars = concatenated(generator.batches(3), "stars").tolist()
+    assert sorted(star for star in stars if star < 20) == list(range(20))
+    assert len(generator) == 13  # 3 of 13 batches are the nearest to a quarter
+    assert len({star for star in stars if star >= 20}) == 6
+
+
+def test_a_mixture_is_drawn_anew_in_each_epoch_and_goes_on_where_it_stopped():
+    generator = mixed()
+    epochs = [concatenated(generator.batches(epoch), "stars").tolist() for epoch in (0, 1)]
+    where = [[i for i, star in enumerate(stars) if star >= 20] for stars in epochs]
+    assert where[0] != where[1]
+    resumed = concatenated(generator.batches(1, start=5), "stars").tolist()
+    assert resumed == epochs[1][10:]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 0.9])
+def test_impossible_mixtures_are_refused(share):
+    with pytest.raises(ValueError, match="share"):
+        mixed(share)

@@ -42,6 +42,10 @@ def main() -> None:
         # fine-tuning starts from what the model has learned about them.
         model = StellarPerceptron.load_for_finetuning(arguments.checkpoint, device=process.device)
         data = place_stars(model, dataset, read_stars(dataset, profile), profile)
+        rehearsal = None
+        if profile.rehearsal is not None:
+            stars = read_stars(dataset, profile.rehearsal)
+            rehearsal = place_stars(model, dataset, stars, profile)
         training, validation = split_rows(dataset, profile)
         train_stage(
             model,
@@ -57,6 +61,7 @@ def main() -> None:
                 "checkpoint": str(arguments.checkpoint),
                 "checkpoint_sha256": sha256,
             },
+            rehearsal=rehearsal,
             resume=not fresh,
         )
         if process.rank == 0:

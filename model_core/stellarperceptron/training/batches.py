@@ -19,10 +19,10 @@ from stellarperceptron.training.prefetch import batches_of_values
 from stellarperceptron.training.prepare import TrainingData
 from stellarperceptron.training.profiles import CHOICES
 
-__all__ = ["Batch", "TrainingGenerator"]
+__all__ = ["Batch", "MixedGenerator", "TrainingGenerator"]
 
 # Each kind of random choice has its own stream.
-_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW = range(5)
+_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW, _MIXTURE = range(6)
 
 
 def _seed_of(*numbers: int) -> int:
@@ -341,3 +341,55 @@ class TrainingGenerator:
         keys = self._keys(_LABELS, stars, self._label_hash).masked_fill(labels.isnan(), -1)
         chosen = keys.argmax(dim=1, keepdim=True)
         return data.label_ids[chosen], labels.gather(1, chosen), errors.gather(1, chosen)
+
+
+class MixedGenerator:
+    """Iterate over the batches of two sets of stars, mixed at random.
+
+    An epoch shows all batches of the first set, and as many of the second as its share asks for.
+
+    Parameters
+    ----------
+    first, second
+        The two sets.
+    share
+        Fraction of the batches that come from the second set.
+
+    Raises
+    ------
+    ValueError
+        The share is not in [0, 1), or the second set has too few batches.
+    """
+
+    def __init__(self, first: TrainingGenerator, second: TrainingGenerator, share: float):
+        if not 0 <= share < 1:
+            raise ValueError(f"share = {share} is not in [0, 1)")
+        self.first, self.second, self.share = first, second, share
+        self.extra = round(len(first) * share / (1 - share))
+        if self.extra > len(second):
+            raise ValueError(
+                f"{len(second)} batches of the second set are too few: a share of {share} needs "
+                f"{self.extra}"
+            )
+        self.rows, self.batch_size = first.rows, first.batch_size
+
+    def __len__(self) -> int:
+        """Batches of an epoch in this process."""
+        return len(self.first) + self.extra
+
+    def lengths(self, number: int = 100) -> np.ndarray:
+        """`number` quantiles of the number of tokens that a star shows."""
+        part = round(number * self.extra / len(self))
+        return np.append(self.first.lengths(number - part), self.second.lengths(part))
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch, from batch `start` on; see `TrainingGenerator.batches`."""
+        random = np.random.default_rng(abs(_seed_of(self.first.seed, epoch, _MIXTURE)))
+        second = random.permutation(len(self)) < self.extra
+        skipped = int(second[:start].sum())
+        parts = (
+            self.first.batches(epoch, start - skipped),
+            self.second.batches(epoch, skipped),
+        )
+        for which in second[start:]:
+            yield next(parts[int(which)])

@@ -161,6 +161,10 @@ class DataProfile:
     label_errors
         Add the errors of the catalogue to the predicted variances in the loss. Use false for
         synthetic spectra: they are made from the catalogue's labels, which are exact for them.
+    synthetic_share
+        Fraction of the batches that show synthetic spectra of the same stars instead, with all
+        pixels and exact labels. Fine-tuning on a part of the observed spectra then keeps what the
+        model knows about the other pixels.
     stars
         Number of stars for training and validation, the first of a seeded shuffle; 0: all.
     validation_split
@@ -182,6 +186,7 @@ class DataProfile:
     pixels: str = "full"
     labels: tuple[str, ...] | str = PUBLISHED_LABELS
     label_errors: bool = True
+    synthetic_share: float = 0.0
     stars: int = 0
     validation_split: float = 0.1
     metal_poor_copies: int = 1
@@ -278,6 +283,14 @@ class Profile:
     freeze: FreezeProfile = field(default_factory=FreezeProfile)
     selection: SelectionProfile = field(default_factory=SelectionProfile)
 
+    @property
+    def rehearsal(self) -> "Profile | None":
+        """The same stars as stage 1 has shown them; None if `data.synthetic_share` is 0."""
+        if not self.data.synthetic_share:
+            return None
+        known = {"kind": "synthetic", "pixels": "full", "label_errors": False}
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, **known))
+
     def _problems(self) -> Iterable[str]:
         for (section, name), known in CHOICES.items():
             value = getattr(getattr(self, section), name)
@@ -285,6 +298,10 @@ class Profile:
                 yield f"{section}.{name} = {value!r} is not one of {', '.join(known)}"
         if not 0 <= self.data.validation_split < 1:
             yield f"data.validation_split = {self.data.validation_split} is not in [0, 1)"
+        if not 0 <= self.data.synthetic_share <= 0.5:
+            yield f"data.synthetic_share = {self.data.synthetic_share} is not in [0, 0.5]"
+        if self.data.synthetic_share and self.data.kind == "synthetic":
+            yield "data.synthetic_share is for observed spectra; data.kind is 'synthetic'"
         if self.data.metal_poor_copies < 1:
             yield f"data.metal_poor_copies = {self.data.metal_poor_copies} is below 1"
         if self.data.stars < 0:

@@ -252,6 +252,7 @@ def train_stage(
     output: Path,
     *,
     inputs: dict[str, Any],
+    rehearsal: TrainingData | None = None,
     resume: bool = True,
     extensible: bool = True,
 ) -> list[dict[str, float]]:
@@ -263,11 +264,15 @@ def train_stage(
         Rows of `data`; stars without labels or valid pixels are left out.
     inputs
         Files and hashes that the run depends on, saved with the profile as its configuration.
+    rehearsal
+        Spectra of the same stars that stage 1 has shown; see `Profile.rehearsal`.
     resume
         Continue from the newest checkpoint in `output`.
     extensible
         A complete run may be continued with more epochs if its schedule allows that.
     """
+    if profile.data.synthetic_share and rehearsal is None:
+        raise ValueError("data.synthetic_share is for stage 2 only: remove it from the profile")
     usable = usable_stars(data)
     folder = RunFolder(
         output,
@@ -303,6 +308,7 @@ def train_stage(
         validation_rows,
         profile.training,
         process,
+        rehearsal=None if rehearsal is None else (rehearsal, profile.data.synthetic_share),
         scheduler=lambda optimizer, steps: profile.schedule.make(
             optimizer, steps, profile.training.epochs
         ),

@@ -21,7 +21,7 @@ from stellarperceptron.nn_utils import (
     mean_squared_pull,
     robust_mean_squared_error,
 )
-from stellarperceptron.training.batches import Batch, TrainingGenerator
+from stellarperceptron.training.batches import Batch, MixedGenerator, TrainingGenerator
 from stellarperceptron.training.loop import run_training
 from stellarperceptron.training.prepare import TrainingData, fewest_tokens
 from stellarperceptron.training.profiles import TrainingOptions
@@ -57,6 +57,7 @@ class PerceptronTask:
         validation_rows: np.ndarray,
         options: TrainingOptions,
         process: Process,
+        rehearsal: tuple[TrainingData, float] | None = None,
     ):
         self.model, self.data, self.network = model, data, model.torch_model
         self.compile = options.compile
@@ -67,17 +68,12 @@ class PerceptronTask:
             "rank": process.rank,
             "world_size": process.world_size,
         }
-        self.training = TrainingGenerator(
-            data,
-            training_rows,
-            options.batch_size,
-            model.config.context_length,
-            outputs_padding=options.outputs_padding,
-            window_share=options.window_share,
-            window_tokens=options.window_tokens,
-            subset_share=options.subset_share,
-            **shared,
-        )
+        self.training = self._training_batches(data, training_rows, options, shared)
+        if rehearsal is not None:
+            known, share = rehearsal
+            self.training = MixedGenerator(
+                self.training, self._training_batches(known, training_rows, options, shared), share
+            )
         self.validation = TrainingGenerator(
             data,
             validation_rows,
@@ -88,17 +84,30 @@ class PerceptronTask:
         )
         # If every star fills its context, attention needs no mask.
         everyone = np.concatenate([training_rows, validation_rows])
-        fills = fewest_tokens(data, everyone) >= self.training.context_length
+        fills = fewest_tokens(data, everyone) >= self.validation.context_length
         # An augmentation may make single pixels bad, but not all pixels of a bin; a window may show
         # only bad pixels of the bins at its ends.
         bins = data.groups.shape[1] > 1
         changes = bool(options.window_share) if bins else data.augment is not None
-        self.complete = fills and not options.outputs_padding and not changes
+        self.complete = fills and not options.outputs_padding and not changes and rehearsal is None
         labels = len(data.label_ids) if options.labels_per_star == "all" else 1
         lengths = self.training.lengths()
         flops = [model.flops_per_star(int(length), labels, training=True) for length in lengths]
         self.flops_per_star = float(np.mean(flops))
         self.shapes_vary = lengths.min() < lengths.max()
+
+    def _training_batches(self, data, rows, options, shared) -> TrainingGenerator:
+        return TrainingGenerator(
+            data,
+            rows,
+            options.batch_size,
+            self.model.config.context_length,
+            outputs_padding=options.outputs_padding,
+            window_share=options.window_share,
+            window_tokens=options.window_tokens,
+            subset_share=options.subset_share,
+            **shared,
+        )
 
     def losses(
         self, module: nn.Module, batch: Batch
@@ -141,6 +150,7 @@ def train(
     options: TrainingOptions,
     process: Process,
     *,
+    rehearsal: tuple[TrainingData, float] | None = None,
     scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = None,
     folder: RunFolder | None = None,
     resume: bool = True,
@@ -160,6 +170,9 @@ def train(
         Settings of the training.
     process
         See `utils.distributed.process_group`.
+    rehearsal
+        Other spectra of the same stars that the model has learned before, and the fraction of the
+        batches that show them again; see `DataProfile.synthetic_share`.
     scheduler
         Function of the optimizer and the number of steps in an epoch that makes a learning-rate
         schedule. It is stepped once per epoch, or once per optimizer step if its attribute
@@ -183,7 +196,7 @@ def train(
     SystemExit
         With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
     """
-    task = PerceptronTask(model, data, training_rows, validation_rows, options, process)
+    task = PerceptronTask(model, data, training_rows, validation_rows, options, process, rehearsal)
     history = run_training(
         task,
         options,
