@@ -30,7 +30,7 @@ from stellarperceptron.evaluation.predictions import (
     predictions_table,
     write_predictions,
 )
-from stellarperceptron.training.stages import describe_data, draw_stars
+from stellarperceptron.training.stages import draw_stars
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
 
 
@@ -81,7 +81,7 @@ def train_all(arguments: argparse.Namespace, dataset: SpectraDataset) -> None:
         "pixels": [part.start, part.stop],
         "stars": len(rows),
         "seed": arguments.seed,
-        "data": {"path": str(dataset.path), **describe_data(dataset)},
+        "data": {"path": str(dataset.path), **dataset.identity},
     }
     missing = []
     for name in arguments.baselines:

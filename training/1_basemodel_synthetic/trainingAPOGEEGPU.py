@@ -16,7 +16,6 @@ from stellarperceptron.training.run.script import (
     stage_folder,
 )
 from stellarperceptron.training.stages import (
-    describe_data,
     new_model,
     place_stars,
     read_stars,
@@ -48,7 +47,7 @@ def main() -> None:
             profile,
             process,
             arguments.output,
-            inputs={"stage": 1, "data": describe_data(dataset)},
+            inputs={"stage": 1, "data": dataset.identity},
             resume=not arguments.no_resume,
         )
         if process.rank == 0:

@@ -18,7 +18,6 @@ from stellarperceptron.training.run.script import (
     starts_anew,
 )
 from stellarperceptron.training.stages import (
-    describe_data,
     place_stars,
     read_stars,
     split_rows,
@@ -57,7 +56,7 @@ def main() -> None:
             arguments.output,
             inputs={
                 "stage": 2,
-                "data": describe_data(dataset),
+                "data": dataset.identity,
                 "checkpoint": str(arguments.checkpoint),
                 "checkpoint_sha256": sha256,
             },

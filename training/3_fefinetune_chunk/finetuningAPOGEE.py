@@ -25,7 +25,6 @@ from stellarperceptron.training.run.script import (
     starts_anew,
 )
 from stellarperceptron.training.stages import (
-    describe_data,
     five_folds,
     label_names,
     place_stars,
@@ -50,7 +49,7 @@ def main() -> None:
         dataset = stack.enter_context(SpectraDataset.open(arguments.data))
         inputs = {
             "stage": 3,
-            "data": describe_data(dataset),
+            "data": dataset.identity,
             "checkpoint": str(arguments.checkpoint),
             "checkpoint_sha256": sha256,
         }

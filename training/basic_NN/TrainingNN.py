@@ -23,7 +23,7 @@ from stellarperceptron.training.run.script import (
     stage_arguments,
     stage_folder,
 )
-from stellarperceptron.training.stages import describe_data, five_folds, label_columns, label_names
+from stellarperceptron.training.stages import five_folds, label_columns, label_names
 from stellarperceptron.training.tasks import train_baseline
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import process_group
@@ -47,7 +47,7 @@ def main() -> None:
             return flux, split.labels[rows, column], split.label_errors[rows, column]
 
         iron_rich = read(dataset.train, dataset.train.iron_rich_stars())
-        inputs = {"stage": "baseline", "data": describe_data(dataset)}
+        inputs = {"stage": "baseline", "data": dataset.identity}
         configuration = {"inputs": inputs, "profile": profile.to_dict()}
         stack.enter_context(
             stage_folder(output, process, fresh=arguments.no_resume, configuration=configuration)

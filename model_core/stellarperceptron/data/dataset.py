@@ -331,6 +331,15 @@ class SpectraDataset:
             )
         return dataset
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Properties that identify a survey, wherever its file is."""
+        return {
+            "stars": len(self.train),
+            "test_stars": len(self.test),
+            "provenance": self.provenance,
+        }
+
     def __reduce__(self):
         return SpectraDataset.open, (self.path,)
 

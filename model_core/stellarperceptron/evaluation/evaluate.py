@@ -19,7 +19,7 @@ from stellarperceptron.evaluation.predictions import (
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.baseline import BaselineNetwork
-from stellarperceptron.training.stages import describe_data, require_labels, require_same_instrument
+from stellarperceptron.training.stages import require_labels, require_same_instrument
 from stellarperceptron.utils.arguments import HelpFormatter, computing_arguments, output_folder
 
 __all__ = ["evaluate", "evaluation_labels", "evaluation_parser", "load_network", "print_metrics"]
@@ -177,7 +177,7 @@ def evaluate(
         "epoch": epoch,
         "spectra": kind,
         "pixels": [part.start, part.stop],
-        "data": {"path": str(dataset.path), **describe_data(dataset)},
+        "data": {"path": str(dataset.path), **dataset.identity},
         "seconds": round(seconds, 2),
         "stars_per_s": round(len(spectra) / seconds, 1),
         "version": version("stellarperceptron"),

@@ -288,8 +288,8 @@ class Profile:
         """The same stars as stage 1 has shown them; None if `data.synthetic_share` is 0."""
         if not self.data.synthetic_share:
             return None
-        known = {"kind": "synthetic", "pixels": "full", "label_errors": False}
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, **known))
+        data = dataclasses.replace(self.data, kind="synthetic", pixels="full", label_errors=False)
+        return dataclasses.replace(self, data=data)
 
     def _problems(self) -> Iterable[str]:
         for (section, name), known in CHOICES.items():

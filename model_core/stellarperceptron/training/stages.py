@@ -35,7 +35,6 @@ from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process
 
 __all__ = [
-    "describe_data",
     "draw_stars",
     "fit_model",
     "five_folds",
@@ -173,15 +172,6 @@ def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, n
         iron = dataset.train.labels[training, dataset.label_names.index("FE_H")]
         training = np.append(training, np.repeat(training[iron < -1], copies - 1))
     return training, validation
-
-
-def describe_data(dataset: SpectraDataset) -> dict[str, Any]:
-    """Properties that identify a survey, wherever its file is."""
-    return {
-        "stars": len(dataset.train),
-        "test_stars": len(dataset.test),
-        "provenance": dataset.provenance,
-    }
 
 
 def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | None = None) -> Stars:
