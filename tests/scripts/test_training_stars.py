@@ -248,6 +248,22 @@ def test_errors_are_calibrated_on_validation_stars(survey, dataset, start, tmp_p
         assert given["errors"] is None
 
 
+def test_stage_2_rehearses_what_stage_1_has_shown(survey, dataset, start, tmp_path):
+    common = ("--profile", "smoke", "--data", survey, "--output", tmp_path / "2", *start)
+    with mock.patch.object(stages, "train_stage", side_effect=Started) as train:
+        pytest.raises(Started, run_here, f"training/{STAGES[2]}", *common)
+    model, data = train.call_args.args[0], train.call_args.kwargs["rehearsal"]
+    assert_spectra(data, dataset.train.read("synthetic"))
+    assert_pixels(model, data, dataset, "full")
+    assert_labels(model, data, dataset, slice(None), range(5), errors=False)
+
+
+def test_only_stage_2_rehearses(survey, tmp_path):
+    given = ("--profile", "smoke", "--data", survey, "--output", tmp_path / "1")
+    kind = ("--set", "data.kind=observed", "--set", "data.synthetic_share=0.1")
+    assert "synthetic_share is for stage 2 only" in run_here(f"training/{STAGES[1]}", *given, *kind)
+
+
 def test_a_stage_forgets_the_calibration_of_the_stage_before(survey, dataset, start, tmp_path):
     model, data, training, validation, profile, process, output = training_of(
         2, survey, tmp_path / "2", *start
@@ -255,7 +271,11 @@ def test_a_stage_forgets_the_calibration_of_the_stage_before(survey, dataset, st
     model.calibration = Calibration({"TEFF": (1.0, 0.0)})
     model.epoch = 7
     with mock.patch.object(stages, "train") as train:
-        stages.train_stage(model, data, training, validation, profile, process, output, inputs={})
+        stages.train_stage(
+            *(model, data, training, validation, profile, process, output),
+            inputs={},
+            rehearsal=data,
+        )
     assert train.called and not model.calibration.factors and model.epoch == 0
 
 

@@ -125,26 +125,6 @@ def test_metal_poor_stars_come_several_times_in_training_only(survey):
     assert len(np.unique(validation)) == len(validation)
 
 
-def test_rehearsal_shows_what_stage_1_has_shown(survey):
-    profile = read_profile(FOLDER / "smoke.toml", "stage_2", ["data.synthetic_share=0.2"])
-    with SpectraDataset.open(survey) as dataset:
-        stars = read_stars(dataset, profile.rehearsal)
-        flux = stars.read(slice(0, 3))
-        np.testing.assert_array_equal(flux, dataset.train.read("synthetic", slice(0, 3)))
-        np.testing.assert_array_equal(stars.labels, dataset.train.labels)
-    assert stars.label_errors is None
-    assert read_profile(FOLDER / "paper.toml", "stage_2").rehearsal is None
-
-
-def test_only_stage_2_rehearses(survey, tmp_path):
-    result = script(
-        f"training/{STAGES[1]}",
-        *("--profile", "smoke", "--data", survey, "--output", tmp_path / "1"),
-        *("--set", "data.kind=observed", "--set", "data.synthetic_share=0.1"),
-    )
-    assert result.returncode != 0 and "synthetic_share is for stage 2 only" in result.stderr
-
-
 def test_stages_say_when_they_are_complete(chain):
     assert all((chain / name / "complete").exists() for name in ("1", "2", "3", "nn"))
 
