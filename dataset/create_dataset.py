@@ -38,7 +38,7 @@ from stellarperceptron.data.apogee.dr17 import (
     read_catalogue,
 )
 from stellarperceptron.data.apogee.selection import Cut, Selection, catalogue_cuts, cut_table
-from stellarperceptron.utils.arguments import positive
+from stellarperceptron.utils.arguments import positive, run_script
 from stellarperceptron.utils.data_utils import atomic_output, check_output_file
 from stellarperceptron.utils.locks import FileLock
 
@@ -259,4 +259,4 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

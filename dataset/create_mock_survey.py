@@ -20,7 +20,7 @@ from pathlib import Path
 
 from stellarperceptron.data.survey_file import FORMAT_VERSION
 from stellarperceptron.evaluation.catalogue.command import make_survey, survey_arguments
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, run_script
 
 
 def main() -> None:
@@ -41,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

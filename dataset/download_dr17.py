@@ -33,8 +33,8 @@ from stellarperceptron.data.apogee.dr17 import (
     read_catalogue,
 )
 from stellarperceptron.data.apogee.selection import catalogue_cuts, cut_table
-from stellarperceptron.utils.arguments import positive, positive_float
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.arguments import positive, positive_float, run_script
+from stellarperceptron.utils.data_utils import atomic_output, plain_text
 from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, StoppedError
 
 LONGEST_CATALOGUE = 20_000_000_000  # bytes; the catalogue has 4 GB
@@ -201,7 +201,7 @@ def write_missing(path: Path, missing: list[tuple[str, bool, str]], asked: set[s
     ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "absent", "reason"])
-        table.writerows(sorted(rows.values()))
+        table.writerows([plain_text(cell) for cell in row] for row in sorted(rows.values()))
 
 
 def fetch_stars(archive: Archive, options: argparse.Namespace, paths: list[str]):
@@ -310,4 +310,4 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,6 +21,7 @@ from stellarperceptron.data.apogee.continuum import VALID_FLUX
 from stellarperceptron.data.apogee.dr17 import clean_labels
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.survey_file import SurveyWriter
+from stellarperceptron.utils.arguments import HelpFormatter, run_script
 
 BLOCK = 1024  # stars in a block: 31 MB for each kind of spectra
 
@@ -70,7 +71,7 @@ def import_published(folder: Path, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, import, print a summary."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with the published arrays")
     parser.add_argument("output", type=Path, help="survey file to write (HDF5)")
     options = parser.parse_args(arguments)
@@ -87,4 +88,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

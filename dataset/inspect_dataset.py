@@ -20,7 +20,7 @@ from tqdm import tqdm
 from stellarperceptron.data.apogee.grid import CHIP_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset, Split
 from stellarperceptron.labels import label as label_named
-from stellarperceptron.utils.arguments import output_file, positive
+from stellarperceptron.utils.arguments import output_file, positive, run_script
 from stellarperceptron.utils.plotting import COLORS, axis_label, save_figure, use_style
 
 BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
@@ -257,4 +257,4 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

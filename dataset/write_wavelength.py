@@ -10,11 +10,12 @@ import argparse
 from pathlib import Path
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, write_wavelength
+from stellarperceptron.utils.arguments import HelpFormatter, run_script
 
 
 def main() -> None:
     """Read the arguments and write."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("output", type=Path, help="CSV file to write")
     output = parser.parse_args().output
     write_wavelength(output)
@@ -22,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

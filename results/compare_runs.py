@@ -14,7 +14,7 @@ import pandas as pd
 
 from stellarperceptron.evaluation.predictions import metrics_of_predictions, read_predictions
 from stellarperceptron.evaluation.tables import format_value, label_heading
-from stellarperceptron.utils.arguments import HelpFormatter, output_file
+from stellarperceptron.utils.arguments import HelpFormatter, output_file, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 
@@ -86,4 +86,4 @@ def chunk_table(runs: list[Path]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -39,7 +39,7 @@ from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label
 from stellarperceptron.training.run.calibration import describe_training
 from stellarperceptron.training.run.script import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 
@@ -191,4 +191,4 @@ def pinned_predictions(model: StellarPerceptron) -> dict[str, dict[str, list[flo
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

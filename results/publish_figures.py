@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.summary import describe_survey
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 
 HERE = Path(__file__).resolve().parent
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -48,7 +48,7 @@ from stellarperceptron.evaluation.tables import (
     iron_text,
     labels_text,
 )
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import Document
 
@@ -396,4 +396,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,5 +1,6 @@
 """The numbered scripts as programs: run them, and train all stages at toy size."""
 
+import importlib.util
 import runpy
 import subprocess
 import sys
@@ -31,6 +32,14 @@ def run_here(path, *arguments):
         except SystemExit as end:
             return end.code
     return None
+
+
+def load(path):
+    """A script as a module."""
+    specification = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def stage(which, data, output, *arguments):

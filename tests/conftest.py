@@ -47,6 +47,8 @@ SLOW = (
     "scripts/test_recipe_label.py",
     "scripts/test_results.py",
     "scripts/test_synthesis.py",
+    "scripts/test_two_at_once.py",
+    "test_all_scripts.py::test_no_docstrings",
     "test_baselines.py::test_the_seed_makes_it_repeatable",
     "test_calibration.py::test_errors_become_the_scatter",
     "test_model.py::test_a_context_of_the_whole_spectrum",

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from astropy import units as u
 
 from stellarperceptron.instruments import APOGEE, INSTRUMENTS, Continuum, Instrument, instrument
 
@@ -201,3 +202,11 @@ def test_parts_that_do_not_fit_are_refused(parts, message):
 def test_descriptions_that_cannot_be_read(about, message):
     with pytest.raises(ValueError, match=message):
         Instrument.from_dict(about)
+
+
+def test_wavelengths_may_have_any_unit_of_length():
+    wavelength = np.linspace(8460.0, 8700.0, 2401)
+    spot = Instrument("SPOT", (wavelength * u.AA).to(u.nm))
+    np.testing.assert_allclose(spot.wavelength, wavelength, rtol=1e-12)
+    few = (wavelength[[3, 7]] * u.AA).to(u.micron)
+    assert spot.pixel_names(few).tolist() == ["spot_3", "spot_7"]

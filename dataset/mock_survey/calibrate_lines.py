@@ -64,7 +64,7 @@ from synthesize_grid import SCATTER_SEED, prepare
 from tqdm import tqdm
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
-from stellarperceptron.utils.arguments import output_file
+from stellarperceptron.utils.arguments import output_file, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 
 RESOLUTION = (22500.0, 22500.0, 22500.0)  # on the three chips
@@ -345,4 +345,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -27,6 +27,8 @@ from pathlib import Path
 
 import matplotlib
 
+from stellarperceptron.utils.arguments import run_script
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
@@ -392,4 +394,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

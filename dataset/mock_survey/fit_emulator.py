@@ -25,6 +25,8 @@ from pathlib import Path
 
 import matplotlib
 
+from stellarperceptron.utils.arguments import run_script
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
@@ -335,4 +337,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

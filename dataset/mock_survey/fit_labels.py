@@ -22,7 +22,7 @@ from stellarperceptron.data.mock.population import (
     error_features,
 )
 from stellarperceptron.labels import PUBLISHED_LABELS
-from stellarperceptron.utils.arguments import output_file
+from stellarperceptron.utils.arguments import output_file, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 
 NEIGHBOURS = 100
@@ -122,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

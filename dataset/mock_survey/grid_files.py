@@ -19,7 +19,7 @@ import numpy as np
 import synthesis
 from synthesis import LABEL_NAMES, N_PIXELS
 
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, room_to_close
 
 FORMAT_VERSION = 1
 # Flux is rounded to 2^-17 = 7.6e-6, so that it compresses.
@@ -156,6 +156,7 @@ def write_grid(path: Path, index, labels, flux, attributes: dict, failed: dict, 
     with (
         atomic_output(path, expected_bytes=need) as partial,
         h5py.File(partial, "w", libver=("v110", "v110")) as file,
+        room_to_close(partial.parent),
     ):
 
         def add(name, data, rows, **options):

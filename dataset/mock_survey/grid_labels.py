@@ -22,7 +22,7 @@ from synthesis import LABEL_NAMES
 
 from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT
 from stellarperceptron.labels import PUBLISHED_LABELS
-from stellarperceptron.utils.arguments import output_file
+from stellarperceptron.utils.arguments import output_file, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 
 ANCHORS = Path(__file__).with_name("label_anchors.csv")
@@ -172,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from line_lists import EV_TO_CM, air_to_vacuum, read_linemake
 
-from stellarperceptron.utils.arguments import output_file
+from stellarperceptron.utils.arguments import output_file, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 
 SECOND_RADIATION = 1.438777  # h c / k [cm K], CODATA 2018
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

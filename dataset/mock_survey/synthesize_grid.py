@@ -55,7 +55,7 @@ from packages import PACKAGES
 from synthesis import Synthesizer
 from tqdm import tqdm
 
-from stellarperceptron.utils.arguments import output_file
+from stellarperceptron.utils.arguments import output_file, run_script
 
 __all__ = ["GridError", "make_grid", "make_points", "prepare", "read_grid", "settings"]
 
@@ -320,4 +320,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

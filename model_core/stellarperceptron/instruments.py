@@ -48,7 +48,7 @@ class Instrument:
     ----------
     name : str
     wavelength : (P,) float64
-        Wavelengths of the pixels [Angstrom, vacuum], ascending.
+        Wavelengths of the pixels [Angstrom, vacuum, or a Quantity], ascending.
     chips : mapping of str to slice
         Pixels of each detector or arm, one after another, with or without gaps in wavelength.
         Default: one chip, "all".
@@ -107,7 +107,7 @@ class Instrument:
 
     def _checked(self) -> dict[str, Any]:
         """All parts but the name, checked and completed."""
-        grid = _constant(self.wavelength, np.float64)
+        grid = _constant(_in_angstrom(self.wavelength), np.float64)
         size, step = len(grid), np.diff(grid)
         if size < 2 or not np.isfinite(grid).all() or grid[0] <= 0 or (step <= 0).any():
             raise ValueError("wavelengths must be finite, positive and ascending, each once")
@@ -184,7 +184,7 @@ class Instrument:
 
     def nearest_pixels(self, wavelengths: np.ndarray) -> np.ndarray:
         """(n,) index of the pixel nearest to each wavelength (n,) [Angstrom], at any distance."""
-        grid, wavelengths = self.wavelength, np.asarray(wavelengths, dtype=np.float64)
+        grid, wavelengths = self.wavelength, np.asarray(_in_angstrom(wavelengths), float)
         right = np.searchsorted(grid, wavelengths).clip(1, len(grid) - 1)
         return np.where(2 * wavelengths < grid[right - 1] + grid[right], right - 1, right)
 
@@ -201,7 +201,7 @@ class Instrument:
         ValueError
             A wavelength is more than half a pixel away from every pixel.
         """
-        wavelengths = np.asarray(wavelengths, dtype=np.float64)
+        wavelengths = np.asarray(_in_angstrom(wavelengths), dtype=np.float64)
         pixels = self.nearest_pixels(wavelengths)
         # A wavelength halfway between two pixels belongs to one of them despite rounding.
         half = 0.5 * (1 + 1e-9) * self.pixel_width[pixels]
@@ -318,6 +318,15 @@ class Instrument:
             return cls(**{**about, "continuum": continuum and Continuum(**continuum)})
         except TypeError as error:
             raise ValueError(f"instrument {about['name']}: {error}") from error
+
+
+def _in_angstrom(wavelengths: Any) -> Any:
+    """Wavelengths with a unit of length in Angstrom, others as they are."""
+    if getattr(wavelengths, "unit", None) is None:
+        return wavelengths
+    from astropy import units as u  # takes a while, and most wavelengths are plain numbers
+
+    return u.Quantity(wavelengths).to_value(u.AA, u.spectral())
 
 
 def _constant(values: Any, dtype: type) -> np.ndarray:

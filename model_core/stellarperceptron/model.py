@@ -17,14 +17,11 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.flags import Reference, SpectrumFlags, warn_of_flags
 from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.data.wavelengths import air_or_vacuum, resampling_onto
-from stellarperceptron.model_core import Calibration, error_scale
+from stellarperceptron.model_core import Calibration, error_scale, label_table
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
 from stellarperceptron.network.interface.base import one_of
 from stellarperceptron.network.interface.perception import PerceivingModel
-from stellarperceptron.network.patches import (
-    predict_patches,
-    split_into_patches,
-)
+from stellarperceptron.network.patches import predict_patches, split_into_patches
 from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 from stellarperceptron.utils.distributed import Process
 
@@ -164,6 +161,7 @@ class StellarPerceptron(PerceivingModel):
         tokens = self.tokenize(names)
         if tokens.shape != (n,):
             raise ValueError(f"{tokens.shape} names do not match spectra of {n} pixels")
+        self._refuse_names_in_air(tokens, wavelengths)
         if not tokens.all():
             raise ValueError("padding among the pixels: leave it out, or make bad pixels NaN")
         self.require_standardization(tokens)
@@ -201,11 +199,12 @@ class StellarPerceptron(PerceivingModel):
                 given, number = flux, len(flux)
                 if compile:
                     flux = np.resize(flux, (min(batch_size, stars), n))  # keep the shape
-                flux = self.standardizer.standardize(torch.from_numpy(flux).to(self.device), tokens)
+                flux = self.measured(torch.from_numpy(flux).to(self.device), tokens)
+                flux = self.standardizer.standardize(flux, tokens)
                 value, error = predict_patches(
                     network, flux, patches, request_ids, combine, self.nan_policy, compile
                 )
-                answers.append(torch.stack([value, error])[:, :number].double().cpu())
+                answers.append(torch.stack([value, error])[:, :number].cpu().double())
                 valid.append((~flux[:number].isnan()).sum(dim=1).cpu().numpy())
                 flags.append(judge(given, valid[-1]))
                 bar.update(number)
@@ -222,7 +221,7 @@ class StellarPerceptron(PerceivingModel):
         """Refuse wavelengths in air, which most stars' lines give away."""
         tokens = self.tokenize(self.instrument.pixel_names())
         template = self.standardizer.center[tokens]  # the median spectrum of the training stars
-        flux = as_array(spectra[:50], dtype=np.float32)
+        flux = sentinels_to_nan(as_array(spectra[:50], dtype=np.float32))
         found = air_or_vacuum(wavelengths, flux, self.instrument.wavelength, template)
         if (found == "air").sum() > (found == "vacuum").sum():
             raise ValueError(
@@ -265,12 +264,9 @@ class StellarPerceptron(PerceivingModel):
         seed
             Seed of the positions of the windows.
         """
-        labels = pd.DataFrame(labels)
         known_as, label_tokens = self._label_tokens(list(labels))
-        labels = labels.set_axis(known_as, axis=1)
-        errors = 0 * labels
-        if label_errors is not None:
-            errors = pd.DataFrame(label_errors).set_axis(known_as, axis=1)
+        labels = label_table(labels, known_as)
+        errors = 0 * labels if label_errors is None else label_table(label_errors, known_as, "_ERR")
         wavelengths = as_array(wavelengths, unit="Angstrom", name="wavelengths")
         random, order = np.random.default_rng(seed), np.argsort(wavelengths)
         old, self.calibration = self.calibration, Calibration()
@@ -291,7 +287,7 @@ class StellarPerceptron(PerceivingModel):
                 )
                 pixels.append(max(1.0, float(np.median(np.isfinite(flux).sum(axis=1)))))
                 for label in labels:
-                    residual = (predicted[label] - labels[label].to_numpy()).to_numpy()
+                    residual = (predicted[label] - labels[label]).to_numpy()
                     error = predicted[f"{label}_error"].to_numpy()
                     scales[label].append(error_scale(residual, error, errors[label].to_numpy()))
         except BaseException:
@@ -310,9 +306,9 @@ class StellarPerceptron(PerceivingModel):
         kept = {k: v for k, v in old.factors.items() if k not in labels}
         self.calibration = Calibration(kept)
         for label, values in scales.items():
-            known = np.isfinite(values)
-            if known.any():
-                self.calibration.fit(label, np.array(pixels)[known], np.array(values)[known])
+            found = np.isfinite(values)
+            if found.any():
+                self.calibration.fit(label, np.array(pixels)[found], np.array(values)[found])
             else:
                 warnings.warn(
                     f"errors of {label} stay uncalibrated: no star has it, or its catalogue errors "
@@ -423,9 +419,14 @@ class StellarPerceptron(PerceivingModel):
         if isinstance(inputs, SpectraDataset):
             stars = survey_stars(inputs, kind, pixels, outputs_name)
         else:
+            if isinstance(inputs, pd.DataFrame) and inputs_name is None:
+                inputs_name = list(map(str, inputs.columns))
+            inputs_name = self._known_names(inputs_name, "inputs_name")
+            outputs_name = self._known_names(outputs_name, "outputs_name", strict=True)
             stars = array_stars(inputs, inputs_name, outputs_name, inputs_err, inputs_wavelength)
         if stars.wavelengths is not None:
             self._check_wavelengths(stars.wavelengths, [np.shape(stars.wavelengths)])
+            self._refuse_names_in_air(self.tokenize(stars.names), stars.wavelengths)
         self.set_trainable(
             freeze_decoder=freeze_decoder,
             freeze_encoder=freeze_encoder,

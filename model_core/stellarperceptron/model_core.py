@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from stellarperceptron.data.standardizer import Standardizer
@@ -14,7 +15,7 @@ from stellarperceptron.network.config import PUBLISHED_KEYS, ModelConfig
 from stellarperceptron.utils.arguments import with_nearest
 from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
-__all__ = ["PADDING", "Calibration", "StellarPerceptronCore", "error_scale"]
+__all__ = ["PADDING", "Calibration", "StellarPerceptronCore", "error_scale", "label_table"]
 
 PADDING = "[pad]"
 
@@ -86,6 +87,23 @@ def error_scale(residuals: np.ndarray, errors: np.ndarray, label_errors: np.ndar
     ratio = ratio[np.isfinite(ratio)]
     quantile = float(np.quantile(ratio, 0.6827)) if len(ratio) else 0.0
     return float(np.sqrt(quantile)) if quantile > 0 else math.nan
+
+
+def label_table(values: Any, names: Sequence[str], suffix: str = "") -> pd.DataFrame:
+    """Labels (N, Q) in any container as a table; NaN where they are missing.
+
+    Parameters
+    ----------
+    values
+        The labels, or their errors.
+    names
+        (Q,) names of the columns.
+    suffix
+        "_ERR" for errors, whose marks for a missing value are others; see `sentinels_to_nan`.
+    """
+    array = as_array(values, unit=None, name=f"labels{suffix}")
+    array = sentinels_to_nan(array, [f"{name}{suffix}" for name in names])
+    return pd.DataFrame(array, columns=list(names))
 
 
 class StellarPerceptronCore:
@@ -281,9 +299,10 @@ class StellarPerceptronCore:
             Shapes that do not match, or unknown names.
         """
         tokens = self.tokenize(names)
-        values = sentinels_to_nan(as_array(values, unit=None, name="values"), "values")
+        values = as_array(values, unit=None, name="values")
         if np.ndim(values) != 2 or tokens.shape != (np.shape(values)[1],):
             raise ValueError(f"values {np.shape(values)} are not (N, n) for {tokens.shape} names")
+        values = sentinels_to_nan(values, self.detokenize(tokens))
         self.standardizer.fit(values, tokens, device)
 
     def require_standardization(self, tokens: np.ndarray) -> None:

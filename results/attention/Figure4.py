@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.training.run.script import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, run_script
 from stellarperceptron.utils.plotting import (
     COLORS,
     LABEL_SYMBOLS,
@@ -75,6 +75,8 @@ def open_attention(path: Path) -> h5py.File:
         raise FileNotFoundError(f"there is no {path}: {remedy}")
     try:
         file = h5py.File(path)
+    except PermissionError:
+        raise
     except OSError as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
     if not any(f"{group}/sensitivity" in file for group in (*GROUPS, "all")):
@@ -183,4 +185,4 @@ def finish_row(
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -67,8 +67,9 @@ from stellarperceptron.utils.arguments import (
     computing_arguments,
     output_folder,
     positive,
+    run_script,
 )
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, room_to_close
 
 RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memory [bytes]
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
@@ -186,7 +187,11 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
     path = arguments.output / "attention.h5"
     shape = (len(rows), len(labels), len(tokens.pixels))
     size = 2 * math.prod(shape) + RESERVE
-    with atomic_output(path, expected_bytes=size) as temporary, h5py.File(temporary, "w") as file:
+    with (
+        atomic_output(path, expected_bytes=size) as temporary,
+        h5py.File(temporary, "w") as file,
+        room_to_close(temporary.parent),
+    ):
         chunks = (min(64, shape[0]), *shape[1:])
         stored = file.create_dataset("attention", shape, "f2", chunks=chunks, compression="gzip")
 
@@ -333,4 +338,4 @@ def sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

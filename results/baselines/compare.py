@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from stellarperceptron.evaluation.tables import compare_predictions, comparison_text
-from stellarperceptron.utils.arguments import HelpFormatter, with_nearest
+from stellarperceptron.utils.arguments import HelpFormatter, run_script, with_nearest
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 
@@ -77,4 +77,4 @@ def named_seconds(given: list[str], names: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

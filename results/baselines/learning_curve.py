@@ -30,7 +30,7 @@ from stellarperceptron.evaluation.baselines import BASELINES
 from stellarperceptron.evaluation.predictions import about_predictions
 from stellarperceptron.evaluation.tables import compare_predictions
 from stellarperceptron.training.profiles import find_profile, read_profile
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
 
@@ -187,4 +187,4 @@ def draw(table: pd.DataFrame, metric: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

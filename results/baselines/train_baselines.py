@@ -31,7 +31,7 @@ from stellarperceptron.evaluation.predictions import (
     write_predictions,
 )
 from stellarperceptron.training.stages import draw_stars
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive, run_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -130,4 +130,4 @@ def require_settings(path: Path, settings: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

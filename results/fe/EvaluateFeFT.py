@@ -21,6 +21,7 @@ from stellarperceptron.evaluation.evaluate import (
     print_metrics,
 )
 from stellarperceptron.training.run.script import resolve_checkpoint
+from stellarperceptron.utils.arguments import run_script
 
 
 def table_name(folder: Path) -> str:
@@ -68,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -27,7 +27,7 @@ from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.predictions import read_predictions, require_same_stars
 from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.labels import PUBLISHED_LABELS
-from stellarperceptron.utils.arguments import HelpFormatter, output_file
+from stellarperceptron.utils.arguments import HelpFormatter, output_file, run_script
 from stellarperceptron.utils.plotting import (
     COLORS,
     error_bar,
@@ -152,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,7 +23,7 @@ from stellarperceptron.evaluation.predictions import (
     read_predictions,
     require_same_stars,
 )
-from stellarperceptron.utils.arguments import HelpFormatter, output_file
+from stellarperceptron.utils.arguments import HelpFormatter, output_file, run_script
 from stellarperceptron.utils.plotting import (
     error_bar,
     plot_predicted_against_actual,
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

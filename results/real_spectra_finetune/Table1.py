@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stellarperceptron.evaluation.predictions import read_predictions
 from stellarperceptron.evaluation.tables import giants_table, giants_text
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from stellarperceptron.evaluation.metrics import coverage
 from stellarperceptron.evaluation.predictions import predicted_labels, read_predictions
 from stellarperceptron.labels import label as label_named
-from stellarperceptron.utils.arguments import HelpFormatter, output_file
+from stellarperceptron.utils.arguments import HelpFormatter, output_file, run_script
 from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
 
 MOST_COLUMNS = 6  # panels side by side; more go below
@@ -88,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

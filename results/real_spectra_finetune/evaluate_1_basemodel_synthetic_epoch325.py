@@ -23,6 +23,7 @@ from stellarperceptron.evaluation.evaluate import (
     print_metrics,
 )
 from stellarperceptron.training.run.script import resolve_checkpoint
+from stellarperceptron.utils.arguments import run_script
 
 
 def main() -> None:
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,6 +21,7 @@ from stellarperceptron.evaluation.evaluate import (
     print_metrics,
 )
 from stellarperceptron.training.run.script import resolve_checkpoint
+from stellarperceptron.utils.arguments import run_script
 
 
 def main() -> None:
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

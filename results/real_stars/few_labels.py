@@ -38,7 +38,8 @@ from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.training.run.script import resolve_checkpoint
-from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive
+from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive, run_script
+from stellarperceptron.utils.arrays import check_array_archive, sentinels_to_nan
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
@@ -55,6 +56,7 @@ STEPS = 600  # optimizer steps of one cosine, however few the stars are
 WARMUP_STEPS = 50
 
 FLUX_SCALE = 0.958  # of the file's flux over that of this package's pseudo-continuum
+MOST_VALUES = 1_000_000_000  # of an array in the file: 100,000 spectra
 TOKENS = {"TEFF": "TEFF", "LOGG": "LOGG", "M_H": "FE_H"}  # what the model calls the labels
 HEADINGS = {"TEFF": "Teff [K]", "LOGG": "log g", "M_H": "[M/H]"}
 RIDGE, QUADRATIC = "ridge regression", "quadratic regression"
@@ -84,6 +86,7 @@ def read_stars(path: Path) -> Stars:
         The file is missing, or no such file; says what it lacks.
     """
     try:
+        check_array_archive(path, MOST_VALUES)
         with np.load(path, allow_pickle=False) as content:
             needed = ["wavelength", "flux", "bad", "labels", "label_names"]
             missing = [name for name in needed if name not in content]
@@ -93,7 +96,8 @@ def read_stars(path: Path) -> Stars:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     names = arrays["label_names"].astype(str).tolist()
-    flux, labels = arrays["flux"].astype(float), arrays["labels"].astype(float)
+    flux = sentinels_to_nan(arrays["flux"].astype(float))
+    labels = sentinels_to_nan(arrays["labels"].astype(float), names)
     shapes = (len(labels), len(arrays["wavelength"])), (len(flux), len(names))
     if (flux.shape, labels.shape) != shapes or arrays["bad"].shape != flux.shape:
         raise ValueError(f"{path}: flux {flux.shape}, labels {labels.shape} and names do not match")
@@ -308,4 +312,4 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -52,6 +52,7 @@ from stellarperceptron.utils.arguments import (
     computing_arguments,
     output_folder,
     positive,
+    run_script,
 )
 from stellarperceptron.utils.data_utils import atomic_output, check_output_folder, escaped
 from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
@@ -123,6 +124,7 @@ def main() -> None:
                 stars.append((path, *reading))
         fluxes = [flux for _, _, flux in stars]
         predicted = predict_labels(model, fluxes, part, labels, arguments.shuffles)
+        stars, predicted = leave_out_unknown(stars, predicted, failures)
         table = finish(stars, predicted, labels, output)
     except (OSError, ValueError) as error:
         sys.exit(f"{script}: {error}")
@@ -145,6 +147,20 @@ def examples(packages: Path | None) -> list[Path]:
             file=sys.stderr,
         )
         return []
+
+
+def leave_out_unknown(
+    stars: list[tuple[Path, Spectrum, np.ndarray]],
+    predicted: pd.DataFrame,
+    failures: list[tuple[str, str]],
+) -> tuple[list[tuple[Path, Spectrum, np.ndarray]], pd.DataFrame]:
+    """Leave out stars that got no label, and list them among the failures."""
+    known = predicted.notna().any(axis=1).to_numpy()
+    for (path, *_), is_known in zip(stars, known, strict=True):
+        if not is_known:
+            reason = "no pixel is a measurement, or near the training spectra: look at its flux"
+            failures.append((str(path), f"{path}: {reason}"))
+    return [star for star, is_known in zip(stars, known, strict=True) if is_known], predicted[known]
 
 
 def finish(
@@ -282,4 +298,4 @@ def report(table: pd.DataFrame, labels: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

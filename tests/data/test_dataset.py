@@ -72,8 +72,10 @@ def test_data_set_survives_pickling(dataset):
 
 
 def test_rows_out_of_range_are_refused(dataset):
-    for rows in ([40], [-1], [0.5]):
-        with pytest.raises((IndexError, TypeError)):
+    few, many = [True, False, True], np.ones(50, dtype=bool)
+    hidden = np.ma.array([1, 2], mask=[False, True])
+    for rows in ([40], [-1], [0.5], few, many, many[:40, None], hidden, ["1"], [None]):
+        with pytest.raises(IndexError, match="rows "):
             dataset.train.read("observed", rows)
 
 

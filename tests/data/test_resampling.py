@@ -29,6 +29,14 @@ def test_a_smooth_spectrum_is_interpolated(step):
     np.testing.assert_allclose(resampling(flux[:, order])[0], expected, atol=3e-4)
 
 
+def test_wavelengths_that_are_there_twice_are_used_once():
+    wavelengths = APOGEE.wavelength[100:200] + 0.05
+    once = resampling_onto(APOGEE, wavelengths)
+    twice = resampling_onto(APOGEE, np.append(wavelengths, wavelengths[::-1]))
+    flux = np.sin(wavelengths)[None]
+    np.testing.assert_array_equal(twice(np.hstack([flux, flux[:, ::-1]])), once(flux))
+
+
 def test_bad_pixels_and_gaps_give_nothing():
     wavelengths = np.arange(GRID[0], GRID[-1], 0.1)
     wavelengths = np.delete(wavelengths, slice(300, 400))  # ten Angstrom

@@ -205,13 +205,22 @@ def test_marks_for_no_label_are_missing(tmp_path):
     for split in ("train", "test"):
         labels = rng.normal(size=(4, 5))
         labels[:3, 4] = -9999, 9999, -999.99
+        labels[:, 0], labels[3, 1] = (4500, 4600, 4700, 0), 99.99  # marks of TEFF and LOGG
+        flux = rng.uniform(0.8, 1.1, (4, 7514))
+        flux[2, 5:9] = -9999, 9999, 1e30, -999
         arrays = {
-            "aspcap_spectra": rng.uniform(0.8, 1.1, (4, 7514)),
+            "aspcap_spectra": flux,
             "labels": labels,
-            "label_errs": np.where(abs(labels) > 900, -9999, 0.1),
+            "label_errs": np.where(np.isin(labels, (-9999, 9999, -999.99)), -1.0, 0.1),
         }
         for name, array in arrays.items():
             np.save(tmp_path / f"{name}_{split}.npy", array)
     with SpectraDataset.open(tmp_path) as dataset:
-        for values in (dataset.train.labels, dataset.test.label_errors):
-            assert np.argwhere(np.isnan(values)).tolist() == [[0, 4], [1, 4], [2, 4]]
+        missing = [[0, 4], [1, 4], [2, 4]]
+        assert np.argwhere(np.isnan(dataset.test.label_errors)).tolist() == missing
+        missing += [[3, 0], [3, 1]]
+        assert np.argwhere(np.isnan(dataset.train.labels)).tolist() == missing
+        missing = [[2, pixel] for pixel in range(5, 9)]
+        out = np.empty((4, 7514), np.float32)
+        for read in (dataset.train.read("observed"), dataset.train.read("observed", out=out), out):
+            assert np.argwhere(np.isnan(read)).tolist() == missing

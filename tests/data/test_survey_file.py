@@ -7,7 +7,10 @@ import shutil
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
+from astropy import units as u
+from astropy.utils.masked import Masked
 from small_survey import COUNTS, N_PIXELS, make_arrays, write_survey
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
@@ -247,3 +250,25 @@ def test_error_spectra_may_be_kept(tmp_path):
         assert not without.train.has_errors
         with pytest.raises(ValueError, match="has no 'observed_errors' spectra"):
             without.train.read("observed_errors")
+
+
+def test_masked_and_swapped_arrays_are_written_as_what_they_mean(tmp_path):
+    arrays = make_arrays("train")
+    hidden = {name: np.random.default_rng(0).random(a.shape) < 0.2 for name, a in arrays.items()}
+    containers = {
+        "synthetic": lambda a, m: np.ma.array(np.where(m, -9999, a), mask=m),
+        "observed": lambda a, m: Masked(np.where(m, 0.0, a), mask=m),
+        "labels": lambda a, m: pd.DataFrame(a).astype("Float64").mask(pd.DataFrame(m)),
+        "label_errors": lambda a, m: np.where(m, np.nan, a).astype(">f8"),
+    }
+    options = {"wavelength": (APOGEE_WAVELENGTH[:N_PIXELS] * u.AA).to(u.nm), "provenance": {}}
+    with SurveyWriter(tmp_path / "s.h5", counts={"train": 40, "test": 40}, **options) as writer:
+        for split in ("train", "test"):
+            given = {name: containers[name](a, hidden[name]) for name, a in arrays.items()}
+            writer.append(split, ids=list(map(str, range(40))), **given)
+    with SpectraDataset.open(tmp_path / "s.h5") as dataset:
+        np.testing.assert_allclose(dataset.wavelength, APOGEE_WAVELENGTH[:N_PIXELS], rtol=1e-12)
+        for name, values in arrays.items():
+            kinds = ("synthetic", "observed")
+            read = dataset.train.read(name) if name in kinds else getattr(dataset.train, name)
+            np.testing.assert_array_equal(read, np.where(hidden[name], np.nan, values))

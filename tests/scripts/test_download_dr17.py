@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chain import ROOT
+from chain import ROOT, load
 from dr17_files import CUT_FATES, write_archive
 from dr17_server import serve
 
@@ -132,6 +132,17 @@ def test_list_keeps_files_that_were_not_asked_for(few, run):
     status, said, _ = run("--limit", "2")
     assert (status, "2 files of candidates, 2 are there" in said) == (0, True)
     assert (few.sas / "missing.csv").read_text() == listed
+
+
+def test_list_is_safe_in_a_spreadsheet_and_comes_back_from_one(tmp_path):
+    write_missing = load("dataset/download_dr17.py").write_missing
+    path = tmp_path / "missing.csv"
+    write_missing(path, [("=cmd|' /C calc'!A0", False, "is no name"), ("a", True, "gone")], set())
+    assert "\n'=cmd|" in path.read_text()
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as Excel saves it
+    write_missing(path, [("b", False, "damaged")], {"b"})
+    names = [line.split(",")[0] for line in path.read_text().splitlines()]
+    assert names == ["file", "'=cmd|' /C calc'!A0", "a", "b"]
 
 
 def test_absent_file_stays_so_when_the_server_is_out_of_order(few, run):

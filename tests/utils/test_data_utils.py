@@ -13,6 +13,7 @@ from stellarperceptron.utils.data_utils import (
     atomic_output,
     check_output_file,
     check_output_folder,
+    room_to_close,
 )
 from stellarperceptron.utils.locks import BusyError
 
@@ -57,6 +58,36 @@ def test_too_little_room_is_said_beforehand(tmp_path):
         path.write_text("never reached")
 
 
+def test_a_limit_on_files_is_said_beforehand(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with (
+            pytest.raises(OSError, match=r"a limit is reached .*ulimit -f.*a needs 0\.01 MB"),
+            atomic_output(tmp_path / "a", expected_bytes=10_000) as temporary,
+        ):
+            temporary.write_text("never reached")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_room_to_close_is_given_back_before_the_file_is_closed(tmp_path):
+    """HDF5 crashes if it cannot write what it holds when it closes a file."""
+
+    @contextmanager
+    def file():
+        try:
+            yield
+        finally:
+            assert not list(tmp_path.iterdir())
+
+    with pytest.raises(OSError, match="full"), file(), room_to_close(tmp_path, 1000):
+        (held,) = tmp_path.iterdir()
+        assert held.stat().st_size == 1000
+        raise OSError("full")
+
+
 WRITER = """
 import sys, time
 from stellarperceptron.utils.data_utils import atomic_output
@@ -79,7 +110,7 @@ def writer(path):
             process.communicate("")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_what_ended_processes_left_is_removed(tmp_path, stop):
     with writer(tmp_path / "a.txt") as process:
         process.send_signal(stop)

@@ -7,11 +7,11 @@ Several GPUs:
 """
 
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.prepare import fit_standardization
 from stellarperceptron.training.run.calibration import calibrate_stage
 from stellarperceptron.training.run.script import (
     mark_complete,
-    run_script,
     stage_arguments,
     stage_folder,
 )
@@ -22,6 +22,7 @@ from stellarperceptron.training.stages import (
     split_rows,
     train_stage,
 )
+from stellarperceptron.utils.arguments import run_script
 from stellarperceptron.utils.distributed import process_group
 
 
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, errors=(TrainingError,), hint="; the same command continues")

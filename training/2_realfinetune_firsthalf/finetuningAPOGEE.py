@@ -9,10 +9,10 @@ Several GPUs: put `torchrun --nproc-per-node=4` in place of `python`.
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.checkpoint import weights_sha256
+from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.run.calibration import calibrate_stage
 from stellarperceptron.training.run.script import (
     mark_complete,
-    run_script,
     stage_arguments,
     stage_folder,
     starts_anew,
@@ -23,6 +23,7 @@ from stellarperceptron.training.stages import (
     split_rows,
     train_stage,
 )
+from stellarperceptron.utils.arguments import run_script
 from stellarperceptron.utils.distributed import process_group
 
 
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, errors=(TrainingError,), hint="; the same command continues")

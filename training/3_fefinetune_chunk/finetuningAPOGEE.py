@@ -17,9 +17,9 @@ import pandas as pd
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.checkpoint import weights_sha256
+from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.run.script import (
     mark_complete,
-    run_script,
     stage_arguments,
     stage_folder,
     starts_anew,
@@ -31,6 +31,7 @@ from stellarperceptron.training.stages import (
     read_stars,
     train_stage,
 )
+from stellarperceptron.utils.arguments import run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import process_group
 
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, errors=(TrainingError,), hint="; the same command continues")

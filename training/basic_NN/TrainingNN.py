@@ -16,15 +16,16 @@ import numpy as np
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.run.script import (
     mark_complete,
-    run_script,
     stage_arguments,
     stage_folder,
 )
 from stellarperceptron.training.stages import five_folds, label_columns, label_names
 from stellarperceptron.training.tasks import train_baseline
+from stellarperceptron.utils.arguments import run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import process_group
 
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, errors=(TrainingError,), hint="; the same command continues")

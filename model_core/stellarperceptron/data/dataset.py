@@ -16,7 +16,7 @@ import numpy as np
 
 from stellarperceptron.data.sources import REMEDY, DatasetError, Source, open_source
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SPLITS
-from stellarperceptron.utils.arrays import sentinels_to_nan
+from stellarperceptron.utils.arrays import as_rows, sentinels_to_nan
 
 __all__ = [
     "SpectraDataset",
@@ -59,12 +59,13 @@ class Split:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels (N, L) float32, NaN where missing."""
-        return sentinels_to_nan(self._load("labels", slice(None), slice(None)), "labels")
+        return sentinels_to_nan(self._load("labels", slice(None), slice(None)), self.label_names)
 
     @cached_property
     def label_errors(self) -> np.ndarray:
         """Standard deviations of the labels (N, L) float32, NaN where missing."""
-        return sentinels_to_nan(self._load("label_errors", slice(None), slice(None)), "labels")
+        errors = self._load("label_errors", slice(None), slice(None))
+        return sentinels_to_nan(errors, [f"{name}_ERR" for name in self.label_names])
 
     @cached_property
     def true_labels(self) -> np.ndarray | None:
@@ -129,7 +130,7 @@ class Split:
         DatasetError
             The data set has no spectra of this kind, or its file is damaged.
         IndexError
-            A row is outside the split.
+            A row is outside the split, or a mask is not as long as it.
         """
         if kind not in self.kinds and not (kind == ERRORS and self.has_errors):
             raise DatasetError(
@@ -142,13 +143,11 @@ class Split:
         if isinstance(rows, slice) and rows.step not in (None, 1):
             rows = np.arange(self.n_stars)[rows]
         if not isinstance(rows, slice):
-            rows = np.asarray(rows)
-            if rows.dtype == bool and rows.shape == (self.n_stars,):
-                rows = np.flatnonzero(rows)
-            rows = rows.astype(np.int64, casting="same_kind") if rows.size else np.empty(0, int)
-            if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= self.n_stars)):
-                raise IndexError(f"rows must be numbers from 0 to {self.n_stars - 1}")
-        return self._load(kind, rows, columns, out)
+            rows = as_rows(rows, self.n_stars)
+        spectra = self._load(kind, rows, columns, out)
+        if (marked := sentinels_to_nan(spectra)) is not spectra:
+            spectra[...] = marked
+        return spectra
 
     def _load(
         self,

@@ -12,6 +12,8 @@ import torch
 from astropy.stats import mad_std
 from torch import Tensor
 
+from stellarperceptron.utils.distributed import precise
+
 __all__ = ["MAXIMUM_DEVIATION", "Standardizer"]
 
 MAXIMUM_DEVIATION = 10.0
@@ -25,12 +27,16 @@ def _median_and_scale(x: np.ndarray, device: torch.device) -> tuple[np.ndarray, 
     """Median and scale (float64) of each column (N, n) without NaNs; 0 and 0 without values."""
     if device.type == "cpu":
         x = np.asarray(x, dtype=np.float64)
-        x = np.where(np.isfinite(x).any(axis=0), x, 0.0)
+        finite = np.isfinite(x)
+        x = np.where(finite | finite.any(axis=0), np.where(finite, x, np.nan), 0.0)
         center, scale = np.nanmedian(x, axis=0), mad_std(x, axis=0, ignore_nan=True)
         deviation = np.nanstd(x, axis=0)
         varies = deviation > _ROUNDING * np.abs(center)
         return center, np.where((scale == 0) & varies, deviation, scale)
-    return _by_sorting(torch.from_numpy(np.ascontiguousarray(x)).to(device))
+    values = torch.from_numpy(np.ascontiguousarray(x))
+    if precise(device) == torch.float32:
+        values = values.float()
+    return _by_sorting(values.to(device))
 
 
 def _by_sorting(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +47,9 @@ def _by_sorting(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         middle = torch.stack([(valid - 1) // 2, valid // 2])
         return x.sort(dim=0).values.gather(0, middle).mean(dim=0)
 
-    x = x.double()
-    x = torch.where(x.isfinite().any(dim=0), x, 0.0)
+    finite = x.isfinite()
+    x = torch.where(finite, x, math.nan).to(precise(x.device))
+    x = torch.where(finite.any(dim=0), x, 0.0)
     center = median(x)
     scale = 1.482602218505602 * median((x - center).abs())  # as astropy.stats.mad_std
     known = ~x.isnan()

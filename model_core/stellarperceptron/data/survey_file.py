@@ -13,7 +13,8 @@ import numpy as np
 
 from stellarperceptron.instruments import APOGEE, Instrument
 from stellarperceptron.labels import PUBLISHED_LABELS, label
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.arrays import as_array
+from stellarperceptron.utils.data_utils import atomic_output, check_output_file, room_to_close
 
 __all__ = ["ERRORS", "FORMAT_VERSION", "KINDS", "SPLITS", "SurveyWriter"]
 
@@ -74,8 +75,8 @@ class SurveyWriter:
     Raises
     ------
     OSError
-        The disk is too full, before or during writing; the message gives the required space, and
-        the temporary file is removed.
+        There is a folder at `path`, or it cannot be written to. Or the disk is too full, before or
+        during writing; the message gives the required space, and the temporary file is removed.
     ValueError
         Arrays do not fit, or stars are missing at the end.
 
@@ -121,8 +122,8 @@ class SurveyWriter:
         self._provenance = json.dumps(dict(provenance), sort_keys=True)
         self._wavelength = instrument.wavelength
         if wavelength is not None:
-            instrument.pixels_at(wavelength)
-            self._wavelength = np.asarray(wavelength, dtype=np.float64)
+            self._wavelength = as_array(wavelength, unit="Angstrom", name="wavelength")
+            instrument.pixels_at(self._wavelength)
         self._format_version = format_version
         self._instrument = json.dumps(instrument.to_dict(), sort_keys=True)
         self._label_names = tuple(label_names)
@@ -154,6 +155,7 @@ class SurveyWriter:
         return 4 * sum(self._columns.values()) + _ID_BYTES
 
     def __enter__(self) -> "SurveyWriter":
+        check_output_file(self.path)
         with ExitStack() as stack:
             temporary = stack.enter_context(
                 atomic_output(self.path, expected_bytes=self.n_bytes + _RESERVE)
@@ -161,6 +163,7 @@ class SurveyWriter:
             # Since version 1.10 of HDF5's format, metadata have checksums too.
             file = h5py.File(temporary, "w", libver=("v110", "v110"), rdcc_nbytes=8 * 1024**2)
             self._file = stack.enter_context(file)
+            stack.enter_context(room_to_close(temporary.parent))
             self._create()
             self._stack = stack.pop_all()
         return self
@@ -220,7 +223,8 @@ class SurveyWriter:
             Names of n stars, at most 32 bytes in UTF-8 each.
         **arrays : (n, P) or (n, L)
             All arrays of the file: the kinds of spectra, `labels`, `label_errors` and, if the file
-            has them, `observed_errors` and `true_labels`. NaN is a bad pixel or a missing label.
+            has them, `observed_errors` and `true_labels`, in any container of `as_array`. What is
+            NaN or masked is a bad pixel or a missing label.
 
         Raises
         ------
@@ -242,18 +246,18 @@ class SurveyWriter:
             raise ValueError(f"the name {too_long.decode()} is longer than {_ID_BYTES} bytes")
         rows = slice(first, first + len(names))
         for name, values in arrays.items():
-            values = np.asarray(values)
+            values = as_array(values, unit=None, dtype=np.float32, name=name)
             if values.shape != (len(names), self._columns[name]):
                 raise ValueError(
                     f"{name} has the shape {values.shape}, expected is "
                     f"{(len(names), self._columns[name])}"
                 )
-            self._members[split][name][rows] = values.astype(np.float32, copy=False)
+            self._members[split][name][rows] = values
         self._members[split]["ids"][rows] = np.array(names, dtype=_TEXT)
         self.written[split] += len(names)
 
     def _check_room(self, n_stars: int) -> None:
-        """Stop before the disk is full: HDF5 cannot recover from a write that fails."""
+        """Stop before the disk is full."""
         free = shutil.disk_usage(self.path.parent).free
         if free < n_stars * self._row_bytes + _RESERVE:
             raise OSError(errno.ENOSPC, f"{free} bytes are free beside {self.path}")

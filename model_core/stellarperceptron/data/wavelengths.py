@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.utils.arrays import as_array
 
 __all__ = [
     "SPEED_OF_LIGHT",
@@ -122,7 +123,7 @@ def line_shift(
     ValueError
         The numbers of pixels differ, or wavelengths are not in equal steps of the logarithm.
     """
-    flux, template = np.atleast_2d(flux), np.atleast_2d(template)
+    flux, template = (np.atleast_2d(as_array(part, unit=None)) for part in (flux, template))
     if not flux.shape[1] == template.shape[1] == len(wavelength):
         raise ValueError(
             f"flux, template and wavelength have {flux.shape[1]}, {template.shape[1]} and "
@@ -177,8 +178,9 @@ def air_or_vacuum(
     (N,) str
         ``"air"``, ``"vacuum"``, or an empty text if the lines indicate neither.
     """
+    wavelength = as_array(wavelength, unit="Angstrom", name="wavelength")
     order = np.argsort(wavelength)
-    wavelength, flux = np.asarray(wavelength)[order], np.atleast_2d(flux)[:, order]
+    wavelength, flux = wavelength[order], np.atleast_2d(as_array(flux, unit=None))[:, order]
     low = max(wavelength[0], template_wavelength[0])
     high = min(wavelength[-1], template_wavelength[-1])
     steps = [np.median(np.diff(np.log(w))) for w in (wavelength, template_wavelength)]
@@ -328,7 +330,8 @@ def resampling_onto(instrument: Instrument, wavelengths: np.ndarray) -> Resampli
     off = np.abs(wavelengths - grid[nearest]) > ON_GRID * instrument.pixel_width[nearest]
     if not off.any():
         return None
-    order = np.argsort(wavelengths)
+    order = np.argsort(wavelengths, kind="stable")
+    order = order[np.diff(wavelengths[order], prepend=-np.inf) > 0]  # each wavelength once
     x = wavelengths[order]
     pixels = np.flatnonzero((grid >= x[0]) & (grid <= x[-1]))
     if len(x) < 2 or not len(pixels):

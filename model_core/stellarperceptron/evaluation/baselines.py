@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from stellarperceptron.nn_utils import linear_warmup_cosine, robust_mean_squared_error
+from stellarperceptron.utils.arrays import as_array, is_constant, sentinels_to_nan
 
 __all__ = [
     "BASELINES",
@@ -76,8 +78,10 @@ class Baseline:
             Shapes that do not match; a label that fewer than ten stars have.
         """
         begin = time.process_time()
-        flux, labels = np.asarray(flux, dtype=np.float32), np.array(labels, dtype=float)
-        errors = np.zeros_like(labels) if label_errors is None else np.nan_to_num(label_errors)
+        flux, labels = _measured(flux), as_array(labels, unit=None, name="labels").copy()
+        errors = np.zeros_like(labels)
+        if label_errors is not None:
+            errors = np.nan_to_num(as_array(label_errors, unit=None, name="label_errors"))
         if flux.ndim != 2 or not labels.shape == errors.shape == (len(flux), len(label_names)):
             raise ValueError(
                 f"flux {flux.shape}, labels {labels.shape}, their errors {errors.shape} and "
@@ -120,7 +124,7 @@ class Baseline:
             The number of pixels is not that of `fit`.
         """
         begin = time.process_time()
-        flux = np.asarray(flux, dtype=np.float32)
+        flux = _measured(flux)
         if flux.ndim != 2 or flux.shape[1] != len(self._pixel_mean):
             raise ValueError(f"flux {flux.shape} needs {len(self._pixel_mean)} pixels, as in fit")
         blocks = [flux[i : i + 1000] for i in range(0, max(1, len(flux)), 1000)]
@@ -145,6 +149,13 @@ class Baseline:
     def _predict(self, flux: np.ndarray) -> np.ndarray:
         """Standardized labels and errors (2, N, L) from centred fluxes."""
         raise NotImplementedError
+
+
+def _measured(flux: Any) -> np.ndarray:
+    """Fluxes (N, P) float32, NaN in what is no measurement."""
+    flux = sentinels_to_nan(as_array(flux, dtype=np.float32))
+    constant = is_constant(torch.from_numpy(flux)).numpy() if flux.ndim == 2 else np.zeros(0, bool)
+    return np.where(constant[:, None], np.float32(np.nan), flux) if constant.any() else flux
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from stellarperceptron.network.checkpoint import (
 )
 from stellarperceptron.network.kernels.linear import Linear
 from stellarperceptron.network.tensor_files import save_tensors, tensor_bytes
+from stellarperceptron.utils.arrays import as_array, is_constant, sentinels_to_nan
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = ["BaselineNetwork"]
@@ -58,21 +59,28 @@ class BaselineNetwork(nn.Module):
         """(N, P) fluxes, NaN for bad pixels -> standardized value and log-variance (N,)."""
         median, scale = self.flux_statistics
         # Bad pixels are replaced by their median.
-        value, logvar = self.layers(((flux - median) / scale).nan_to_num(nan=0.0)).unbind(dim=1)
+        z = (flux - median) / scale
+        value, logvar = self.layers(torch.where(z.isfinite(), z, 0.0)).unbind(dim=1)
         return value, logvar
 
     @torch.no_grad()
     def predict(self, flux: np.ndarray, batch_size: int = 4096) -> pd.DataFrame:
-        """Predict the label of spectra (N, P): columns `<label>` and `<label>_error`."""
+        """Predict the label of spectra (N, P): columns `<label>` and `<label>_error`.
+
+        NaN for stars without any good pixel.
+        """
         self.eval()
         parts = []
         for start in range(0, len(flux), batch_size):
-            part = np.asarray(flux[start : start + batch_size], dtype=np.float32)
-            value, logvar = self(torch.from_numpy(part).to(self.flux_statistics.device))
+            part = as_array(flux[start : start + batch_size], dtype=np.float32)
+            part = torch.from_numpy(sentinels_to_nan(part)).to(self.flux_statistics.device)
+            value, logvar = self(part)
             median, scale = self.label_statistics
-            parts.append(torch.stack([value * scale + median, (0.5 * logvar).exp() * scale], 1))
+            answer = torch.stack([value * scale + median, (0.5 * logvar).exp() * scale], 1)
+            measured = torch.isfinite(part).any(dim=1) & ~is_constant(part)
+            parts.append(answer.masked_fill(~measured[:, None], torch.nan))
         columns = [self.label, f"{self.label}_error"]
-        answers = torch.cat(parts).double().cpu().numpy() if parts else np.empty((0, 2))
+        answers = torch.cat(parts).cpu().double().numpy() if parts else np.empty((0, 2))
         return pd.DataFrame(answers, columns=columns)
 
     def save(

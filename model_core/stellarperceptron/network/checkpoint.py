@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from stellarperceptron.network.tensor_files import (
-    check_array_archive,
+    MOST_TOKENS,
     check_network_size,
     load_tensors,
     not_finite,
     save_tensors,
     tensor_bytes,
 )
+from stellarperceptron.utils.arrays import check_array_archive
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = [
@@ -274,7 +275,7 @@ def read_embed_map(path: Path) -> np.ndarray:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read a small `.npz` file of plain arrays."""
     try:
-        check_array_archive(path)
+        check_array_archive(path, MOST_TOKENS)
         with np.load(path, allow_pickle=False) as file:
             return {name: np.asarray(file[name]) for name in file.files}
     except (FileNotFoundError, PermissionError):

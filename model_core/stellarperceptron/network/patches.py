@@ -171,7 +171,9 @@ def split_into_patches(
             Patch(
                 torch.as_tensor(pixels, device=device),
                 torch.as_tensor(pixel_ids(pixels, tokens), device=device),
-                embedding_layer.encode_wavelength(torch.as_tensor(mean, device=device)),
+                embedding_layer.encode_wavelength(
+                    torch.as_tensor(mean, dtype=torch.float32, device=device)
+                ),
             )
         )
     return patches

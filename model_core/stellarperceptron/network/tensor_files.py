@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, ValuesView
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
     "MOST_TOKENS",
-    "check_array_archive",
     "check_network_size",
     "check_tensor_file",
     "check_tensors",
@@ -105,42 +103,6 @@ def _tensors(content: Any) -> Iterator[Tensor]:
         elif isinstance(item, Mapping | list | tuple | set) and id(item) not in seen:
             seen.add(id(item))
             waiting += item.values() if isinstance(item, Mapping) else item
-
-
-def check_array_archive(path: Path, most: int = MOST_TOKENS) -> None:
-    """Check the headers of a `.npz` file before its arrays are read.
-
-    Parameters
-    ----------
-    path
-        The file.
-    most
-        Largest number of values of an array.
-
-    Raises
-    ------
-    ValueError
-        An array has more values; the message names the limit.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for record in archive.infolist():
-            with archive.open(record) as file:
-                version = np.lib.format.read_magic(file)
-                read = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }
-                if version not in read:
-                    raise ValueError(f"{record.filename} has version {version} of the format")
-                shape, _, dtype = read[version](file)
-            values = 1
-            for length in shape:
-                values *= length
-            if values > most or dtype.itemsize > 16:
-                raise ValueError(
-                    f"{record.filename} declares {values} values of {dtype.itemsize} bytes, at "
-                    f"most {most} of 16 bytes are read"
-                )
 
 
 def check_network_size(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.layers import Tokens
 from stellarperceptron.model_core import StellarPerceptronCore
 from stellarperceptron.network.patches import (
@@ -22,7 +23,7 @@ from stellarperceptron.network.patches import (
     pixel_ids,
 )
 from stellarperceptron.training.prefetch import memory_for
-from stellarperceptron.utils.arrays import as_array, as_names, sentinels_to_nan
+from stellarperceptron.utils.arrays import as_array, as_names, as_rows, sentinels_to_nan
 
 __all__ = [
     "Stars",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 BLOCK = 4096  # stars read at a time
+LARGEST_ERROR = 1e6  # of a label, in scatters of all stars: with more, nothing is known of it
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,21 @@ def survey_stars(
     kind, pixels
         "observed" or "synthetic" spectra, and which of their pixels; see `SpectraDataset`.
     label_names
-        Names of the labels; None: all of them.
+        Names of the labels, as people write them; None: all of them.
     rows
-        Rows of the training stars to use; None: all of them.
+        Row numbers of the training stars to use, or a mask; None: all of them.
+
+    Raises
+    ------
+    ValueError
+        The survey lacks a label or the pixels; the message lists its labels.
+    IndexError
+        A row does not exist.
     """
     split, part = dataset.train, dataset.train.pixel_range(pixels)
-    label_names = list(label_names or dataset.label_names)
+    label_names = resolve_label_names(label_names or "all", dataset.label_names)
     columns = [dataset.label_names.index(label) for label in label_names]
-    rows = np.arange(len(split)) if rows is None else rows
+    rows = np.arange(len(split)) if rows is None else as_rows(rows, len(split))
     wavelengths = dataset.wavelength[part]
     return Stars(
         read=lambda block: split.read(kind, rows[block], part),
@@ -103,7 +112,7 @@ def survey_stars(
         wavelengths=wavelengths,
         labels=split.labels[rows][:, columns],
         label_errors=split.label_errors[rows][:, columns],
-        label_names=label_names,
+        label_names=list(label_names),
     )
 
 
@@ -136,22 +145,26 @@ def array_stars(
     """
     if isinstance(inputs, pd.DataFrame) and names is None:
         names = inputs.columns.to_numpy(dtype=str)
-    inputs = sentinels_to_nan(as_array(inputs, unit=None, name="inputs"), "inputs")
+    inputs = as_array(inputs, unit=None, name="inputs")
     names = np.asarray([] if names is None else as_names(names), dtype=str)
     if inputs.ndim != 2 or names.shape != inputs.shape[1:]:
         raise ValueError(f"inputs {inputs.shape} need one name for each column, not {names.shape}")
+    inputs = sentinels_to_nan(inputs, names.tolist())
     if errors is not None:
-        errors = sentinels_to_nan(as_array(errors, unit=None, name="inputs_err"), "inputs_err")
+        errors = as_array(errors, unit=None, name="inputs_err")
         if errors.shape != inputs.shape:
             raise ValueError(f"inputs_err {errors.shape} do not match inputs {inputs.shape}")
+        errors = sentinels_to_nan(errors, [f"{name}_ERR" for name in names])
+    unique, counts = np.unique(names, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"names given twice: {', '.join(map(str, unique[counts > 1][:5]))}")
     label_names = [] if label_names is None else as_names(label_names, "outputs_name")
     missing = [label for label in label_names if label not in names]
     if missing or not label_names:
         raise ValueError(f"outputs_name: {missing or 'none given'} not among the columns")
-    unique, counts = np.unique(names, return_counts=True)
-    if (counts > 1).any() or len(set(label_names)) < len(label_names):
-        twice = [*unique[counts > 1], *(n for n in label_names if label_names.count(n) > 1)]
-        raise ValueError(f"names given twice: {', '.join(map(str, twice[:5]))}")
+    if len(set(label_names)) < len(label_names):
+        twice = [name for name in label_names if label_names.count(name) > 1]
+        raise ValueError(f"outputs_name: names given twice: {', '.join(twice[:5])}")
     columns = [int(np.flatnonzero(names == label)[0]) for label in label_names]
     others = np.setdiff1d(np.arange(len(names)), columns)
     if wavelengths is not None:
@@ -184,14 +197,35 @@ def fit_standardization(
         The training stars. Values are read only if one of them has no standardization.
     device
         Device that computes the medians; see `Standardizer.fit`.
+
+    Raises
+    ------
+    ValueError
+        A label that has no standardization yet is the same for all stars, or missing in all.
     """
-    tokens = model.tokenize(stars.names)
+    tokens, label_tokens = model.tokenize(stars.names), model.tokenize(stars.label_names)
     if len(model.standardizer.missing(tokens)):
         values = np.empty((len(stars), len(tokens)), dtype=np.float32)
         for block in stars.blocks():
-            values[block] = stars.read(block)
+            values[block] = _read(model, stars, block, tokens)
         model.fit_standardization(values, tokens, device)
-    model.fit_standardization(np.asarray(stars.labels), stars.label_names)
+    new = model.standardizer.missing(label_tokens)
+    model.fit_standardization(np.asarray(stars.labels), label_tokens)
+    alike = new[model.standardizer.scale[new] == 0]
+    if len(alike):
+        model.standardizer.fitted[new] = False
+        name, column = model.detokenize(alike[:1])[0], label_tokens.tolist().index(alike[0])
+        known = stars.labels[np.isfinite(stars.labels[:, column]), column]
+        what = f"label {name} is {known[0]:g} in all stars" if len(known) else f"no star has {name}"
+        raise ValueError(f"{what}: there is nothing to learn, leave this label out")
+
+
+def _read(
+    model: StellarPerceptronCore, stars: Stars, block: slice, tokens: np.ndarray
+) -> np.ndarray:
+    """Values (k, n) of a block of stars in single precision, NaN where nothing was measured."""
+    values = np.ascontiguousarray(stars.read(block), dtype=np.float32)
+    return model.measured(torch.from_numpy(values), tokens).numpy()
 
 
 @dataclass(frozen=True)
@@ -325,8 +359,7 @@ def prepare_training_data(
     standardizer, like = model.standardizer, torch.empty(0, device=device)
     center, scale, limit = standardizer.statistics(tokens, like)
     for block in stars.blocks():
-        read = np.ascontiguousarray(stars.read(block), dtype=np.float32)
-        difference = torch.from_numpy(read).to(device) - center
+        difference = torch.from_numpy(_read(model, stars, block, tokens)).to(device) - center
         if augment is None:  # what is out of range stays so
             z = difference / scale
             difference = difference.masked_fill((z.abs() > limit) | z.isinf(), math.nan)
@@ -334,6 +367,8 @@ def prepare_training_data(
     labels = standardizer.standardize(np.asarray(stars.labels, dtype=np.float64), label_ids)
     errors = np.zeros_like(labels) if stars.label_errors is None else stars.label_errors
     errors = np.nan_to_num(standardizer.standardize_error(errors, label_ids), nan=0.0)
+    unknown = errors > LARGEST_ERROR
+    labels, errors = np.where(unknown, np.nan, labels), np.where(unknown, 0.0, errors)
     return TrainingData(
         values=values,
         center=center,
@@ -366,7 +401,8 @@ def _token_groups(
     if per_token > 1 and not np.all(wavelengths):
         raise ValueError(f"with {per_token} pixels a token, every input needs a wavelength")
     groups = group_pixels(wavelengths, model.positions[tokens], per_token)
-    mean = torch.as_tensor(mean_wavelengths(groups, wavelengths), device=device)
+    mean = mean_wavelengths(groups, wavelengths)
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=device)
     return groups, model.torch_model.embedding_layer.encode_wavelength(mean), None
 
 

@@ -131,6 +131,8 @@ class TrainingOptions:
         for name in ("checkpoint_every_n_epochs", "keep_checkpoints", *whole):
             if not getattr(self, name) >= 0:
                 yield f"{name} = {getattr(self, name)} is negative"
+        if not self.seed < 2**32:
+            yield f"seed = {self.seed} is not below {2**32}"
         for name in ("weight_decay", "max_gradient_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 yield f"{name} = {getattr(self, name)} is not a number of at least 0"
@@ -365,8 +367,8 @@ def read_profile(path: str | os.PathLike, stage: str, overrides: Sequence[str] =
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is no TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, nested too deeply
+        raise ValueError(f"{path} is no TOML in UTF-8: {error}") from error
     problems = [
         f"unknown stage {with_nearest(name, STAGES)}" for name in content if name not in STAGES
     ]

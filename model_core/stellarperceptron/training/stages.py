@@ -32,6 +32,7 @@ from stellarperceptron.training.profiles import Profile, TrainingOptions
 from stellarperceptron.training.run.configuration import describe_augmentation, describe_schedule
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.tasks import train
+from stellarperceptron.utils.arrays import as_rows
 from stellarperceptron.utils.distributed import Process
 
 __all__ = [
@@ -350,7 +351,10 @@ def fit_model(
         order = np.random.RandomState(settings.seed).permutation(len(usable))
         chosen = usable[order[: round(validation_split * len(usable))]]
     else:
-        chosen = _rows(validation_indices, len(stars))
+        try:
+            chosen = as_rows(validation_indices, len(stars), "validation_indices")
+        except IndexError as error:
+            raise ValueError(str(error)) from error
     validation = np.intersect1d(chosen, usable)
     training = np.setdiff1d(usable, validation)
     if not len(training):
@@ -390,22 +394,6 @@ def fit_model(
         resume=resume,
         progress=progress,
     )
-
-
-def _rows(indices: Any, stars: int) -> np.ndarray:
-    """Row numbers, from row numbers or a mask; rows that do not exist are refused."""
-    indices = np.asarray(indices)
-    if indices.dtype == bool:
-        if indices.shape != (stars,):
-            raise ValueError(f"validation_indices is a mask {indices.shape} for {stars} stars")
-        return np.flatnonzero(indices)
-    outside = indices[(indices < 0) | (indices >= stars)] if indices.size else indices
-    if indices.size and (indices.ndim != 1 or indices.dtype.kind not in "iu" or len(outside)):
-        raise ValueError(
-            f"validation_indices must be row numbers from 0 to {stars - 1}"
-            + (f", not {outside[0]}" if len(outside) else "")
-        )
-    return indices.astype(np.int64)
 
 
 def five_folds(stars: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

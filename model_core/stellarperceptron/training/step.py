@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.network.config import PRECISIONS
 from stellarperceptron.training.profiles import TrainingOptions
-from stellarperceptron.utils.distributed import Process
+from stellarperceptron.utils.distributed import Process, precise
 
 __all__ = ["Batches", "Task", "Trainer"]
 
@@ -132,7 +132,8 @@ class Trainer:
 
     def no_sums(self) -> dict[str, Tensor]:
         """Initial sums over an epoch's stars; `first_nan` is the first batch with a NaN, or -1."""
-        zero = torch.zeros((), dtype=torch.float64, device=self.process.device)
+        device = self.process.device
+        zero = torch.zeros((), dtype=precise(device), device=device)
         # All processes need the same entries, also one without validation stars.
         return {"stars": zero, "first_nan": zero - 1, **dict.fromkeys(self.logged, zero)}
 
@@ -145,7 +146,8 @@ class Trainer:
         logged = {"loss": loss, **metrics}
         if len(terms) > 1:
             logged |= terms
-        return loss, {name: value.detach().double() for name, value in logged.items()}
+        dtype = precise(self.process.device)
+        return loss, {name: value.detach().to(dtype) for name, value in logged.items()}
 
     @staticmethod
     def _add(sums: dict[str, Tensor], logged: dict[str, Tensor], stars: int) -> dict[str, Tensor]:
@@ -240,7 +242,8 @@ class Trainer:
         self.logged = tuple(name for name in state["sums"] if name != "stars")
         self.sums = self.no_sums()
         if self.process.rank == 0:
-            self.sums |= {k: v.to(self.process.device) for k, v in state["sums"].items()}
+            device = self.process.device
+            self.sums |= {k: v.to(device, precise(device)) for k, v in state["sums"].items()}
         self.optimizer.load_state_dict(optimizer_state)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])

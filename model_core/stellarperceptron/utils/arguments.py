@@ -5,10 +5,12 @@ import dataclasses
 import difflib
 import json
 import re
+import signal
+import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ __all__ = [
     "positive",
     "positive_float",
     "read_sections",
+    "run_script",
     "with_nearest",
 ]
 
@@ -43,6 +46,33 @@ def computing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
     )
+
+
+def run_script(
+    main: Callable[[], None], *, errors: tuple[type[Exception], ...] = (), hint: str = ""
+) -> None:
+    """Run the `main` of a script; invalid input ends it with a one-line message.
+
+    Ctrl-C ends it with exit status 130.
+
+    Parameters
+    ----------
+    main
+        Function without arguments.
+    errors
+        Exceptions that tell of invalid input, besides `OSError` and `ValueError`.
+    hint
+        What to do after Ctrl-C.
+    """
+    name = Path(sys.argv[0]).name
+    told: tuple[type[Exception], ...] = (OSError, ValueError, *errors)
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted{hint}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except told as error:
+        sys.exit(f"{name}: {error}")
 
 
 def positive(text: str) -> int:

@@ -1,9 +1,10 @@
 """Numbers in any container (lists, tables, tensors, quantities) as plain NumPy arrays."""
 
-import math
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -13,7 +14,14 @@ import torch
 from astropy import units as u
 from astropy.utils.masked import Masked
 
-__all__ = ["as_array", "as_names", "sentinels_to_nan"]
+__all__ = [
+    "as_array",
+    "as_names",
+    "as_rows",
+    "check_array_archive",
+    "is_constant",
+    "sentinels_to_nan",
+]
 
 _TEXT_SHOWN = 40  # characters of an offending value that a message repeats
 
@@ -83,16 +91,96 @@ def as_names(values: Any, name: str = "names") -> list[str]:
     return names
 
 
-# Catalogues and pipelines write these where they have no value.
-_SENTINELS = (9999.0, 9999.99, 99999.0, 999999.0, 999.99)
-_DEX_SENTINELS = (99.99, 99.999)
-_IN_DEX = re.compile(r"^LOG_?G|_H\b|_H_ERR|_FE\b|_FE_ERR")
-_NO_VALUE_BELOW = -999.0
+def as_rows(rows: Any, size: int, name: str = "rows") -> np.ndarray:
+    """Row numbers (n,) int64, from row numbers in any order or a mask of booleans.
+
+    Parameters
+    ----------
+    rows
+        Whole numbers from 0 to `size` - 1, or `size` booleans.
+    size
+        Number of rows that there are.
+    name
+        What they are, for messages.
+
+    Raises
+    ------
+    IndexError
+        A row does not exist, a mask has another length, or something is no row number (a
+        fraction, a masked or missing entry).
+    """
+    if np.ma.is_masked(rows):
+        raise IndexError(f"{name} holds masked entries, which are no rows")
+    array = np.asarray(rows)
+    if array.dtype == bool:
+        if array.shape != (size,):
+            raise IndexError(f"{name} is a mask of the shape {array.shape}, not of {size} rows")
+        return np.flatnonzero(array)
+    if not array.size:
+        return np.empty(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise IndexError(f"{name} must be a list of numbers from 0 to {size - 1}, or a mask")
+    outside = array[(array < 0) | (array >= size)]
+    if len(outside):
+        raise IndexError(f"{name} must be numbers from 0 to {size - 1}, not {outside[0]}")
+    return array.astype(np.int64)
+
+
+def check_array_archive(path: Path, most: int) -> None:
+    """Check the headers of a `.npz` file before its arrays are read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    most
+        Largest number of values of an array.
+
+    Raises
+    ------
+    ValueError
+        An array has more values; the message names the limit.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            with archive.open(record) as file:
+                version = np.lib.format.read_magic(file)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }
+                if version not in read:
+                    raise ValueError(f"{record.filename} has version {version} of the format")
+                shape, _, dtype = read[version](file)
+            values = 1
+            for length in shape:
+                values *= length
+            if values > most or values * dtype.itemsize > 16 * most:
+                raise ValueError(
+                    f"{record.filename} declares {values} values of {dtype.itemsize} bytes, at "
+                    f"most {most} of 16 bytes are read"
+                )
+
+
+# --- what stands for no value ---------------------------------------------------------------------
+
+# Catalogues, pipelines and file formats write these, and their negatives, where they have no value.
+_MARKS = (999.0, 999.99, 9999.0, 9999.99, 99999.0, 999999.0, 1e20, 1e30)
+_LEAST_MARK = 998.0
+_LARGEST_FLUX = 1e36  # above it are fill values (9.97e36, 3.4e38), and numbers that overflow
+_LARGEST_LABEL = 1e20
+_LOWEST_LABEL = -999.0
+_LARGEST_DEX = 99.0  # 99.0, 99.9, 99.99: no gravity or abundance is near
+_LEAST_TEFF = 500.0  # K: temperatures that are standardized may be zero
 _FASTEST = 9000.0  # km/s: no star of the Galaxy has a tenth of this velocity
+
+_ERROR = re.compile(r"_ERR(OR)?S?$")
+_IN_DEX = re.compile(r"^LOG_?G$|_H$|_FE$")
+_POSITIVE = re.compile(r"^T_?EFF")
 
 
 def sentinels_to_nan(
-    values: np.ndarray | torch.Tensor, name: str = "flux"
+    values: np.ndarray | torch.Tensor, name: str | Sequence[str] = "flux"
 ) -> np.ndarray | torch.Tensor:
     """Replace the numbers that stand for a missing value (-9999, 9999, ...) by NaN.
 
@@ -101,30 +189,89 @@ def sentinels_to_nan(
     values
         Floating-point numbers of any shape.
     name
-        What they are. ``"flux"``: exactly +-9999, +-9999.99, +-99999, +-999999 and +-999.99 are
-        missing, since flux may have any other value. ``"velocity"``: everything from 9000 km/s up
-        is missing, in either direction. Anything else is a label or its error: the marks of flux
-        and everything from -999 down are missing; so is 99.99 in labels by name that are no
-        temperatures or velocities (LOGG, FE_H, O_FE_ERR, ...).
+        What they are, or a list of what the columns (the last axis) are.
+
+        ``"flux"``: exactly 999, 999.99, 9999, 9999.99, 99999, 999999, 1e20 and 1e30, their
+        negatives, and everything beyond 1e36 is missing, since flux may have any other value.
+        ``"velocity"``: everything from 9000 km/s up, in either direction.
+
+        Anything else is a label or, by a name that ends in ``_ERR``, its error. Missing are the
+        marks of flux; everything from -999 down and from 1e20 up, but in an error everything below
+        zero; from 99 up in dex (LOGG, FE_H, O_FE_ERR, ...); 0 and -1 in a temperature (TEFF).
 
     Returns
     -------
     np.ndarray or torch.Tensor
         `values` itself where nothing is missing, or else a copy.
     """
-    size = abs(values)
-    missing: Any
-    if name == "velocity":
-        missing = size >= _FASTEST
+    if isinstance(name, str):
+        missing = _missing(values, name)
     else:
-        missing = values <= (-math.inf if name == "flux" else _NO_VALUE_BELOW)
-        for mark in (*_SENTINELS, *(_DEX_SENTINELS if _IN_DEX.search(name.upper()) else ())):
-            missing |= abs(size - mark) <= 1e-7 * mark
+        kinds = np.array([_kind(column) for column in name])
+        missing = abs(values) < 0  # False everywhere
+        for kind in np.unique(kinds):
+            columns = np.flatnonzero(kinds == kind)
+            missing[..., columns] = _missing(values[..., columns], str(kind))
     if not bool(missing.any()):
         return values
     if isinstance(values, torch.Tensor):
         return values.masked_fill(missing, float("nan"))
     return np.where(missing, np.asarray(np.nan, values.dtype), values)
+
+
+def _kind(name: str) -> str:
+    """The shortest name that has the same marks: "flux", "LOGG", "TEFF_ERR", "label", ..."""
+    if name in ("flux", "velocity"):
+        return name
+    bare = re.sub(r"[^A-Z0-9]+", "_", name.upper()).strip("_")
+    error = "_ERR" if _ERROR.search(bare) else ""
+    bare = _ERROR.sub("", bare)
+    if _IN_DEX.search(bare):
+        return f"LOGG{error}"
+    return f"TEFF{error}" if _POSITIVE.search(bare) else f"label{error}"
+
+
+def _missing(values: Any, name: str) -> Any:
+    """Where values stand for none."""
+    size, kind = abs(values), _kind(name)
+    if kind == "velocity":
+        return size >= _FASTEST
+    if kind == "flux":
+        missing = size >= _LARGEST_FLUX
+        if isinstance(values, torch.Tensor):
+            missing &= ~values.isinf()
+        else:
+            missing &= ~np.isinf(values)
+    else:
+        missing = (size >= _LARGEST_LABEL) | (values <= _LOWEST_LABEL)
+        if kind.endswith("_ERR"):
+            missing = values < 0  # an error without limits is no missing one
+        if kind.startswith("LOGG"):
+            missing |= size >= _LARGEST_DEX
+        if kind == "TEFF":
+            missing |= ((values == 0) | (values == -1)) & bool((size > _LEAST_TEFF).any())
+    if bool((size >= _LEAST_MARK).any()):
+        for mark in _MARKS:
+            missing |= abs(size - mark) <= 1e-7 * mark
+    return missing
+
+
+_ROUNDING = 4e-7  # relative: single precision
+
+
+def is_constant(flux: torch.Tensor) -> torch.Tensor:
+    """Whether spectra (..., n) hold one number instead of a measurement.
+
+    A spectrum is constant if nine in ten of its valid pixels equal, to rounding, the valid pixel
+    before them; it then has eleven valid pixels or more.
+    """
+    valid, filled = torch.isfinite(flux), flux
+    if not bool(valid.all()):  # missing pixels take the value before them
+        places = torch.arange(flux.shape[-1], device=flux.device).expand_as(valid)
+        filled = flux.gather(-1, torch.cummax(torch.where(valid, places, 0), dim=-1).values)
+    before, after = filled[..., :-1], flux[..., 1:]
+    alike = (after - before).abs() <= _ROUNDING * before.abs()
+    return alike.sum(-1) > 0.9 * valid.sum(-1)
 
 
 # --- containers -----------------------------------------------------------------------------------

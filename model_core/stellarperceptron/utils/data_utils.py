@@ -17,7 +17,20 @@ import pandas as pd
 
 from stellarperceptron.utils.locks import FileLock, machine
 
-__all__ = ["atomic_output", "check_output_file", "check_output_folder", "escaped", "plain_text"]
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+__all__ = [
+    "atomic_output",
+    "check_output_file",
+    "check_output_folder",
+    "escaped",
+    "plain_text",
+    "room_to_close",
+]
 
 # The disk, the user's share of it, or the size of a file.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
@@ -52,23 +65,27 @@ def _remove_abandoned(path: Path) -> None:
 
 @contextmanager
 def _ended_by_exception() -> Iterator[None]:
-    """Let SIGTERM raise `SystemExit` where it would kill, so that nothing half-written is left."""
-    mine = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    )
+    """Let SIGTERM and SIGHUP (a closed terminal) raise `SystemExit` where they would kill.
 
-    def end(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # not while we clean up
-        raise SystemExit(128 + signal.SIGTERM)
+    So nothing half-written is left.
+    """
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    mine = [n for n in numbers if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        mine = []
 
-    if mine:
-        signal.signal(signal.SIGTERM, end)
+    def end(number: int, *_: object) -> None:
+        for one in mine:
+            signal.signal(one, signal.SIG_IGN)  # not while we clean up
+        raise SystemExit(128 + number)
+
+    for number in mine:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        if mine:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _check_place(path: Path) -> None:
@@ -172,6 +189,13 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
                 f"{path} needs {_size(expected_bytes)}, but its disk has {_size(free)} free: make "
                 "room or choose another folder",
             )
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0] if resource is not None else -1
+        if 0 <= limit < expected_bytes:
+            raise OSError(
+                errno.EFBIG,
+                f"the disk is full, or a limit is reached (files may have {_size(limit)}, ulimit "
+                f"-f): {path} needs {_size(expected_bytes)}; nothing was written",
+            )
     with (
         FileLock(path.with_name(f".{path.name}.lock"), f"{path}, which is being written,") as lock,
         _ended_by_exception(),
@@ -196,6 +220,37 @@ def atomic_output(path: str | os.PathLike, *, expected_bytes: int | None = None)
             ) from error
         finally:
             _remove(own)
+
+
+@contextmanager
+def room_to_close(folder: Path, size: int = 32_000_000) -> Iterator[None]:
+    """Hold room on a disk until the block ends, so that HDF5 can close its file in any case.
+
+    HDF5 crashes if it cannot write what it still holds when a file is closed. Put this context
+    within that of the file.
+
+    Parameters
+    ----------
+    folder
+        Folder of the file; a temporary file takes the room.
+    size
+        What HDF5 may hold [bytes].
+
+    Raises
+    ------
+    OSError
+        The disk has no such room.
+    """
+    reserve = folder / "room.reserve"
+    try:
+        with open(reserve, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.write(bytes(size))
+        yield
+    finally:
+        reserve.unlink(missing_ok=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -239,14 +294,17 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def plain_text(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula: such texts get an apostrophe in front.
 
-    Numbers stay as they are, as texts too.
+    Numbers stay as they are, as texts too. Bytes of a name that are no text become escapes.
 
     Examples
     --------
     >>> plain_text("=1+1"), plain_text("-9999"), plain_text("2M00000000+0000000")
     ("'=1+1", '-9999', '2M00000000+0000000')
     """
-    if not (isinstance(value, str) and value.startswith(_FORMULA)):
+    if not isinstance(value, str):
+        return value
+    value = value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if not value.startswith(_FORMULA):
         return value
     try:
         float(value)

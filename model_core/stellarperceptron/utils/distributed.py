@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Process", "Termination", "process_group", "usable_device"]
+__all__ = ["Process", "Termination", "precise", "process_group", "usable_device"]
 
 _DEVICES = "auto, cpu, cuda, cuda:1, mps, ..."
 
@@ -31,8 +31,8 @@ class Process:
     device: torch.device
 
     def sum(self, *values: Tensor) -> list[Tensor]:
-        """Sum scalars over all processes, in double precision."""
-        total = torch.stack([value.double() for value in values])
+        """Sum scalars over all processes, in double precision where the device has it."""
+        total = torch.stack([value.to(precise(value.device)) for value in values])
         if self.world_size > 1:
             dist.all_reduce(total)
         return list(total.unbind())
@@ -156,6 +156,11 @@ def usable_device(device: str | torch.device) -> torch.device:
     if found.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device {device!r} is none of {_DEVICES}")
     return found
+
+
+def precise(device: torch.device) -> torch.dtype:
+    """Double precision; single on Apple's graphics ("mps"), which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextlib.contextmanager

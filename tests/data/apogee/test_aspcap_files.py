@@ -1,5 +1,7 @@
 """Lean reading of aspcapStar files, and the check of any FITS file."""
 
+import warnings
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -76,6 +78,36 @@ def test_wavelengths_of_the_header_are_followed(path, spectra):
         read = read_aspcap(path)
     # Ten pixels up: what lay at pixel 260 of the file is pixel 270 of the grid.
     np.testing.assert_allclose(read[2, 100:200], spectra[2, 336:436], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("hdu", "entries"),
+    [
+        (1, {"CRPIX1": -9}),
+        (1, {"CRVAL1": "4.17906"}),
+        (1, {"CUNIT1": "nm"}),
+        (0, {"COEFF0": 4.17906, "COEFF1": 6e-6}),
+        (0, {"CRVAL1": 4.17906, "CDELT1": 6e-6}),
+    ],
+)
+def test_no_other_grid_is_taken_for_the_surveys(path, spectra, hdu, entries):
+    """Ten pixels up, or what cannot be: never read as if nothing were said."""
+    hdus = aspcap_hdus(spectra)
+    if hdu == 0:
+        for image in hdus[1:4]:
+            for name in ("CRVAL1", "CDELT1", "CRPIX1"):
+                image.header.remove(name, ignore_missing=True)
+    hdus[hdu].header.update(entries)
+    hdus.writeto(path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            read = read_aspcap(path)
+        except ValueError as error:
+            assert "its header has" in str(error) or "do not reach" in str(error)
+        else:
+            assert "resampled" in str(said[0].message)
+            np.testing.assert_allclose(read[2, 100:200], spectra[2, 336:436], rtol=1e-4)
 
 
 def test_marks_for_no_error_are_missing(path, spectra):

@@ -41,6 +41,10 @@ GRIDS = {
         np.linspace(15100, 17000, 9501),
         {"CRVAL1": 1510.0, "CDELT1": 0.02, "CUNIT1": "nm", "CTYPE1": "WAVE"},
     ),
+    "coefficients": (
+        10 ** (4.18 + 6e-6 * np.arange(8575)),
+        {"COEFF0": 4.18, "COEFF1": 6e-6},
+    ),
     "logarithmic as FITS has it": (
         15100 * np.exp(0.2 * np.arange(9000) / 15100),
         {"CRVAL1": 15100.0, "CD1_1": 0.2, "CTYPE1": "WAVE-LOG"},
@@ -65,10 +69,13 @@ def test_wavelengths_of_the_header_are_followed(tmp_path, grid, kind):
         np.testing.assert_allclose(spectrum.model[good], spectrum.flux[good], atol=1e-6)
 
 
-def test_air_wavelengths_of_the_header_are_followed(tmp_path):
+@pytest.mark.parametrize(
+    "said", [{"CTYPE1": "AWAV"}, {"AIRORVAC": "air"}, {"VACUUM": False}, {"VACUUM": 0}]
+)
+def test_air_wavelengths_of_the_header_are_followed(tmp_path, said):
     air = np.linspace(15200, 16900, 8501)
     vacuum = air * 1.000273  # refractive index of air in the H band
-    hdus = star_on(vacuum, {"CRVAL1": 15200.0, "CDELT1": 0.2, "CTYPE1": "AWAV"})
+    hdus = star_on(vacuum, {"CRVAL1": 15200.0, "CDELT1": 0.2, **said})
     hdus.writeto(tmp_path / "apStar.fits")
     with pytest.warns(UserWarning, match="resampled"):
         spectrum = read_spectrum(tmp_path / "apStar.fits")
@@ -85,6 +92,10 @@ def test_air_wavelengths_of_the_header_are_followed(tmp_path):
         (np.arange(15100.0, 17000), {"CRVAL1": 15100.0, "CDELT1": 1.0}, "too coarse"),
         (FULL_WAVELENGTH, {"CRVAL1": 15100.0, "CDELT1": -3.0}, "no wavelengths"),
         (FULL_WAVELENGTH, {"CRVAL1": 4.179, "CDELT1": 6e-6, "CUNIT1": "K"}, "no length"),
+        (FULL_WAVELENGTH, {"CRVAL1": 4.18}, "CRVAL1 = 4.18: not both a first"),
+        (FULL_WAVELENGTH, {"CDELT1": 5e-6}, "CDELT1 = 5e-06: not both a first"),
+        (FULL_WAVELENGTH, {"CRVAL1": "4.18", "CDELT1": 6e-6}, "not both a first"),
+        (FULL_WAVELENGTH, {"CRVAL1": -9999.0, "CDELT1": 6e-6}, "not both a first"),
     ],
 )
 def test_wavelengths_that_cannot_be_used_are_refused(tmp_path, wavelength, header, reason):

@@ -1,7 +1,10 @@
 """Real spectra: files in the survey's layouts, the emulator beside them, and the script."""
 
+import gzip
 import hashlib
 import importlib.util
+import io
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -281,6 +284,72 @@ def test_unusable_files_are_told_and_the_others_done(script, checkpoint, tmp_pat
         assert name in reason
     assert pd.read_csv(tmp_path / "out" / "predictions.csv").file.tolist() == ["good.fits"]
     assert not (tmp_path / "out" / "complete").exists()
+
+
+def write_odd_files(folder, good):
+    """Everything that lies in folders of spectra but one; their names."""
+    packed = gzip.compress(good)
+    (folder / "half.fits.gz").write_bytes(packed[: len(packed) // 2])
+    changed = bytearray(packed)
+    changed[len(changed) // 2] ^= 1
+    (folder / "changed.fits.gz").write_bytes(changed)
+    card = b"NAXIS1  =                 8575"
+    assert card in good
+    (folder / "huge.fits").write_bytes(good.replace(card, b"NAXIS1  =           8575000000"))
+    (folder / "empty.fits").touch()
+    (folder / "page.fits").write_text("<html>404 Not Found</html>")
+    (folder / os.fsdecode(b"\xff.fits")).write_text("a name that is no text")
+    (folder / "link.fits").symlink_to(folder / "nothing")
+    os.mkfifo(folder / "pipe.fits")
+    constant, cube = apstar_hdus(), apstar_hdus()
+    constant[1].data[:] = 1.0
+    constant.writeto(folder / "constant.fits")
+    for hdu in cube[1:]:
+        hdu.data = np.stack([hdu.data, hdu.data])
+    cube.writeto(folder / "cube.fits")
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_no_odd_file_ends_a_run(script, checkpoint, tmp_path):
+    folder = tmp_path / "spectra"
+    folder.mkdir()
+    buffer = io.BytesIO()
+    apstar_hdus().writeto(buffer)
+    odd = write_odd_files(folder, buffer.getvalue())
+    (folder / "good.fits").write_bytes(buffer.getvalue())
+    with pytest.raises(SystemExit, match=f"{len(odd)} of {len(odd) + 1} files could not be used"):
+        run(script, checkpoint, tmp_path / "out", folder)
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    names = {Path(name).name.replace("\\udcff", os.fsdecode(b"\xff")) for name in failures.file}
+    assert names == odd
+    assert failures.reason.str.len().min() > 10
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv").file.tolist() == ["good.fits"]
+
+
+def test_stars_without_an_answer_are_told_and_the_others_done(
+    script, checkpoint, tmp_path, monkeypatch
+):
+    apstar_hdus().writeto(tmp_path / "a.fits")
+    apstar_hdus().writeto(tmp_path / "b.fits")
+    predict = script.predict_labels
+
+    def without_the_first(*arguments):
+        table = predict(*arguments)
+        table.iloc[0] = np.nan
+        return table
+
+    monkeypatch.setattr(script, "predict_labels", without_the_first)
+    with pytest.raises(SystemExit, match=r"1 of 2 files[\s\S]*a\.fits: no pixel is a measurement"):
+        run(script, checkpoint, tmp_path / "out", tmp_path)
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv").file.tolist() == ["b.fits"]
+
+
+def test_a_single_label_needs_no_emulator(script, checkpoint, tmp_path):
+    apstar_hdus().writeto(tmp_path / "a.fits")
+    run(script, checkpoint, tmp_path / "out", tmp_path, "--labels", "[Fe/H]")
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert np.isfinite(table.FE_H[0]) and np.isnan(table.emulator_rms[0])
 
 
 def test_one_star_in_several_folders_has_a_picture_for_each(script, checkpoint, tmp_path):

@@ -24,8 +24,9 @@ from stellarperceptron.data.apogee.continuum import VALID_FLUX
 from stellarperceptron.data.apogee.dr17 import Catalogue, aspcap_path
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.apogee.selection import ALL_ZERO, MISSING, Selection, select
+from stellarperceptron.data.sources import own_dataset
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SurveyWriter
-from stellarperceptron.utils.data_utils import atomic_output, plain_text
+from stellarperceptron.utils.data_utils import atomic_output, plain_text, room_to_close
 
 __all__ = [
     "PART_STARS",
@@ -177,7 +178,9 @@ class Plan:
         path = self.path(number)
         with _open_part(path) as file:
             fingerprint = file.attrs["fingerprint"]
-            reasons, states = _texts(file["reason"]), _texts(file["file_state"])
+            reasons, states = (
+                _texts(own_dataset(file, name, path)) for name in ("reason", "file_state")
+            )
         if fingerprint != self.fingerprint:
             raise ValueError(
                 f"{path} belongs to another catalogue, --limit or --errors: remove {self.folder} "
@@ -290,6 +293,7 @@ def _write_part(
     with (
         atomic_output(plan.path(number), expected_bytes=size) as temporary,
         h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+        room_to_close(temporary.parent),
     ):
         for (
             kind,
@@ -364,9 +368,10 @@ def _gather(plan: Plan, candidates: np.ndarray) -> dict[str, np.ndarray]:
     part, row = np.divmod(candidates, PART_STARS)
     order = np.argsort(candidates)
     for number in np.unique(part):
-        with _open_part(plan.path(int(number))) as file:
+        path = plan.path(int(number))
+        with _open_part(path) as file:
             for kind, out in spectra.items():
-                dataset = file[kind]
+                dataset = own_dataset(file, kind, path)
                 for i in order[part[order] == number]:
                     dataset.read_direct(out, np.s_[row[i], :], np.s_[i, :])
     return spectra

@@ -168,7 +168,8 @@ def read_aspcap(path: str | os.PathLike) -> np.ndarray:
     if len(images) < 3:
         raise ValueError(f"has {len(images)} HDUs after the first, an aspcapStar file 3 or more")
     usual = all(image.bits in _FLOATS and not image.scaled for image in images)
-    if not usual or not _is_survey_grid(data[images[0].header]):
+    primary = data[: data.find(_END)]
+    if not usual or not _is_survey_grid(data[images[0].header], primary):
         return _read_unusual(path)
     out = np.empty((3, CHIP_PIXELS["red"].stop), dtype=np.float32)
     for number, image in enumerate(images, start=1):
@@ -184,18 +185,25 @@ def read_aspcap(path: str | os.PathLike) -> np.ndarray:
     return out
 
 
-def _is_survey_grid(header: bytes) -> bool:
-    """Whether a header has the wavelengths of the survey, or none."""
-    for key, expected in ((b"CRVAL1", 4.179), (b"CDELT1", 6e-6)):
-        place = header.find(key.ljust(8) + b"= ")
-        if place < 0:
-            continue
-        try:
-            value = float(header[place + 10 : place + _CARD].split(b"/", 1)[0])
-        except ValueError:
+_SURVEY_GRID = {b"CRVAL1": 4.179, b"CDELT1": 6e-6, b"CRPIX1": 1.0}
+_OTHER_GRIDS = (b"CD1_1", b"CUNIT1", b"COEFF0", b"COEFF1", b"AIRORVAC", b"VACUUM")
+
+
+def _is_survey_grid(*headers: bytes) -> bool:
+    """Whether headers give the wavelengths of the survey in the usual way, or none."""
+    for header in headers:
+        if any(key.ljust(8) + b"= " in header for key in _OTHER_GRIDS):
             return False
-        if abs(value - expected) > 1e-6 * expected:
-            return False
+        for key, expected in _SURVEY_GRID.items():
+            place = header.find(key.ljust(8) + b"= ")
+            if place < 0:
+                continue
+            try:
+                value = float(header[place + 10 : place + _CARD].split(b"/", 1)[0])
+            except ValueError:
+                return False
+            if abs(value - expected) > 1e-6 * expected:
+                return False
     return True
 
 

@@ -9,7 +9,8 @@ import torch
 
 from stellarperceptron.data.apogee.grid import CHIP_PIXELS, CHIPS, FULL_WAVELENGTH, VALID_PIXELS
 from stellarperceptron.instruments import APOGEE
-from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
+from stellarperceptron.utils.arrays import as_array, is_constant, sentinels_to_nan
+from stellarperceptron.utils.distributed import precise
 
 __all__ = ["VALID_FLUX", "cut_flux", "fit_polynomials", "normalize", "pseudo_continuum"]
 
@@ -39,7 +40,8 @@ def pseudo_continuum(
     Parameters
     ----------
     flux : (..., P)
-        Flux in any unit and any container of `as_array`; NaN and masked pixels are ignored.
+        Flux in any unit and any container of `as_array`. Pixels that are NaN, masked, or marked as
+        missing (`sentinels_to_nan`) are ignored.
     chips
         Slices of the P pixels, each fitted separately. None: the chips of the survey, for 7,514
         pixels or the full grid of 8,575.
@@ -62,7 +64,7 @@ def pseudo_continuum(
     ValueError
         For another number of pixels without `chips`, and for `chips` beyond the spectrum.
     """
-    spectra = _as_tensor(flux)
+    spectra = sentinels_to_nan(_as_tensor(flux))
     continuum = fit_polynomials(
         spectra.reshape(-1, spectra.shape[-1]),
         _chips_of(spectra, chips).values(),
@@ -117,7 +119,7 @@ def normalize(
     continuum = pseudo_continuum(spectra, chips=chips, **continuum_options)
     normalized = spectra / torch.where(continuum > 0, continuum, math.nan)
     for chip in chips.values():
-        constant = _is_constant(spectra[..., chip])
+        constant = is_constant(spectra[..., chip])
         if constant.any():
             normalized[..., chip].masked_fill_(constant[..., None], math.nan)
     normalized = cut_flux(normalized, valid_flux)
@@ -165,12 +167,6 @@ def _chips_of(flux: torch.Tensor, chips: Mapping[str, slice] | None) -> Mapping[
         if not 0 <= chip.start < chip.stop <= n_pixels:
             raise ValueError(f"chip {name} ({chip}) does not lie within {n_pixels} pixels")
     return chips
-
-
-def _is_constant(flux: torch.Tensor) -> torch.Tensor:
-    """Whether nine in ten of the valid pixels of spectra (..., n) equal their neighbour."""
-    alike = (flux[..., 1:] == flux[..., :-1]).sum(-1)
-    return alike > 0.9 * torch.isfinite(flux).sum(-1)
 
 
 # --- fit ------------------------------------------------------------------------------------------
@@ -236,13 +232,14 @@ def _fit(
     mean = flux.sum(-1, keepdim=True) / count.clamp(min=1)
     mean = torch.where(mean > 0, mean, 1.0)
     flux = torch.where(valid, flux / mean - 1, 0.0)
-    ridge = 1e-10 * torch.eye(n_terms, dtype=torch.float64, device=flux.device)
+    double = precise(flux.device)
+    ridge = 1e-10 * torch.eye(n_terms, dtype=double, device=flux.device)
     clips = not (math.isinf(clip_low) and math.isinf(clip_high))
     weight = valid_weight
     for remaining in range(iterations if clips else 0, -1, -1):
-        matrix = (weight @ products).reshape(-1, n_terms, n_terms).double()
+        matrix = (weight @ products).reshape(-1, n_terms, n_terms).to(double)
         matrix += ridge * matrix[:, :1, :1].clamp(min=1)  # keeps empty chips solvable
-        vector = ((weight * flux) @ basis).double()
+        vector = ((weight * flux) @ basis).to(double)
         fitted = torch.linalg.solve(matrix, vector).to(flux.dtype) @ basis.T
         if not remaining:
             break

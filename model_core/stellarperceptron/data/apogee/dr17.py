@@ -29,6 +29,7 @@ __all__ = [
     "FOLDER",
     "MAX_VSCATTER",
     "MIN_SNR",
+    "MOST_ROW_BYTES",
     "PUBLISHED_STARS",
     "SAS_VARIABLE",
     "SPLIT_SEED",
@@ -70,6 +71,9 @@ PUBLISHED_STARS: Mapping[str, int] = MappingProxyType(
     {"catalogue": 733_901, "selected": 128_485, "train": 102_747, "test": 25_681}
 )
 """Stars of the paper's data set: rows of the catalogue, after the cuts, and with labels."""
+
+MOST_ROW_BYTES = 100_000
+"""Longer rows are not read; those of the catalogue have 5,500 bytes."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9+_.-]*[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")
 
@@ -160,6 +164,10 @@ def read_catalogue(path: str | os.PathLike, rows_at_once: int = 20_000) -> Catal
     missing = [name for name in (*names, *label_columns) if name not in available]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}: is it an allStar file?")
+    if row_bytes > MOST_ROW_BYTES:
+        raise ValueError(
+            f"{path}: its rows have {row_bytes} bytes, at most {MOST_ROW_BYTES} are read"
+        )
     if dtype.itemsize != row_bytes:
         raise ValueError(f"{path}: its rows have {row_bytes} bytes, its columns {dtype.itemsize}")
     if not packed and path.stat().st_size < start + n_rows * row_bytes:

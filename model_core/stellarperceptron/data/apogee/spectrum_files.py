@@ -20,7 +20,7 @@ from astropy.io import fits
 from astropy.io.fits import VerifyError
 from astropy.utils.exceptions import AstropyUserWarning
 
-from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, FULL_WAVELENGTH
 from stellarperceptron.data.wavelengths import air_to_vacuum, interpolate
 from stellarperceptron.utils.arrays import sentinels_to_nan
 
@@ -40,6 +40,7 @@ __all__ = [
 READ_ERRORS = (
     *(OSError, TypeError, ValueError, LookupError, AttributeError, EOFError),
     *(zlib.error, struct.error, VerifyError, AstropyUserWarning),
+    *(ArithmeticError, MemoryError, RecursionError, AssertionError),
 )
 """What reading a damaged file ends in."""
 
@@ -77,7 +78,7 @@ BAD_PIXEL = (
 )
 """Bits after which a pixel holds no measurement; the others say that it is less certain."""
 
-LARGEST_FILE = 1 << 30
+LARGEST_FILE = 1 << 28
 """Larger files, or files that unpack to more, are no spectra [bytes]."""
 
 _STAR = re.compile(r"2M\d{8}[+-]\d{7}")
@@ -120,6 +121,8 @@ def read_images(path: str | os.PathLike, count: int = 4) -> Images:
     try:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, not a FITS file")
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise ValueError("it is a pipe or a device")
         with _truncation_is_an_error(), fits.open(_content(path), memmap=False) as hdus:
             parts = hdus[1 : 1 + count]
             arrays = [_image(hdu) for hdu in parts]
@@ -231,19 +234,26 @@ def header_wavelength(images: Images, n_pixels: int) -> np.ndarray | None:
     """Vacuum wavelengths (n_pixels,) [A] of the last axis by the headers; None if not given.
 
     They are read from CRVAL1, CDELT1 (or CD1_1), CRPIX1, CTYPE1 and CUNIT1 of the first image's
-    header, or of the primary one: decadic logarithms (CTYPE1 "LOG-LINEAR", DC-FLAG 1, or a CRVAL1
-    below 10), FITS's own logarithmic axis (WAVE-LOG; Greisen et al. 2006, A&A 446, 747), or
-    wavelengths themselves.
+    header, or of the primary one: decadic logarithms (CTYPE1 "LOG-LINEAR", DC-FLAG 1, a CRVAL1
+    below 10, or COEFF0 and COEFF1 instead), FITS's own logarithmic axis (WAVE-LOG; Greisen et al.
+    2006, A&A 446, 747), or wavelengths themselves. They are in air if the type is AWAV, AIRORVAC
+    is "air" or VACUUM is false.
 
     Raises
     ------
     ValueError
-        When NWAVE contradicts the image, or the entries give no wavelengths.
+        When NWAVE contradicts the image, or the entries give no wavelengths, or only half of them
+        for as many pixels as the survey's.
     """
+    starts, steps = ("CRVAL1", "COEFF0"), ("CDELT1", "CD1_1", "COEFF1")
     for header in (*images.headers[:1], images.primary):
-        start = header_number(header, "CRVAL1", kind="flux")
-        step = header_number(header, "CDELT1", "CD1_1", kind="flux")
+        there = [name for name in (*starts, *steps) if name in header]
+        start = header_number(header, *starts, kind="flux")
+        step = header_number(header, *steps, kind="flux")
         if start is None or step is None:
+            if there and n_pixels == len(FULL_WAVELENGTH):  # never take the survey's instead
+                values = ", ".join(f"{name} = {header[name]!r}" for name in there)
+                raise ValueError(f"its header has {values}: not both a first wavelength and a step")
             continue
         count = header_number(images.primary, "NWAVE", kind="flux")
         if count is not None and count != n_pixels:
@@ -255,7 +265,12 @@ def header_wavelength(images: Images, n_pixels: int) -> np.ndarray | None:
         with np.errstate(over="ignore"):
             if "-LOG" in kind and kind.startswith(("WAVE", "AWAV")):
                 wavelength = factor * start * np.exp(offset * step / start)
-            elif "LOG" in kind or header.get("DC-FLAG") == 1 or abs(start) < 10:
+            elif (
+                "LOG" in kind
+                or header.get("DC-FLAG") == 1
+                or "CRVAL1" not in header
+                or abs(start) < 10
+            ):
                 wavelength = factor * 10.0 ** (start + step * offset)
             else:
                 wavelength = factor * (start + step * offset)
@@ -263,8 +278,15 @@ def header_wavelength(images: Images, n_pixels: int) -> np.ndarray | None:
             raise ValueError(
                 f"its header has CRVAL1 = {start:g}, CDELT1 = {step:g}: no wavelengths"
             )
-        return air_to_vacuum(wavelength) if kind.startswith("AWAV") else wavelength
+        return air_to_vacuum(wavelength) if _is_in_air(header, kind) else wavelength
     return None
+
+
+def _is_in_air(header: fits.Header, kind: str) -> bool:
+    """Whether a header says that its wavelengths are those in air."""
+    said = str(header.get("AIRORVAC", "")).strip().lower()
+    vacuum = header.get("VACUUM", True)
+    return kind.startswith("AWAV") or said == "air" or vacuum in (False, 0, "F")
 
 
 # --- wavelengths ----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from stellarperceptron.data.mock.stellar_labels import (
     standard_labels,
     to_inputs,
 )
-from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
+from stellarperceptron.utils.arrays import as_array, check_array_archive, sentinels_to_nan
 from stellarperceptron.utils.data_utils import atomic_output
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
 
 EMULATOR_FILE = Path(__file__).parent / "files" / "emulators.npz"
 FORMAT_VERSION = 1
+MOST_VALUES = 10_000_000  # of an array in a file; the largest of the package has 1.7 million
 READ_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError),
     *(KeyError, TypeError, ValueError, AttributeError),
@@ -154,6 +155,7 @@ class Emulator:
         try:
             if not zipfile.is_zipfile(path):
                 raise ValueError("not an archive of arrays")
+            check_array_archive(Path(path), MOST_VALUES)
             with np.load(path, allow_pickle=False) as file:
                 version = int(file["format_version"])
                 if version != FORMAT_VERSION:
@@ -165,6 +167,8 @@ class Emulator:
                 parts = [_read_part(file, part, device) for part in PARTS[name]]
             if len({len(part.mean) for part in parts}) > 1:
                 raise ValueError("its parts have different numbers of pixels")
+        except PermissionError:
+            raise
         except READ_ERRORS as error:
             raise ValueError(f"{path} is damaged or no emulator file: {error}") from error
         return Emulator(name, parts, start, step, resolution)
@@ -287,6 +291,8 @@ class Emulator:
             )
         resolution = self.resolution if resolution is None else resolution
         r = torch.tensor(as_array(resolution, name="resolution"), device=self.device)
+        if not bool((r > 0).all()):
+            raise ValueError(f"resolution = {resolution} holds a value that is not above zero")
         variance = (1.0 / r**2 - 1.0 / self.resolution**2).clamp(min=0.0)
         sigma = (torch.sqrt(variance) / (FWHM * math.log(10.0))).expand_as(target)
         matrix = lsf_matrix(target, self.start, self.step, len(self.mean), sigma)

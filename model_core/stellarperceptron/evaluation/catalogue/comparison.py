@@ -139,12 +139,16 @@ def compare_with_emulator(
     Parameters
     ----------
     labels
-        At least TEFF, LOGG and FE_H; what is missing takes its usual value.
+        Values of labels. What is missing takes its usual value; without TEFF, LOGG and FE_H there
+        is no spectrum: flux and rms are NaN.
     observed
         (P,) normalized flux, NaN for bad pixels.
     emulator
         Its name, see `Emulator.load`.
     """
+    labels = {name: value for name, value in labels.items() if math.isfinite(value)}
+    if not {"TEFF", "LOGG", "FE_H"} <= set(labels):
+        return Comparison(np.full(observed.shape, np.nan), "", math.nan)
     bank = _spectra_bank(emulator)
     coefficients = bank.emulator.coefficients(standard_labels(labels), "clip")
     names = [f"macroturbulence {v:g} km/s" for v in MACROTURBULENCE]

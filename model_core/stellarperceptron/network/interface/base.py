@@ -29,6 +29,9 @@ __all__ = ["StellarPerceptronBase", "one_of"]
 # Attention scores held in memory at once; 2^26 of them take 256 MB.
 _MOST_SCORES = 2**26
 
+# Angstrom in other units of wavelengths, which plain numbers may be in.
+_OTHER_UNITS = {"nm": 10.0, "micron": 1e4, "m": 1e10}
+
 _NAN_POLICIES = ("mask", "attend")
 
 
@@ -169,6 +172,12 @@ class StellarPerceptronBase(StellarPerceptronCore):
             raise ValueError("wavelengths are not finite; 0 marks values that have none")
         low, high = self.config.wavelength_range
         given = wavelengths[wavelengths != 0]
+        for unit, factor in _OTHER_UNITS.items():
+            if given.size and low <= factor * given.min() and factor * given.max() <= high:
+                raise ValueError(
+                    f"wavelengths from {given.min():g} to {given.max():g} are in {unit}, it seems: "
+                    f"give them in Angstrom, or with their unit (wavelengths * u.{unit})"
+                )
         if given.size and (given.min() < low or given.max() > high) and not self._warned_of_range:
             self._warned_of_range = True
             warnings.warn(
@@ -231,6 +240,10 @@ class StellarPerceptronBase(StellarPerceptronCore):
         value = self.standardizer.inverse_standardize(value, tokens)
         error = self.standardizer.inverse_standardize_error(error, tokens)
         error = error * self.calibration.factor(labels, pixels)
+        lost = np.flatnonzero((pixels > 0) & ~np.isfinite(value + error).all(axis=1))
+        if len(lost):
+            text = f"answers for {len(lost)} stars, {lost[0]} the first, are not finite"
+            warnings.warn(f"{text}: try precision='float32'", stacklevel=4)
         columns = [*labels, *(f"{label}_error" for label in labels)]
         return pd.DataFrame(np.hstack([value, error]), columns=columns)
 

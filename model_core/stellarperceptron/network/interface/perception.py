@@ -1,6 +1,7 @@
 """Perceive stars within one context, then answer requests about them, with attention weights."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from stellarperceptron.data.wavelengths import vacuum_to_air
+from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.interface.base import one_of
 from stellarperceptron.network.interface.storage import StoredModel
 from stellarperceptron.network.patches import group_values
-from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
+from stellarperceptron.utils.arrays import as_array, as_names, is_constant, sentinels_to_nan
 
 __all__ = ["PerceivingModel"]
 
@@ -24,6 +27,89 @@ class PerceivingModel(StoredModel):
         super().__init__(vocabs, **options)
         self._perception: tuple[Tensor, Tensor | None] | None = None
         self._valid = np.zeros(0, dtype=int)  # values of each star
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:
+        """(V + 1,) the instrument's pixel of each token, -1 for labels and padding."""
+        index = dict(
+            zip(self.instrument.pixel_names().tolist(), range(len(self.instrument)), strict=True)
+        )
+        return np.array([-1, *(index.get(name, -1) for name in self.vocabs)])
+
+    def measured(self, values: Tensor, tokens: np.ndarray) -> Tensor:
+        """Put NaN in the place of flux that is no measurement.
+
+        That is, in pixels of the instrument, a flux of exactly zero, and a chip of a spectrum whose
+        flux is constant, or not above zero in most of its valid pixels.
+
+        Parameters
+        ----------
+        values
+            (N, n) tensor, NaN where missing.
+        tokens
+            (n,) tokens of the columns, or (N, n) if every star has its own.
+
+        Returns
+        -------
+        Tensor
+            `values` itself if all of it is measured, or else a copy.
+        """
+        if self.instrument is None:
+            return values
+        if tokens.ndim == 1:
+            return self._measured(values, self._pixels[tokens])
+        stars = zip(values.split(1), self._pixels[tokens], strict=True)
+        rows = [self._measured(star, pixels) for star, pixels in stars]
+        return torch.cat(rows) if rows else values
+
+    def _measured(self, values: Tensor, pixels: np.ndarray) -> Tensor:
+        """The same for columns (n,) of the instrument's pixels, negative for other columns."""
+        bad = values == 0
+        bad[:, torch.as_tensor(pixels < 0, device=values.device)] = False
+        order = np.argsort(pixels, kind="stable")
+        for chip in self.instrument.chips.values():
+            start, stop = np.searchsorted(pixels[order], (chip.start, chip.stop))
+            columns = torch.as_tensor(order[start:stop], device=values.device)
+            part = values[:, columns]
+            valid, dark = torch.isfinite(part).sum(dim=1), (part <= 0).sum(dim=1)
+            empty = is_constant(part) | (dark > 0.5 * valid)
+            if bool(empty.any()):
+                bad[:, columns] |= empty[:, None]
+        return values.masked_fill(bad, torch.nan) if bool(bad.any()) else values
+
+    def _refuse_names_in_air(self, tokens: np.ndarray, wavelengths: np.ndarray) -> None:
+        """Refuse wavelengths (n,) or (N, n) that are those in air of the pixels with these tokens.
+
+        Raises
+        ------
+        ValueError
+            All of them are.
+        """
+        if self.instrument is None:
+            return
+        pixels, wavelengths = np.broadcast_arrays(self._pixels[tokens], wavelengths)
+        named = (pixels >= 0) & (wavelengths != 0)
+        grid = self.instrument.wavelength[pixels[named]]
+        off = np.abs(wavelengths[named] - vacuum_to_air(grid))
+        if named.any() and (off < 0.5 * self.instrument.pixel_width[pixels[named]]).all():
+            raise ValueError(
+                f"the wavelengths are those in air of the {self.instrument.name} pixels that are "
+                "named: convert them with stellarperceptron.data.wavelengths.air_to_vacuum"
+            )
+
+    def _known_names(self, names: Any, what: str, strict: bool = False) -> list[str] | None:
+        """Names with those of labels as the vocabulary has them, such as "FE_H" for "[Fe/H]"."""
+        if names is None:
+            return None
+        known, result = set(self.vocabs), as_names(names, what)
+        for i, name in enumerate(result):
+            if name not in known:
+                try:
+                    (result[i],) = resolve_label_names(name, self.label_names)
+                except ValueError as error:
+                    if strict:
+                        raise ValueError(f"{what}: {error}") from error
+        return result
 
     def perceive(
         self,
@@ -73,7 +159,7 @@ class PerceivingModel(StoredModel):
         self._perception = None  # after an error, `request` must not answer for other stars
         if isinstance(inputs, pd.DataFrame) and names is None:
             names = inputs.columns.to_numpy(dtype=str)
-        inputs = np.atleast_2d(sentinels_to_nan(as_array(inputs, name="inputs")))
+        inputs = np.atleast_2d(as_array(inputs, name="inputs"))
         shapes = (inputs.shape[1:], inputs.shape)
         if inputs.ndim != 2 or names is None or np.shape(names) not in shapes:
             raise ValueError(
@@ -84,6 +170,13 @@ class PerceivingModel(StoredModel):
         self.require_standardization(tokens)
         if wavelengths is not None:
             wavelengths = self._check_wavelengths(wavelengths, shapes)
+            self._refuse_names_in_air(tokens, wavelengths)
+        kinds: str | list[str] = "flux"
+        if tokens.ndim == 1:  # labels among the inputs have other marks for a missing value
+            labels = set(self.label_names)
+            kinds = [k if k in labels else "flux" for k in self.detokenize(tokens).tolist()]
+        inputs = sentinels_to_nan(inputs, kinds)
+        inputs = self.measured(torch.from_numpy(inputs), tokens).numpy()
         values = self.standardizer.standardize(inputs, tokens)
         valid = (np.isfinite(values) & (tokens != 0)).sum(axis=1)
         ids, values = tokens[..., None], values[..., None]
@@ -107,6 +200,8 @@ class PerceivingModel(StoredModel):
             )
         self._warn_of_empty_stars(valid == 0)
 
+        if wavelengths is not None:
+            wavelengths = wavelengths.astype(np.float32)  # some devices know nothing longer
         complete = bool((np.isfinite(values) & (ids != 0)).any(axis=2).all())
         length = values.shape[1]
         heads = self.config.encoder_head_num // 2 if return_attention_scores else 0
@@ -203,10 +298,10 @@ class PerceivingModel(StoredModel):
                     None if mask is None else mask[part],
                     need_weights=return_attention_scores,
                 )
-                answers.append(torch.stack([value, (0.5 * logvar).exp()]).double().cpu())
+                answers.append(torch.stack([value, (0.5 * logvar).exp()]).cpu().double())
                 if return_attention_scores:
-                    weights = weights[..., :-1].double()  # (N, Q, L)
-                    scores.append((weights / weights.sum(dim=2, keepdim=True)).cpu())
+                    weights = weights[..., :-1].cpu().double()  # (N, Q, L)
+                    scores.append(weights / weights.sum(dim=2, keepdim=True))
         value, error = torch.cat(answers, dim=1).numpy()
         empty = self._valid == 0
         value[empty] = error[empty] = np.nan

@@ -2,16 +2,13 @@
 
 import argparse
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.profiles import describe_entries, find_profile, read_profile
 from stellarperceptron.training.run.configuration import (
     CHECKPOINT_SHA256,
@@ -26,7 +23,6 @@ from stellarperceptron.utils.locks import FileLock
 __all__ = [
     "mark_complete",
     "resolve_checkpoint",
-    "run_script",
     "stage_arguments",
     "stage_folder",
     "starts_anew",
@@ -39,21 +35,6 @@ def _seed(text: str) -> int:
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"{value} is not within 0 and {2**32 - 1}")
     return value
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run the `main` of a script; invalid input ends it with a one-line message.
-
-    Ctrl-C ends it with exit status 130.
-    """
-    name = Path(sys.argv[0]).name
-    try:
-        main()
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command continues", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except (OSError, ValueError, TrainingError) as error:
-        sys.exit(f"{name}: {error}")
 
 
 def stage_arguments(
