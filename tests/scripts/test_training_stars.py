@@ -250,8 +250,11 @@ def test_errors_are_calibrated_on_validation_stars(survey, dataset, start, tmp_p
 
 def test_stage_2_rehearses_what_stage_1_has_shown(survey, dataset, start, tmp_path):
     common = ("--profile", "smoke", "--data", survey, "--output", tmp_path / "2", *start)
-    with mock.patch.object(stages, "train_stage", side_effect=Started) as train:
-        pytest.raises(Started, run_here, f"training/{STAGES[2]}", *common)
+    with (
+        mock.patch.object(stages, "train_stage", side_effect=Started) as train,
+        pytest.raises(Started),
+    ):
+        run_here(f"training/{STAGES[2]}", *common)
     model, data = train.call_args.args[0], train.call_args.kwargs["rehearsal"]
     assert_spectra(data, dataset.train.read("synthetic"))
     assert_pixels(model, data, dataset, "full")
