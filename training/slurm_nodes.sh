@@ -2,7 +2,7 @@
 # Several nodes of four GPUs: sbatch --nodes=2 training/slurm_nodes.sh SCRIPT [arguments]
 #   sbatch --nodes=2 training/slurm_nodes.sh training/1_basemodel_synthetic/trainingAPOGEEGPU.py \
 #       --profile paper --data survey.h5 --output runs/paper/1_basemodel_synthetic
-# Pre-emption and requeue as in slurm_one_gpu.sh.
+# Python, pre-emption and requeue as in slurm_one_gpu.sh.
 #SBATCH --job-name=stellarperceptron
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -20,7 +20,7 @@ set -euo pipefail
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # not handed on by itself since SLURM 22.05
-srun .venv/bin/python "$@" && code=0 || code=$?
+srun "${PYTHON:-.venv/bin/python}" "$@" && code=0 || code=$?
 # A script that is done leaves a file `complete`. One that was told to stop has ended with 0, or, told
 # before it could listen, with 138 (SIGUSR1).
 output=$(printf '%s\n' "$@" | sed 's/^--output=/--output\n/' | grep -A1 -x -- --output | tail -n 1)

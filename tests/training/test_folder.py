@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -70,6 +72,14 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, file):
         "Expecting", f"{damaged}: Expecting"
     )
     assert "going on from" in log and "epoch 2, batch 0" in log
+
+
+def test_log_says_how_far_it_is(tmp_path):
+    train_here(make_model(), folder=RunFolder(tmp_path / "run", {}), epochs=3)
+    log = (tmp_path / "run" / "training.log").read_text()
+    assert f"stellarperceptron {version('stellarperceptron')}: " in log
+    assert re.findall(r"epoch (\d/\d), [\d:]+ left  time", log) == ["1/3", "2/3", "3/3"]
+    assert "epoch 3/3, 0:00:00 left" in log
 
 
 def test_nothing_is_forgotten_when_all_checkpoints_are_damaged(tmp_path):

@@ -5,6 +5,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -77,7 +78,7 @@ class _Checkpoints:
         every = options.checkpoint_every_n_epochs
         last = trainer.epoch >= options.epochs
         due = last or bool(every and trainer.epoch % every == 0)
-        folder.log_epoch(row)
+        folder.log_epoch(row, options.epochs)
         folder.write_metrics(self.history, table=due, figure=last)
         if due:
             self._save(f"epoch_{trainer.epoch}")
@@ -290,6 +291,7 @@ def _description(trainer: Trainer) -> str:
     trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
     effective = options.batch_size * process.world_size * options.gradient_accumulation
     return (
+        f"stellarperceptron {version('stellarperceptron')}: "
         f"{len(trainer.training.rows)} training and {len(trainer.validation.rows)} validation "
         f"stars; {trainable} trainable parameters; {process.world_size} processes on "
         f"{process.device.type}; effective batch {options.batch_size} x {process.world_size} x "

@@ -6,6 +6,7 @@ the first process writes.
 """
 
 import csv
+import datetime
 import json
 import math
 import os
@@ -174,16 +175,18 @@ class RunFolder:
             self._drawn = now
             _plot(history, self.path / "loss.png")
 
-    def log_epoch(self, metrics: dict[str, float]) -> None:
-        """Write the metrics of an epoch to the log and to TensorBoard."""
+    def log_epoch(self, metrics: dict[str, float], epochs: int) -> None:
+        """Write the metrics of an epoch, one of so many, to the log and to TensorBoard."""
         if self.rank != 0:
             return
         now = time.monotonic()
         echo = now - self._echoed > 5
         self._echoed = now if echo else self._echoed
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        self.log("  ".join(f"{key} {value:.5g}" for key, value in finite.items()), echo)
         epoch = int(metrics["epoch"])
+        left = datetime.timedelta(seconds=round((epochs - epoch) * metrics["time"]))
+        values = "  ".join(f"{k} {v:.5g}" for k, v in finite.items() if k != "epoch")
+        self.log(f"epoch {epoch}/{epochs}, {left} left  {values}", echo)
         if self._events is None:
             self._events = _open_tensorboard(self.path / "tensorboard", epoch) or False
         if self._events:
