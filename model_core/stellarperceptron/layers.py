@@ -382,7 +382,7 @@ class StellarPerceptronTorchModel(nn.Module):
         weights : Tensor or None
             (N, Q, L + 1), see `TransformerBlock.forward`.
         """
-        request = self.embedding_layer.request(request_ids).expand(len(perception), -1, -1)
+        request = self.embedding_layer.request(request_ids).expand(perception.shape[0], -1, -1)
         return self.torch_decoder(request, perception, attend, need_weights)
 
     def forward(

@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.flags import Reference, SpectrumFlags, warn_of_flags
 from stellarperceptron.data.standardizer import Standardizer
-from stellarperceptron.data.wavelengths import air_or_vacuum, resampling_onto
+from stellarperceptron.data.wavelengths import resampling_onto
 from stellarperceptron.model_core import Calibration, error_scale, label_table
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
 from stellarperceptron.network.interface.base import one_of
-from stellarperceptron.network.interface.perception import PerceivingModel
+from stellarperceptron.network.interface.spectra import SpectraModel, holds_labels
 from stellarperceptron.network.patches import predict_patches, split_into_patches
-from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
+from stellarperceptron.utils.arrays import as_array, as_spectra, sentinels_to_nan
 from stellarperceptron.utils.distributed import Process
 
 __all__ = ["StellarPerceptron"]
@@ -30,7 +30,7 @@ __all__ = ["StellarPerceptron"]
 _COMBINATIONS = ("mean", "inverse_variance")
 
 
-class StellarPerceptron(PerceivingModel):
+class StellarPerceptron(SpectraModel):
     """A foundation model for stellar spectra (Koblischke & Bovy 2024, Leung & Bovy 2023).
 
     Parameters
@@ -66,9 +66,9 @@ class StellarPerceptron(PerceivingModel):
 
     def predict(
         self,
-        spectra: np.ndarray,
-        wavelengths: np.ndarray,
-        labels: Sequence[str] | str,
+        spectra: Any,
+        wavelengths: Any = None,
+        labels: Sequence[str] | str | None = None,
         *,
         names: Sequence[str] | np.ndarray | None = None,
         combine: str = "mean",
@@ -88,14 +88,15 @@ class StellarPerceptron(PerceivingModel):
         Parameters
         ----------
         spectra
-            (N, n) fluxes, NaN for bad pixels: an array, or anything that can be sliced like one
-            (HDF5 data set, memory map). They are read batch by batch.
+            (N, n) fluxes over the pseudo-continuum, or (n,) of one star, NaN for bad pixels: an
+            array, a tensor, a Quantity, or anything that can be sliced like an array (HDF5 data
+            set, memory map), which is read batch by batch. Or a `Spectrum` of specutils.
         wavelengths
-            (n,) vacuum [Angstrom], in any order, or any unit of length. Spectra on another grid
-            than the instrument's are interpolated onto it, with a warning, if they are sampled
-            finely enough.
+            (n,) vacuum [Angstrom], in any order, or any unit of length; None: those of a
+            `Spectrum`. Spectra on another grid than the instrument's are interpolated onto it,
+            with a warning, if they are sampled finely enough.
         labels
-            Names of Q labels.
+            Names of Q labels; None: all.
         names
             (n,) names (or tokens) of the pixels. None: find the instrument's by wavelength.
         combine
@@ -129,11 +130,8 @@ class StellarPerceptron(PerceivingModel):
             Shapes that do not match, unknown names or labels, wavelengths that are not finite.
         """
         one_of("combine", combine, _COMBINATIONS)
-        labels, label_tokens = self._label_tokens(labels)
-        if isinstance(spectra, Tensor):
-            spectra = spectra.detach().cpu().numpy()
-        if len(np.shape(spectra)) != 2:
-            raise ValueError(f"spectra have shape {np.shape(spectra)}, expected (stars, pixels)")
+        labels, label_tokens = self._label_tokens(self._all_labels() if labels is None else labels)
+        spectra, wavelengths = as_spectra(spectra, wavelengths)
         stars, n = np.shape(spectra)
         if not n:
             raise ValueError("the spectra have no pixels")
@@ -216,18 +214,6 @@ class StellarPerceptron(PerceivingModel):
             frame["flags"] |= self.reference.edge_flags(frame[labels].to_numpy(), label_tokens)
         warn_of_flags(frame["flags"].to_numpy())
         return frame
-
-    def _refuse_air(self, spectra: np.ndarray, wavelengths: np.ndarray) -> None:
-        """Refuse wavelengths in air, which most stars' lines give away."""
-        tokens = self.tokenize(self.instrument.pixel_names())
-        template = self.standardizer.center[tokens]  # the median spectrum of the training stars
-        flux = sentinels_to_nan(as_array(spectra[:50], dtype=np.float32))
-        found = air_or_vacuum(wavelengths, flux, self.instrument.wavelength, template)
-        if (found == "air").sum() > (found == "vacuum").sum():
-            raise ValueError(
-                "the wavelengths are those in air, by the lines of the spectra: convert them with "
-                "stellarperceptron.data.wavelengths.air_to_vacuum"
-            )
 
     def calibrate(
         self,
@@ -321,9 +307,10 @@ class StellarPerceptron(PerceivingModel):
     def fit(
         self,
         inputs: SpectraDataset | pd.DataFrame | np.ndarray,
-        inputs_name: Sequence[str] | None = None,
-        outputs_name: Sequence[str] | None = None,
+        inputs_name: Any = None,
+        outputs_name: Any = None,
         *,
+        label_names: Sequence[str] | None = None,
         inputs_err: np.ndarray | None = None,
         inputs_wavelength: np.ndarray | None = None,
         kind: str = "observed",
@@ -346,15 +333,22 @@ class StellarPerceptron(PerceivingModel):
     ) -> pd.DataFrame:
         """Train on stars whose labels are known.
 
+        Three forms: ``fit(spectra, labels, wavelengths)``, ``fit(survey)``, and the published
+        ``fit(inputs, inputs_name, outputs_name)`` with inputs and labels in one array.
+
         Parameters
         ----------
         inputs
-            A survey, or (N, n) values with the inputs and the labels as columns, NaN where
-            missing. A data frame gives the names itself.
+            Spectra as `predict` takes them. Or a survey. Or (N, n) values with the inputs and the
+            labels as columns, NaN where missing; a data frame gives the names itself.
         inputs_name
-            (n,) names of the columns.
+            Labels of the spectra, NaN where missing: a table (N, Q), or an array with
+            `label_names`. In the published form (n,) names of the columns.
         outputs_name
-            Names of the labels, which are not used as inputs. None: all labels of a survey.
+            Wavelengths of the spectra, see `predict`. In the published form names of the labels,
+            which are not used as inputs; None: all labels of a survey.
+        label_names
+            (Q,) names of the labels' columns.
         inputs_err
             (N, n) standard deviations; only those of the labels are used.
         inputs_wavelength
@@ -416,6 +410,10 @@ class StellarPerceptron(PerceivingModel):
         if embed_map_file is not None:
             self.set_embed_map(read_embed_map(Path(embed_map_file)))
         self.set_embed_map(dict.fromkeys(new_names_for_embed_mapping, self.vocabs[0]))
+        if holds_labels(inputs_name):
+            inputs, inputs_name, outputs_name, inputs_wavelength = self._labelled_spectra(
+                inputs, inputs_name, outputs_name, label_names
+            )
         if isinstance(inputs, SpectraDataset):
             stars = survey_stars(inputs, kind, pixels, outputs_name)
         else:

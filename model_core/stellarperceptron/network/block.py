@@ -128,7 +128,7 @@ class TransformerBlock(nn.Module):
 
     def _attend(self, q, k, v, attend, need_weights):
         """Attention of projected queries (N, Q, D) on keys and values (N, L, D)."""
-        a, n = self.attention, len(k)
+        a, n = self.attention, k.shape[0]  # len(k) would fix the batch of an exported network
         k = torch.cat([k, a.bias_k.to(k.dtype).expand(n, 1, -1)], dim=1)
         v = torch.cat([v, a.bias_v.to(v.dtype).expand(n, 1, -1)], dim=1)
         q, k, v = (_split_heads(x, self.head_num) for x in (q, k, v))

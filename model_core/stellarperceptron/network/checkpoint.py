@@ -46,7 +46,10 @@ __all__ = [
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 CARD = "card.md"
 """File of a checkpoint's model card."""
-_FILES = {"config.json", "weights.pt", "embed_map.npz", "reference.npz", "training_state.pt", CARD}
+_FILES = {
+    *("config.json", "weights.pt", "embed_map.npz", "reference.npz", "training_state.pt"),
+    *(CARD, "pinned.json"),
+}
 _LONGEST_CARD = 100_000  # bytes
 # Files that file browsers create.
 _DEBRIS = {".DS_Store", "Thumbs.db", "desktop.ini"}

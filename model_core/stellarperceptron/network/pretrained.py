@@ -24,7 +24,7 @@ REGISTRY = "registry.txt"
 """File with the checksums of what is published there."""
 
 _NEEDED = ("config.json", "weights.pt")
-_FILES = (*_NEEDED, "embed_map.npz", CARD)
+_FILES = (*_NEEDED, "embed_map.npz", "reference.npz", CARD)
 _NAME = re.compile(r"\w[\w.-]*")  # of a model, and of its folder
 
 

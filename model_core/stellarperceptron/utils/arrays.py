@@ -18,6 +18,7 @@ __all__ = [
     "as_array",
     "as_names",
     "as_rows",
+    "as_spectra",
     "check_array_archive",
     "is_constant",
     "sentinels_to_nan",
@@ -89,6 +90,41 @@ def as_names(values: Any, name: str = "names") -> list[str]:
             raise ValueError(f"{name}: entry {place} holds {_shown(value)}, which is no text")
         names.append(str(text))
     return names
+
+
+def as_spectra(spectra: Any, wavelengths: Any = None) -> tuple[Any, Any]:
+    """Take apart what holds fluxes and wavelengths, and make a single spectrum a row.
+
+    Parameters
+    ----------
+    spectra
+        (N, n) fluxes, or (n,) of one star, in any container. Or an object with `flux` and
+        `spectral_axis`, and perhaps a `mask` that is True for bad pixels, such as a `Spectrum` of
+        specutils.
+    wavelengths
+        (n,) wavelengths, with or without a unit. None: those of the object.
+
+    Returns
+    -------
+    spectra, wavelengths
+        (N, n) and (n,). An array that can be sliced, such as an HDF5 data set, is not read.
+
+    Raises
+    ------
+    ValueError
+        The spectra have another shape, or there are no wavelengths.
+    """
+    if hasattr(spectra, "flux") and hasattr(spectra, "spectral_axis"):
+        wavelengths = spectra.spectral_axis if wavelengths is None else wavelengths
+        flux, mask = as_array(spectra.flux), getattr(spectra, "mask", None)
+        spectra = flux if mask is None else np.where(mask, np.nan, flux)
+    if wavelengths is None:
+        raise ValueError("the spectra need wavelengths")
+    if isinstance(spectra, torch.Tensor) or len(np.shape(spectra)) == 1:
+        spectra = np.atleast_2d(as_array(spectra))
+    if len(np.shape(spectra)) != 2:
+        raise ValueError(f"spectra have shape {np.shape(spectra)}, expected (stars, pixels)")
+    return spectra, wavelengths
 
 
 def as_rows(rows: Any, size: int, name: str = "rows") -> np.ndarray:

@@ -12,6 +12,7 @@ from astropy.io import fits
 from astropy.table import Column, Table
 
 from stellarperceptron.data.apogee.spectra import Spectrum
+from stellarperceptron.data.flags import Flag
 from stellarperceptron.evaluation.catalogue.files import Reading
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label as label_named
@@ -24,7 +25,8 @@ SUFFIXES = (".fits", ".ecsv", ".csv")
 """Endings of a catalogue's name, which say what is written."""
 
 _DESCRIPTIONS = {
-    "flags": "bits that say why the labels should not be believed; 0 where nothing was found",
+    "flags": "why labels should not be believed, sum of "
+    + ", ".join(f"{flag.value} {flag.name}" for flag in Flag),
 }
 
 

@@ -235,6 +235,10 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.require_standardization(tokens)
         return labels, tokens
 
+    def _known_label(self, name: str) -> str:
+        """Name of a label in the vocabulary, however it is written: "[Fe/H]" is "FE_H"."""
+        return name if name in self.vocabs else resolve_label_names(name, self.label_names)[0]
+
     def _frame(self, value, error, labels, tokens, pixels) -> pd.DataFrame:
         """Standardized (N, Q) values and errors, calibrated, as a table in the labels' units."""
         value = self.standardizer.inverse_standardize(value, tokens)
