@@ -124,7 +124,8 @@ def test_late_dwarfs_are_flagged(shipped, shared):
 
 
 def test_stars_of_a_survey_are_not_flagged(shipped, stars):
-    assert np.mean(flags_of(shipped, stars[:, HALF]) != 0) <= 0.02
+    # 0.7 % of 5,000 stars are flagged; of 240, more than six are with a probability of 0.2 %.
+    assert np.count_nonzero(flags_of(shipped, stars[:, HALF])) <= 6
 
 
 def test_training_noise_is_not_flagged(shipped, stars):
