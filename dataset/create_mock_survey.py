@@ -15,7 +15,6 @@ order. Labels and observed spectra of a star do not depend on what else the cata
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from stellarperceptron.data.survey_file import FORMAT_VERSION
@@ -34,10 +33,7 @@ def main() -> None:
         default=FORMAT_VERSION,
         help="of the file's layout: 1 as written by version 0.1",
     )
-    try:
-        make_survey(parser.parse_args())
-    except (OSError, ValueError) as error:
-        sys.exit(f"create_mock_survey.py: {error}")
+    make_survey(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stellarperceptron.utils.arguments import HelpFormatter
+from stellarperceptron.utils.arguments import HelpFormatter, run_script
 from stellarperceptron.utils.data_utils import atomic_output, check_output_folder
 from stellarperceptron.utils.locks import FileLock
 from stellarperceptron.utils.server import AbsentError, DownloadError, Manners, Server
@@ -222,12 +222,9 @@ def fetch_all(options: argparse.Namespace) -> None:
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
-    """Download; print errors without a traceback."""
-    try:
-        fetch_all(arguments(command_line))
-    except (OSError, ValueError, ModuleNotFoundError, DownloadError) as error:
-        sys.exit(f"fetch_published.py: {error}")
+    """Download what the command line asks for."""
+    fetch_all(arguments(command_line))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, errors=(ModuleNotFoundError, DownloadError))

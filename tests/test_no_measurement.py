@@ -8,6 +8,7 @@ from conftest import LABELS, make_model, make_spectra
 
 from stellarperceptron.data.apogee.continuum import normalize, pseudo_continuum
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.flags import Flag
 from stellarperceptron.data.wavelengths import vacuum_to_air
 from stellarperceptron.evaluation.baselines import QuadraticRegression
 from stellarperceptron.instruments import APOGEE
@@ -26,7 +27,10 @@ def ask(model, spectra):
 
 
 def predict(model, spectra):
-    return model.predict(spectra, WAVELENGTHS, LABELS, names=NAMES, progress=False).to_numpy()
+    answer = model.predict(spectra, WAVELENGTHS, LABELS, names=NAMES, progress=False)
+    empty = answer[LABELS].isna().all(axis=1)
+    np.testing.assert_array_equal(answer["flags"].to_numpy() & int(Flag.NO_MEASUREMENT) != 0, empty)
+    return answer.drop(columns="flags").to_numpy()
 
 
 def wide_model(**options):

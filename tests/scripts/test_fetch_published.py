@@ -13,6 +13,8 @@ from chain import ROOT
 from file_server import Handler, served
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.utils.arguments import run_script
+from stellarperceptron.utils.server import DownloadError
 
 pytest.importorskip("pooch")
 RECORD = "14041360"
@@ -87,7 +89,8 @@ def fetch(script, zenodo, tmp_path):
 
     def run(*options):
         fixed = ["--address", f"{zenodo.address}/api", "--output", str(tmp_path / "out")]
-        script.main([*fixed, *options])
+        errors = (ModuleNotFoundError, DownloadError)
+        run_script(lambda: script.main([*fixed, *options]), errors=errors)
         return tmp_path / "out"
 
     return run

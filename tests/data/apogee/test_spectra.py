@@ -14,7 +14,6 @@ from chain import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stellarperceptron.data.apogee import spectra
 from stellarperceptron.data.apogee.continuum import normalize, pseudo_continuum
 from stellarperceptron.data.apogee.grid import (
     APOGEE_WAVELENGTH,
@@ -23,6 +22,7 @@ from stellarperceptron.data.apogee.grid import (
     FULL_WAVELENGTH,
     VALID_PIXELS,
     pixel_range,
+    write_wavelength,
 )
 
 
@@ -47,7 +47,7 @@ def test_grid_cannot_be_changed_by_accident():
 
 
 def test_written_grid_is_read_back_exactly(tmp_path):
-    spectra.write_wavelength(tmp_path / "grid.csv")
+    write_wavelength(tmp_path / "grid.csv")
     np.testing.assert_array_equal(np.loadtxt(tmp_path / "grid.csv"), APOGEE_WAVELENGTH)
 
 

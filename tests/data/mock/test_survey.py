@@ -22,6 +22,7 @@ from stellarperceptron.data.mock.population import LabelDistribution, all_labels
 from stellarperceptron.data.mock.stellar_labels import LABELS
 from stellarperceptron.data.mock.survey import MockSurvey, Observation
 from stellarperceptron.labels import PUBLISHED_LABELS, label
+from stellarperceptron.utils import arguments
 
 SCRIPT = ROOT / "dataset" / "create_mock_survey.py"
 
@@ -304,9 +305,9 @@ def run_script(monkeypatch, small_blocks):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     script = importlib.import_module("create_mock_survey")
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["create_mock_survey.py", *map(str, arguments)])
-        script.main()
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["create_mock_survey.py", *map(str, options)])
+        arguments.run_script(script.main)
 
     return run
 
@@ -341,10 +342,9 @@ def test_script_writes_the_labels_asked_for(tmp_path, run_script):
         assert len(data.label_names) == 20
 
 
-def test_script_names_the_labels_that_it_knows(run_script, capsys):
-    with pytest.raises(SystemExit):
+def test_script_names_the_labels_that_it_knows(run_script):
+    with pytest.raises(SystemExit, match="no label 'EU_FE'; known are TEFF, LOGG"):
         run_script("--labels", "TEFF", "EU_FE")
-    assert "no label 'EU_FE'; known are TEFF, LOGG" in capsys.readouterr().err
 
 
 def test_script_writes_both_formats(tmp_path, run_script):
