@@ -1,5 +1,5 @@
 # make test                     run all tests, on two cores where there are two
-# make test-fast                run the quick tests, in less than 90 seconds on two cores
+# make test-fast                run the quick tests, in about 90 seconds on two cores
 # make lint                     check lint, format and types
 # make reproduce PROFILE=smoke  make survey, models, evaluation, figures, attention, real stars and
 #                               report in runs/smoke; continues an interrupted run
