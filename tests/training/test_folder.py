@@ -43,7 +43,7 @@ def test_two_trainings_in_one_folder_do_not_mix(tmp_path):
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 1], errors
     loser = errors[codes.index(1)]
-    assert "in use by process" in loser or "belongs to another configuration" in loser
+    assert "is in use by" in loser or "belongs to another configuration" in loser
     rate = json.loads((tmp_path / "configuration.json").read_text())["learning_rate"]
     assert rate == rates[codes.index(0)]
     assert len(json.loads((tmp_path / "history_0.json").read_text())) == 2
