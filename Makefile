@@ -15,6 +15,7 @@
 #                               stage 2, in half precision and with a model card, to the package's
 #                               checkpoints
 # Each installs what it needs into .venv, once. All it needs is Python 3.11 or newer.
+# TORCH_INDEX=https://...       take PyTorch from this package index
 
 PROFILE ?= laptop
 # The first Python that is new enough. It has to run, which a version manager's stub may not do.
@@ -38,10 +39,22 @@ PROFILES := smoke, laptop, laptop_pixel, paper or gpu
 
 install: $(INSTALLED)
 
+# On Linux the ordinary package index has PyTorch with CUDA: gigabytes that a machine without an NVIDIA
+# GPU does not need. There the CPU build is tried first, unless pip is configured to look elsewhere.
+PYTORCH_CPU := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+TORCH := $(PIP) install --no-deps -c constraints.txt torch --index-url
+
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer: name one, make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks]'
+	@if test -n "$(TORCH_INDEX)"; then set -x; $(TORCH) $(TORCH_INDEX); \
+	elif test "$$(uname -s)" = Linux && ! command -v nvidia-smi >/dev/null && \
+	  ! $(PIP) config list | grep -Eq 'index|find-links'; then \
+	  echo "PyTorch: the CPU build from $(PYTORCH_CPU)"; \
+	  $(TORCH) $(PYTORCH_CPU) --retries 0 --timeout 10 2>/dev/null || \
+	  echo "which cannot be had: the build of the ordinary index"; fi
+	$(PIP) install -c constraints.txt -e '.[dev,notebooks]'
 	@touch $@
 
 # Each test file stays in one process, so that its fixtures are made once.

@@ -89,3 +89,83 @@ def test_a_run_keeps_to_its_survey(tmp_path):
 def test_scripts_explain_themselves(path, capsys):
     assert run_here(path.relative_to(ROOT), "--help") == 0
     assert f"python {path.name}" in capsys.readouterr().out
+
+
+FAKE_PIP = """#!/bin/sh
+case "$*" in
+  *"config list"*) echo "$CONFIGURED" ;;
+  *) echo "$@" >>pip.log; case "$*" in *"$UNREACHABLE"*) exit 1 ;; esac ;;
+esac
+"""
+FAKE_PYTHON = """#!/bin/sh
+mkdir -p .venv/bin && cp pip .venv/bin/pip
+"""
+CPU_BUILD = "https://download.pytorch.org/whl/cpu"
+
+
+def executable(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def install(folder, *arguments, gpu=False, system="Linux", **environment):
+    """What `make install` asks of pip in a folder of its own, one line a call."""
+    program = shutil.which("make")
+    if program is None or os.name == "nt":
+        pytest.skip("there is no make")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    executable(folder / "pip", FAKE_PIP)
+    executable(folder / "python", FAKE_PYTHON)
+    (folder / "bin").mkdir()
+    executable(folder / "bin" / "uname", f"#!/bin/sh\necho {system}\n")
+    for name in ("sh", "grep", "mkdir", "cp", "touch", "env", "getconf", "nproc"):
+        if found := shutil.which(name):
+            (folder / "bin" / name).symlink_to(found)
+    if gpu:
+        executable(folder / "bin" / "nvidia-smi", "#!/bin/sh\n")
+    environment = {"CONFIGURED": "", "UNREACHABLE": "nothing", **environment}
+    result = subprocess.run(
+        [program, "install", "PYTHON=./python", *arguments],
+        cwd=folder,
+        env=environment | {"PATH": str(folder / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    return result, (folder / "pip.log").read_text().splitlines()
+
+
+def test_without_a_gpu_the_cpu_build_is_installed(tmp_path):
+    result, calls = install(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"torch --index-url {CPU_BUILD}" in calls[0] and "-e .[dev" in calls[1]
+
+
+def test_where_it_cannot_be_had_the_ordinary_build_is(tmp_path):
+    result, calls = install(tmp_path, UNREACHABLE=CPU_BUILD)
+    assert result.returncode == 0 and "ordinary index" in result.stdout
+    assert "-e .[dev" in calls[-1] and (tmp_path / ".venv/installed").exists()
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        {"gpu": True},
+        {"system": "Darwin"},
+        {"CONFIGURED": "global.extra-index-url='https://mirror.example/simple'"},
+        {"CONFIGURED": ":env:.find-links='/wheels'"},
+    ],
+)
+def test_the_ordinary_index_serves_elsewhere(machine, tmp_path):
+    _, calls = install(tmp_path, **machine)
+    assert len(calls) == 1 and "-e .[dev" in calls[0]
+
+
+def test_an_index_may_be_named(tmp_path):
+    named = "https://download.pytorch.org/whl/cu128"
+    result, calls = install(tmp_path, f"TORCH_INDEX={named}", gpu=True)
+    assert result.returncode == 0 and f"--index-url {named}" in calls[0]
+    again = tmp_path / "again"
+    again.mkdir()
+    result, calls = install(again, f"TORCH_INDEX={named}", UNREACHABLE=named)
+    assert result.returncode != 0 and len(calls) == 1
