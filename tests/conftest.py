@@ -20,59 +20,6 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 LABELS = ["TEFF", "LOGG", "FE_H"]
 
 SLOW_FIXTURES = {"chain", "evaluated", "survey", "uninterrupted"}
-# Parts of test names: files, or single tests, that take more than about two seconds.
-SLOW = (
-    "catalogue/test_command.py::test_several_workers",
-    "catalogue/test_command.py::test_survey_and_its_info",
-    "data/test_flags.py::test_hot_stars_are_flagged",
-    "interface/test_spectra_input.py::test_iron_is_read_from_the_embeddings",
-    "mock/test_emulator.py::test_a_fitted_process_goes_through_its_targets",
-    "mock/test_survey.py::test_a_label_does_not_depend_on_its_companions",
-    "mock/test_survey.py::test_script",
-    "mock/test_survey.py::test_stars_without_abundances_keep_their_other_labels",
-    "mock/test_survey.py::test_synthetic_spectra_have_the_catalogues_abundances",
-    "mock/test_survey.py::test_the_choice_of_labels_changes_neither",
-    "network/test_baseline.py::test_baseline_learns",
-    "network/test_baseline.py::test_best_network_is_kept_on_disk",
-    "network/test_baseline.py::test_interrupted_and_resumed",
-    "network/test_checkpoint.py::test_a_killed_save",
-    "network/test_pretrained.py::test_shipped_model_knows_the_stars_of_a_new_survey",
-    "scripts/test_benchmarks.py",
-    "scripts/test_create_dataset.py",
-    "scripts/test_create_mock_survey.py::test_the_second",
-    "scripts/test_download_dr17.py",
-    "scripts/test_fit_real_stars.py",
-    "scripts/test_grid_files.py::test_no_damage",
-    "scripts/test_inspect_dataset.py",
-    "scripts/test_make.py",
-    "scripts/test_notebooks.py",
-    "scripts/test_recipe_instrument.py",
-    "scripts/test_recipe_label.py",
-    "scripts/test_results.py",
-    "scripts/test_synthesis.py",
-    "scripts/test_two_at_once.py",
-    "test_all_scripts.py::test_no_docstrings",
-    "test_baselines.py::test_the_seed_makes_it_repeatable",
-    "test_calibration.py::test_errors_become_the_scatter",
-    "test_model.py::test_a_context_of_the_whole_spectrum",
-    "test_no_measurement.py::test_marks_in_labels_are_not_trained_on",
-    "test_model.py::test_compiled_predictions",
-    "training/test_folder.py::test_a_damaged_newest_checkpoint",
-    "training/test_folder.py::test_epochs_may_be_added",
-    "training/test_folder.py::test_starting_anew",
-    "training/test_folder.py::test_two_trainings",
-    "training/test_loop.py::test_all_processes_stop_together",
-    "training/test_loop.py::test_compiled_networks",
-    "training/test_loop.py::test_lower_precision",
-    "training/test_loop.py::test_processes_may_have_no_validation_stars",
-    "training/test_loop.py::test_termination_waits",
-    "training/test_loop.py::test_the_best_network_is_that_of_the_least_validation_loss",
-    "training/test_loop.py::test_training_learns",
-    "training/test_loop.py::test_two_processes",
-    "training/test_loop.py::test_windows_of_any_length",
-    "training/test_stages.py::test_paper_profile_runs",
-    "utils/test_distributed.py",
-)
 
 
 @pytest.fixture(scope="session")
@@ -126,9 +73,9 @@ def evaluated(survey, chain, tmp_path_factory) -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what `make test-fast` leaves out: tests that train stages, and those of `SLOW`."""
+    """Mark the tests that train the stages as slow, whichever fixture trains them."""
     for item in items:
-        if SLOW_FIXTURES & set(item.fixturenames) or any(name in item.nodeid for name in SLOW):
+        if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 

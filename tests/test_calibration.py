@@ -27,6 +27,7 @@ def calibrated(model, factor=2.5, stars=4000):
     return spectra, predicted
 
 
+@pytest.mark.slow
 def test_errors_become_the_scatter(model):
     spectra, before = calibrated(model)
     after = model.predict(spectra, WAVELENGTHS, LABELS, names=NAMES, progress=False)

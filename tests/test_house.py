@@ -1,6 +1,7 @@
 """The rules of the package: which way imports point, how much a folder and a file hold, names."""
 
 import ast
+import functools
 import importlib
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def test_imports_make_no_circle():
         edges = {name: targets for name, targets in edges.items() if name not in free}
 
 
+@functools.cache
 def defined(name: str) -> set[str]:
     """Names that a module defines itself, in contrast to those that it imports."""
     names = set()

@@ -157,6 +157,7 @@ def test_predict_averages_its_patches(spectra, pixels_per_token):
     np.testing.assert_allclose(predict(model, spectra), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels_per_token", [1, 3])
 def test_compiled_predictions_are_the_same(monkeypatch, spectra, pixels_per_token):
     # Tracing without a code generator: no compiler is needed, and no minutes.
@@ -250,6 +251,7 @@ def test_seed_sets_the_weights_and_leaves_the_global_generator():
     assert torch.equal(same, again) and not torch.equal(same, other)
 
 
+@pytest.mark.slow
 def test_a_context_of_the_whole_spectrum_trains_within_8_gb():
     """Paper's model, 7,514 pixels at once, forward and backward at batch 2, in its own process."""
     code = """

@@ -166,6 +166,7 @@ def fitted(labels, errors=None, label="TEFF", stars=60, spectra=None):
     return model.standardizer.center[-1], model.standardizer.scale[-1], history["loss"].iloc[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "low", "high", "marks"),
     [

@@ -94,6 +94,7 @@ def test_pure_noise_is_flagged(shipped, snr):
     assert np.count_nonzero(flags & Flag.UNLIKE_TRAINING) >= ENOUGH
 
 
+@pytest.mark.slow
 def test_hot_stars_are_flagged(shipped):
     """F stars of 7,000 K: the emulator's coefficients, extrapolated linearly in 1 / Teff."""
     random = np.random.default_rng(3)

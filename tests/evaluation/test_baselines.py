@@ -122,6 +122,7 @@ def test_shapes_are_checked(baseline):
     assert len(baseline.predict(flux[:0])) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SMALL))
 def test_the_seed_makes_it_repeatable(name):
     flux, labels, errors = quadratic_stars(200, noise=0.1)

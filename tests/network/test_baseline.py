@@ -29,6 +29,7 @@ def test_baseline_round_trip(tmp_path):
     assert np.isfinite(loaded.predict(flux)).all(axis=None)
 
 
+@pytest.mark.slow
 def test_baseline_learns():
     random = np.random.default_rng(1)
     flux = random.normal(0.95, 0.05, size=(200, 20))
@@ -65,6 +66,7 @@ def train(folder, **options):
     return network, history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, number):
     whole, history = train(tmp_path / "whole")
@@ -87,6 +89,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, num
     np.testing.assert_allclose(again["val_rmse"], history["val_rmse"], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_best_network_is_kept_on_disk(tmp_path):
     _, history = train(tmp_path, learning_rate=3e-3)
     best = BaselineNetwork.load(tmp_path / "best")

@@ -332,6 +332,7 @@ model.save(sys.argv[1], overwrite=True)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_the_previous_one(saved):
     run = subprocess.run([sys.executable, "-c", KILLED, str(saved)])
     assert run.returncode == -signal.SIGKILL

@@ -45,6 +45,7 @@ def published(tmp_path, model):
 # --- with the package -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shipped_model_knows_the_stars_of_a_new_survey():
     model = StellarPerceptron.from_pretrained("laptop", device="cpu")
     stars = MockSurvey(seed=77).block("test", 0, 100)

@@ -60,6 +60,7 @@ def test_what_is_a_bug_keeps_its_traceback():
         run_script(bug)
 
 
+@pytest.mark.slow
 def test_no_docstrings_and_warnings_as_errors():
     script = ROOT / "results" / "real_stars" / "predict_real_stars.py"
     command = [sys.executable, "-OO", "-W", "error", str(script), "--help"]

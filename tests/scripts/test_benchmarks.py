@@ -9,6 +9,8 @@ from benchmarks import __main__ as main
 from benchmarks import scaling, sweep, table
 from benchmarks.common import row
 
+pytestmark = pytest.mark.slow
+
 MACHINE = {"processor": "A processor", "gpu": None, "torch": "2"}
 
 

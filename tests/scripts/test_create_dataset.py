@@ -19,6 +19,8 @@ from stellarperceptron.data.apogee.grid import VALID_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.utils.locks import FileLock
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "dataset"
 REASONS = {
     "missing": "the file is missing",

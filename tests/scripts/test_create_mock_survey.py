@@ -27,6 +27,7 @@ def running(tmp_path):
     process.wait()
 
 
+@pytest.mark.slow
 def test_the_second_says_so_and_the_first_leaves_nothing(running, tmp_path):
     said = run_here(SCRIPT, "--stars", 2, "--test-stars", 1, "--output", tmp_path / "survey.h5")
     assert f"survey.h5, which is being written, is in use by process {running.pid}" in said

@@ -14,6 +14,8 @@ from dr17_server import serve
 
 from stellarperceptron.data.apogee.dr17 import CATALOGUE
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "dataset" / "download_dr17.py"
 
 

@@ -81,6 +81,7 @@ def test_figure_2_has_a_row_for_each_table_and_a_column_for_each_label(tables, t
     assert imread(tmp_path / "Figure2.png").ndim == 3
 
 
+@pytest.mark.slow
 def test_figure_3_has_a_panel_for_each_model_and_its_training_stars(tables, tmp_path):
     random = np.random.default_rng(1)
     labels = np.append(np.zeros((900, 4)), random.normal(-0.4, 0.4, (900, 1)), axis=1)
@@ -123,6 +124,7 @@ def test_coverage_is_that_of_the_tables(tables, tmp_path):
             np.testing.assert_allclose(shares, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_figure_3_draws_from_the_papers_predictions(shared, tmp_path):
     names = {

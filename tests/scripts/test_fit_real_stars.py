@@ -14,6 +14,8 @@ from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.stellar_labels import standard_labels
 from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "dataset" / "mock_survey"
 GIANT = {"TEFF": 4600.0, "LOGG": 2.3, "FE_H": -0.3}
 

@@ -16,6 +16,8 @@ import grid_labels  # noqa: E402
 import synthesis  # noqa: E402
 import synthesize_grid as grids  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def fake_spectrum(labels):
     """A spectrum that is cheap and depends on its labels."""

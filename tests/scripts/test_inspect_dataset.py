@@ -12,6 +12,8 @@ from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.survey_file import SurveyWriter
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "dataset" / "inspect_dataset.py"
 
 

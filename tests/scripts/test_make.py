@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from chain import ROOT, run_here
 
+pytestmark = pytest.mark.slow
+
 OBSERVED = {
     "--pretrained": "1_basemodel_synthetic_on_observed",
     "--finetuned": "2_realfinetune_firsthalf_on_observed",

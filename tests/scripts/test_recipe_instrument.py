@@ -12,6 +12,8 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.survey_file import SurveyWriter
 from stellarperceptron.instruments import Instrument
 
+pytestmark = pytest.mark.slow
+
 EVALUATION = "results/real_spectra_finetune/evaluate_1_basemodel_synthetic_epoch325.py"
 
 SPOT = Instrument(

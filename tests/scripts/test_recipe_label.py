@@ -14,6 +14,8 @@ from stellarperceptron.training.profiles import DataProfile, Profile
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.training.stages import label_names
 
+pytestmark = pytest.mark.slow
+
 SIX = ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H", "C_FE")
 
 

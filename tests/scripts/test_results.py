@@ -19,6 +19,8 @@ from stellarperceptron.evaluation.summary import attention_text, claims_table
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.training.run.script import resolve_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FINETUNE = "results/real_spectra_finetune"
 OBSERVED = {
     "--pretrained": "1_basemodel_synthetic_on_observed",

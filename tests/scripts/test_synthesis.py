@@ -29,6 +29,8 @@ import line_fit  # noqa: E402
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------- labels
 
 

@@ -16,7 +16,10 @@ from train_tiny import main as train_tiny
 
 from stellarperceptron.network.checkpoint import read_checkpoint
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are forked"),
+]
 REPEATS = int(os.environ.get("REPEATS", "2"))
 
 

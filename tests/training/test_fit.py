@@ -79,6 +79,7 @@ def with_noise(scatter):
     return lambda flux, generator: flux + scatter * torch.randn(flux.shape, generator=generator)
 
 
+@pytest.mark.slow
 def test_fit_goes_on_with_the_same_schedule_and_augmentation_only(table, tmp_path):
     def fit(epochs, warmup=3, scatter=0.01):
         return make_model().fit(

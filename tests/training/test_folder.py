@@ -26,6 +26,7 @@ def test_a_folder_in_use_says_by_whom(tmp_path):
     RunFolder(tmp_path / "run", {"seed": 5}, fresh=True)
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_folder_do_not_mix(tmp_path):
     """Started together: one wins and is whole, the other says so."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -59,6 +60,7 @@ def test_a_used_folder_is_not_mixed_with_a_new_training(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["training_state.pt", "weights.pt", "config.json"])
 def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, file):
     folder = RunFolder(tmp_path / "run", {})
@@ -127,6 +129,7 @@ def test_differing_entries_are_named_alone(tmp_path):
         RunFolder(tmp_path / "run", {"profile": {"training": {"epochs": 2, "seed": 1}}})
 
 
+@pytest.mark.slow
 def test_epochs_may_be_added_to_a_run(tmp_path):
     whole, parts = make_model(), make_model()
     train_here(whole, folder=RunFolder(tmp_path / "whole", {"epochs": 3}), epochs=3)
@@ -153,6 +156,7 @@ def test_nothing_else_may_change(tmp_path, new, fixed, message):
         RunFolder(tmp_path / "run", new, grows="epochs", fixed=fixed)
 
 
+@pytest.mark.slow
 def test_starting_anew_forgets_the_training_before(tmp_path):
     folder = RunFolder(tmp_path / "run", {"seed": 1})
     train_here(make_model(), folder=folder, epochs=2)
@@ -162,6 +166,7 @@ def test_starting_anew_forgets_the_training_before(tmp_path):
     assert folder.newest_checkpoint() == tmp_path / "run" / "epoch_1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "newest"), [(1, "epoch_2"), (2, "interrupted")])
 def test_the_newest_checkpoint_is_the_one_that_got_furthest(tmp_path, epoch, newest):
     folder = RunFolder(tmp_path / "run", {})

@@ -73,6 +73,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_training_learns():
     model = make_model(encoder_dropout_rate=0.0, decoder_dropout_rate=0.0)
     history = train_here(model, epochs=15, learning_rate=3e-3, labels_per_star="all")
@@ -115,6 +116,7 @@ def test_terminated_saves_and_exits_with_0(uninterrupted, tmp_path):
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     options = ("dropout=0", "epochs=5", "max_gradient_norm=1.0", "schedule=steps")
     alone = run(tmp_path / "one", *options, "batch_size=16")
@@ -145,6 +147,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes_with_stars", [1, 2])
 def test_processes_may_have_no_validation_stars(tmp_path, processes_with_stars):
     options = ("dropout=0", "epochs=1", f"validation={processes_with_stars}")
@@ -157,6 +160,7 @@ def test_processes_may_have_no_validation_stars(tmp_path, processes_with_stars):
     assert one == pytest.approx(two, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_together_and_go_on(tmp_path):
     options = ("dropout=0", "epochs=2")
     assert run(tmp_path / "whole", *options, processes=2).returncode == 0
@@ -173,6 +177,7 @@ def test_all_processes_stop_together_and_go_on(tmp_path):
         torch.testing.assert_close(weights(tmp_path / "parts" / "final")[name], tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_all_processes_stop_together_after_the_last_validation(tmp_path, processes):
     options = ("epochs=2", "terminate_validation=2")  # of the last process
@@ -187,6 +192,7 @@ def test_an_interrupted_epoch_needs_as_many_stars_a_batch(tmp_path):
         run(tmp_path, "batch_size=16")
 
 
+@pytest.mark.slow
 def test_termination_waits_for_gathered_gradients(tmp_path):
     options = ("gradient_accumulation=3", "epochs=2")
     assert run(tmp_path / "whole", *options).returncode == 0
@@ -255,6 +261,7 @@ def test_frozen_parts_stay_and_others_move(freeze, frozen):
     assert moved and not any(name.startswith(frozen) for name in moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_learns_as_well(precision):
     quiet = {"encoder_dropout_rate": 0.0, "decoder_dropout_rate": 0.0}
@@ -269,6 +276,7 @@ def test_lower_precision_learns_as_well(precision):
     assert rounded[0]["val_loss"] - rounded[-1]["val_loss"] > 0.8 * gained > 0.1
 
 
+@pytest.mark.slow
 def test_compiled_networks_leave_plain_checkpoints(tmp_path, monkeypatch):
     # Tracing without a code generator: no compiler is needed, and no minutes.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
@@ -282,6 +290,7 @@ def test_compiled_networks_leave_plain_checkpoints(tmp_path, monkeypatch):
     assert set(weights(tmp_path / "epoch_1")) == set(make_model().torch_model.state_dict())
 
 
+@pytest.mark.slow
 def test_windows_of_any_length_are_compiled_once(monkeypatch):
     graphs = []
 
@@ -327,6 +336,7 @@ def test_metrics_and_logs(tmp_path):
     assert "effective batch 8" in (tmp_path / "run" / "training.log").read_text()
 
 
+@pytest.mark.slow
 def test_the_best_network_is_that_of_the_least_validation_loss(tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, math.nan, 0.5, 0.7])
     validate = Trainer.validate

@@ -430,6 +430,7 @@ def test_help_lists_the_entries_of_a_profile(capsys):
         assert line in lines
 
 
+@pytest.mark.slow
 def test_paper_profile_runs_on_a_cpu(survey, tmp_path):
     result = script(
         f"training/{STAGES[1]}",

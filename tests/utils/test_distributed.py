@@ -11,6 +11,8 @@ import torch
 
 from stellarperceptron.utils.distributed import process_group, usable_device
 
+pytestmark = pytest.mark.slow
+
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SUM = """
 import torch

@@ -315,8 +315,9 @@ class TrainingGenerator:
             chosen = chosen.gather(1, keys.gather(1, chosen).argsort(dim=1))
         tokens = self.data.tokens(values, chosen, stars)
         if self._standardize_chosen:
-            scale = self.data.scale[self.data.groups[chosen]]
-            tokens = tokens._replace(values=tokens.values.float() / scale)
+            columns = chosen if self._ordered else self.data.groups[:, 0][chosen]
+            values = tokens.values.float() / self.data.scale[columns][..., None]
+            tokens = tokens._replace(values=values)
         missing = bad.gather(1, chosen)
         if self.outputs_padding and not self.fixed:
             padding = _seed_of(self.seed, self.epoch, _PADDING, number) % self.outputs_padding

@@ -300,12 +300,12 @@ class TrainingData:
         stars
             (B,) rows of the stars.
         """
-        groups, ids = self.groups[positions], self.ids[positions]
         if positions.dim() == 2:  # tokens of one pixel, see `TrainingGenerator`
-            values = standardized.gather(1, groups[..., 0])[..., None]
+            columns, ids = self.groups[:, 0][positions], self.ids[:, 0][positions][..., None]
+            values = standardized.gather(1, columns)[..., None]
         else:
             padded = torch.nn.functional.pad(standardized, (0, 1), value=math.nan)
-            values = padded[:, groups]
+            values, ids = padded[:, self.groups[positions]], self.ids[positions]
         encoding = None
         if self.wavelengths is not None:
             own = self.wavelengths[stars]

@@ -263,6 +263,7 @@ def test_a_fitted_process_goes_through_its_targets():
     assert (process(x) - y).abs().max() < 0.05
 
 
+@pytest.mark.slow
 def test_a_fitted_emulator_predicts_spectra_that_it_has_not_seen():
     fit_emulator = pytest.importorskip("fit_emulator", reason="needs the folder's other scripts")
     rng = np.random.default_rng(0)

@@ -139,6 +139,7 @@ def test_label_errors_are_those_of_the_survey(shared, population, stars):
 # --- spectra --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_block_has_all_that_a_survey_file_needs(block):
     assert set(block) == {
         *("ids", "synthetic", "observed", "labels", "label_errors", "true_labels"),
@@ -244,6 +245,7 @@ def carbon_block(small_blocks):
     return names, MockSurvey(seed=3, label_names=names).block("train", 0, 48)
 
 
+@pytest.mark.slow
 def test_the_choice_of_labels_changes_neither_labels_nor_observed_spectra(block, carbon_block):
     names, other = carbon_block
     assert np.array_equal(other["observed"], block["observed"], equal_nan=True)
@@ -254,6 +256,7 @@ def test_the_choice_of_labels_changes_neither_labels_nor_observed_spectra(block,
             assert np.array_equal(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_label_does_not_depend_on_its_companions(carbon_block):
     names, other = carbon_block
     alone = MockSurvey(seed=3, label_names=["[C/Fe]"]).block("train", 0, 48)
@@ -263,6 +266,7 @@ def test_a_label_does_not_depend_on_its_companions(carbon_block):
         )
 
 
+@pytest.mark.slow
 def test_a_catalogue_scatters_about_the_truth_in_every_label(carbon_block):
     names, other = carbon_block
     rows = np.flatnonzero(np.isfinite(other["labels"]).all(axis=1))
@@ -274,6 +278,7 @@ def test_a_catalogue_scatters_about_the_truth_in_every_label(carbon_block):
         assert error == pytest.approx(label(name).typical_error, rel=0.4)
 
 
+@pytest.mark.slow
 def test_synthetic_spectra_have_the_catalogues_abundances(small_blocks, block, carbon_block):
     _, other = carbon_block
     assert (np.nanstd(other["synthetic"] - block["synthetic"], axis=1) > 0).all()
@@ -283,6 +288,7 @@ def test_synthetic_spectra_have_the_catalogues_abundances(small_blocks, block, c
     assert np.array_equal(same, block["synthetic"], equal_nan=True)
 
 
+@pytest.mark.slow
 def test_stars_without_abundances_keep_their_other_labels(small_blocks):
     other = MockSurvey(seed=3, label_names=["FE_H", "VMICRO", "C_FE", "TEFF"])
     other.population.without_abundances = lambda labels, rng: np.ones(len(labels), dtype=bool)
@@ -312,6 +318,7 @@ def run_script(monkeypatch, small_blocks):
     return run
 
 
+@pytest.mark.slow
 def test_script_writes_the_same_file_twice(tmp_path, run_script):
     paths = [tmp_path / name for name in ("a.h5", "b.h5")]
     for path, workers in zip(paths, (1, 2), strict=True):
@@ -329,6 +336,7 @@ def test_script_writes_the_same_file_twice(tmp_path, run_script):
     assert {"emulators_sha256", "labels_sha256", "sky_sha256"} < set(provenance)
 
 
+@pytest.mark.slow
 def test_script_writes_the_labels_asked_for(tmp_path, run_script):
     path = tmp_path / "a.h5"
     few = ("--stars", 5, "--test-stars", 2, "--output", path)
@@ -342,11 +350,13 @@ def test_script_writes_the_labels_asked_for(tmp_path, run_script):
         assert len(data.label_names) == 20
 
 
+@pytest.mark.slow
 def test_script_names_the_labels_that_it_knows(run_script):
     with pytest.raises(SystemExit, match="no label 'EU_FE'; known are TEFF, LOGG"):
         run_script("--labels", "TEFF", "EU_FE")
 
 
+@pytest.mark.slow
 def test_script_writes_both_formats(tmp_path, run_script):
     few = ("--stars", 4, "--test-stars", 2, "--workers", 1)
     for version in (1, 2):
@@ -358,6 +368,7 @@ def test_script_writes_both_formats(tmp_path, run_script):
             np.testing.assert_array_equal(old[name], new[name])
 
 
+@pytest.mark.slow
 def test_script_without_room_says_how_much_it_needs(tmp_path, run_script):
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(SystemExit, match=r"needs .* GB"):
@@ -365,6 +376,7 @@ def test_script_without_room_says_how_much_it_needs(tmp_path, run_script):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [-1, 10**13, "many"])
 def test_script_refuses_seeds_that_it_cannot_use(run_script, capsys, seed):
     with pytest.raises(SystemExit):
@@ -372,12 +384,14 @@ def test_script_refuses_seeds_that_it_cannot_use(run_script, capsys, seed):
     assert "--seed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_script_says_where_a_parent_is_no_folder(tmp_path, run_script):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match=r"create_mock_survey\.py: .*file is no folder"):
         run_script("--stars", 5, "--output", tmp_path / "file" / "mock.h5")
 
 
+@pytest.mark.slow
 def test_script_names_a_damaged_table(tmp_path, run_script, monkeypatch):
     (tmp_path / "half.json").write_text("{")
     load = LabelDistribution.load
@@ -387,6 +401,7 @@ def test_script_names_a_damaged_table(tmp_path, run_script, monkeypatch):
     assert not (tmp_path / "mock.h5").exists()
 
 
+@pytest.mark.slow
 def test_script_refuses_no_stars(run_script, capsys):
     with pytest.raises(SystemExit):
         run_script("--stars", 0)

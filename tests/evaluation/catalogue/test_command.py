@@ -185,6 +185,7 @@ def test_changed_files_are_read_again(predict, tmp_path):
     assert read(predict(files=[folder]))["kind"].tolist() == ["apVisit"]
 
 
+@pytest.mark.slow
 def test_several_workers_make_the_same_catalogue(predict):
     one = predict(output="one.ecsv").read_text()
     assert predict("--workers", 2, output="two.ecsv").read_text() == one
@@ -283,6 +284,7 @@ def test_info_of_a_model(capsys, checkpoint):
     assert "What it must not be used for" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_survey_and_its_info(capsys, tmp_path):
     path = tmp_path / "survey.h5"
     words = ("survey", "--stars", 4, "--test-stars", 2, "--seed", 5, "-o", path)

@@ -18,6 +18,7 @@ def onnxruntime():
     return pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [{}, {"pixels_per_token": 8}], ids=["patches", "bins"])
 def test_exported_models_answer_alike(onnxruntime, tmp_path, tokens):
     model = make_model(**tokens)

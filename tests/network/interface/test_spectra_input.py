@@ -193,6 +193,7 @@ def test_embeddings_do_not_depend_on_the_batch_and_on_other_pixels(model, spectr
     np.testing.assert_allclose(one_empty[2:], whole[2:], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_iron_is_read_from_the_embeddings_of_200_stars():
     """Ridge regression, its strength chosen by leave-one-out residuals of the 200 stars."""
     model = StellarPerceptron.from_pretrained("laptop", device="cpu")
