@@ -49,15 +49,14 @@ from line_fit import (
 from line_lists import (
     ADJUSTMENT_COLUMNS,
     ADJUSTMENTS,
-    CARBON_RATIO,
-    GIANT_LOGG,
     Adjustments,
     LineList,
     air_to_vacuum,
+    kind_of_star,
     read_linemake,
     scatter,
     vacuum_to_air,
-    write_synspec,
+    write_lists,
 )
 from packages import default_cache, fetch_packages
 from synthesize_grid import SCATTER_SEED, prepare
@@ -102,8 +101,7 @@ class Laboratory:
             self.count += 1
             folder.mkdir()
             folders.append(folder)
-            lists = {kind: write_synspec(lines, folder, kind) for kind in CARBON_RATIO}
-            run = synthesis.Synthesizer(self.build, lists, self.networks, GIANT_LOGG)
+            run = synthesis.Synthesizer(self.build, write_lists(lines, folder), self.networks)
             tasks += [(run, labels) for labels in stars]
         with multiprocessing.get_context("fork").Pool(self.processes) as pool:
             results = list(tqdm(pool.imap(_synthesize, tasks), total=len(tasks), desc=title))
@@ -118,11 +116,10 @@ def line_strengths(run: synthesis.Synthesizer, labels: dict, lines: LineList) ->
     """Line-to-continuum opacity at the depth of formation, as Synspec tabulates it; 0 if absent."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kind = "giant" if labels["LOGG"] < run.giant_logg else "dwarf"
-        for unit, path in zip((19, 20), run.lists[kind], strict=True):
+        for unit, path in zip((19, 20), run.lists[kind_of_star(labels, run.band)][0], strict=True):
             (folder / f"fort.{unit}").symlink_to(path)
         atmosphere = run.networks(*(labels[n] for n in ("TEFF", "LOGG", "FE_H", "ALPHA_M")))
-        synspec_code.write_inputs(folder, labels, atmosphere)
+        synspec_code.write_inputs(folder, labels, atmosphere, run.band.windows[0])
         control = folder / "fort.55"
         control.write_text(control.read_text().replace("0 0 0\n", "0 0 1\n", 1))
         synspec_code.run_synspec(folder, run.build)

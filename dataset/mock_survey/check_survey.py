@@ -108,9 +108,7 @@ def responses(args: argparse.Namespace) -> None:
             alpha = 0.5 * (labels["O_FE"] + labels["MG_FE"])
             labels["ALPHA_M"] = min(max(alpha, -0.2), 0.6)
             direct.append(synthesizer({name: labels[name.upper()] for name in GRID_NAMES}))
-        direct = project_spectra(
-            np.stack(direct), emulator.start, emulator.step, emulator.resolution
-        )
+        direct = project_spectra(np.stack(direct), emulator.grid)
         emulated = emulator.flux(torch.stack(list(values.values())), APOGEE_WAVELENGTH, RESOLUTION)
         spectra = {key: (direct[i], emulated[i].numpy()) for i, key in enumerate(values)}
         table = {}

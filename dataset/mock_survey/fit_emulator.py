@@ -1,5 +1,5 @@
 """
-Fit the emulators of the package to grids of synthetic spectra.
+Fit emulators to grids of synthetic spectra.
 
 Gaussian processes predict the coefficients of the spectra's principal components (see
 ``stellarperceptron/data/mock/emulator.py``). The length scales maximize the marginal likelihood,
@@ -8,9 +8,11 @@ observed spectra) the difference between its spectra and the prediction of *nomi
 of synthetic spectra) for the same labels is fitted.
 
 One label point in ten, the same for both grids, is held out of the fit; the errors there are
-printed, drawn and stored in the emulator file.
+printed, drawn and stored in the emulator file. That of APOGEE's H band is in the package, those of
+other ranges are in the folder ``emulators``; they hold *nature* if its grid is given.
 
-    python dataset/mock_survey/fit_emulator.py --nominal grids/nominal.h5 --nature grids/nature.h5
+    python dataset/mock_survey/fit_emulator.py
+    python dataset/mock_survey/fit_emulator.py --range rvs --nature grids/rvs_nature.h5
 """
 
 import argparse
@@ -32,30 +34,50 @@ import matplotlib.pyplot as plt
 import numpy as np
 import synthesize_grid
 import torch
+from line_lists import air_to_vacuum
+from spectral_ranges import APOGEE, RANGES
 from torch import Tensor
 from tqdm import tqdm
 
-from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, Part, write_emulators
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
+from stellarperceptron.data.mock.line_spread import FineGrid
 from stellarperceptron.data.mock.stellar_labels import LABELS, to_inputs
 from stellarperceptron.utils.arguments import output_file
 
-RESOLUTION = 22_500.0  # of APOGEE, for the errors that are reported
+# Wavelengths [Angstrom, vacuum] and resolution at which errors are reported: those of APOGEE, of
+# Gaia's RVS, and of the four cameras of GALAH.
+OBSERVED = {
+    "apogee": (APOGEE_WAVELENGTH, 22_500.0),
+    "rvs": (8460.0 + 0.1 * np.arange(2401), 11_500.0),
+    "hermes": (
+        np.concatenate(
+            [
+                air_to_vacuum(np.arange(low, high, step))
+                for low, high, step in (
+                    (4713.0, 4903.0, 0.046),
+                    (5648.0, 5873.0, 0.055),
+                    (6478.0, 6737.0, 0.064),
+                    (7585.0, 7887.0, 0.074),
+                )
+            ]
+        ),
+        28_000.0,
+    ),
+}
 HELD_OUT = 10  # hold out one label point in ten
 PRIOR = 100.0  # variance of the linear terms' coefficients, in units of the kernel's
 
 
 @dataclass
 class Grid:
-    """Spectra (N, H), their labels (N, 20), which are held out (N,), and the wavelength grid."""
+    """Spectra (N, H), their labels (N, 20), which are held out (N,), and their wavelengths."""
 
     flux: np.ndarray
     labels: np.ndarray
     held_out: np.ndarray
-    start: float
-    step: float
-    resolution: float
+    wavelengths: FineGrid
     source: dict
 
 
@@ -64,13 +86,19 @@ def read_grid(path: Path, allow_incomplete: bool = False) -> Grid:
     labels, flux, attributes = synthesize_grid.read_grid(path, allow_incomplete)
     held_out = [zlib.crc32(row.astype(np.float32).tobytes()) % HELD_OUT == 0 for row in labels]
     names = [name.upper() for name in attributes["label_names"]]
-    keys = ("log10_wavelength_start", "log10_wavelength_step", "resolution")
     source = {"file": Path(path).name, "labels_sha256": attributes["labels_sha256"]}
+    starts = np.atleast_1d(attributes["log10_wavelength_start"]).tolist()
+    pixels = np.atleast_1d(attributes.get("window_pixels", flux.shape[1])).tolist()
     return Grid(
         flux.astype(np.float32),
         labels[:, [names.index(name) for name in LABELS]].astype(np.float64),
         np.array(held_out),
-        *(float(attributes[key]) for key in keys),
+        FineGrid(
+            tuple(starts),
+            tuple(pixels),
+            float(attributes["log10_wavelength_step"]),
+            float(attributes["resolution"]),
+        ),
         source,
     )
 
@@ -191,19 +219,16 @@ def predict(emulator: Emulator, labels: np.ndarray, projection) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-def project_spectra(flux: np.ndarray, start: float, step: float, resolution: float) -> np.ndarray:
-    """Spectra (N, H) on a fine grid at APOGEE's resolution and pixels (N, 7514)."""
-    rows = torch.from_numpy(flux.astype(np.float64))
-    part = Part(torch.zeros_like(rows[0]), rows, [], *[torch.zeros(len(LABELS))] * 4)
-    grid = Emulator("grid", [part], start, step, resolution)
-    return grid.project(APOGEE_WAVELENGTH, RESOLUTION).components.numpy()
+def project_spectra(flux: np.ndarray, wavelengths: FineGrid, band: str = "apogee") -> np.ndarray:
+    """Spectra (N, H) on a fine grid at the resolution and pixels (N, P) of `OBSERVED`."""
+    columns = torch.from_numpy(flux.astype(np.float64)).T.contiguous()
+    return wavelengths.sample(columns, *OBSERVED[band]).T.numpy()
 
 
-def held_out_errors(emulator: Emulator, grid: Grid) -> np.ndarray:
-    """Emulated minus synthesized flux (n, 7514) of the held-out spectra at APOGEE's resolution."""
-    held_out = grid.flux[grid.held_out]
-    direct = project_spectra(held_out, grid.start, grid.step, grid.resolution)
-    projection = emulator.project(APOGEE_WAVELENGTH, RESOLUTION)
+def held_out_errors(emulator: Emulator, grid: Grid, band: str = "apogee") -> np.ndarray:
+    """Emulated minus synthesized flux (n, P) of the held-out spectra, as `OBSERVED`."""
+    direct = project_spectra(grid.flux[grid.held_out], grid.wavelengths, band)
+    projection = emulator.project(*OBSERVED[band])
     return predict(emulator, grid.labels[grid.held_out], projection) - direct
 
 
@@ -234,27 +259,29 @@ def summary(errors: np.ndarray, grid: Grid) -> dict:
     return out
 
 
-def draw(results: dict[str, tuple[np.ndarray, Grid]], path: Path) -> None:
+def draw(results: dict[str, tuple[np.ndarray, Grid]], wavelength: np.ndarray, path: Path) -> None:
     """Draw the held-out error against wavelength and labels."""
+    step = np.diff(wavelength)
+    pieces = np.split(np.arange(len(wavelength)), np.flatnonzero(step > 10 * np.median(step)) + 1)
     figure = plt.figure(figsize=(10.5, 6.4), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
-    by_wavelength = upper.subplots(2, 1, sharex=True, sharey=True)
+    by_wavelength = upper.subplots(len(results), len(pieces), sharey=True, squeeze=False)
     by_label = lower.subplots(1, 3, sharey=True)
-    for axis, (name, (errors, grid)), color in zip(
-        by_wavelength, results.items(), ("C0", "C3"), strict=True
+    for row, (name, (errors, grid)), color in zip(
+        by_wavelength, results.items(), ("C0", "C3")[: len(results)], strict=True
     ):
-        for chip in CHIP_PIXELS.values():
-            wavelength = APOGEE_WAVELENGTH[chip]
+        for axis, piece in zip(row, pieces, strict=True):
             for level, shade in ((95, 0.35), (68, 1.0)):
-                y = np.percentile(np.abs(errors[:, chip]), level, axis=0)
-                axis.plot(wavelength, y, color=color, lw=0.5, alpha=shade)
-        axis.text(0.99, 0.9, f"{name}: 68 and 95 %", ha="right", va="top", transform=axis.transAxes)
-        axis.set(xlim=(15120, 16980), ylim=(0, None), ylabel="error of a pixel")
+                y = np.percentile(np.abs(errors[:, piece]), level, axis=0)
+                axis.plot(wavelength[piece], y, color=color, lw=0.5, alpha=shade)
+            axis.set(xlim=wavelength[piece[[0, -1]]], ylim=(0, None))
+        row[0].set_ylabel("error of a pixel")
+        row[-1].set_title(f"{name}: 68 and 95 %", loc="right", fontsize=9)
         rms = np.sqrt((errors**2).mean(1))
         for label_axis, d in zip(by_label, (0, 1, 2), strict=True):
             x = grid.labels[grid.held_out][:, d]
             label_axis.plot(x, rms, ".", color=color, ms=4, alpha=0.7, label=name)
-    by_wavelength[1].set_xlabel("vacuum wavelength [Å]")
+    upper.supxlabel("vacuum wavelength [Å]", fontsize=10)
     for axis, text in zip(by_label, (r"$T_{\rm eff}$ [K]", r"$\log g$", "[Fe/H]"), strict=True):
         axis.set(xlabel=text, yscale="log", ylim=(1e-4, 3e-2))
         axis.axhline(0.002, color="0.5", lw=0.8, ls="--")
@@ -266,23 +293,46 @@ def draw(results: dict[str, tuple[np.ndarray, Grid]], path: Path) -> None:
     plt.close(figure)
 
 
+def fit_parts(grids: dict[str, Grid], args) -> dict[str, Part]:
+    """Fit *nominal*, and the difference to it where there is a grid of *nature*."""
+    nominal, nature = grids["nominal"], grids.get("nature")
+    first = fit_part(nominal, nominal.flux, args.components, (6, 20), None, args, "nominal")
+    parts = {"nominal": first}
+    if nature is not None:
+        emulator = Emulator("nominal", [first], nominal.wavelengths)
+        parts["difference"] = fit_part(
+            nature,
+            nature.flux - predict(emulator, nature.labels, emulator.project()),
+            args.difference_components,
+            (6,),
+            (first.input_low, first.input_high),
+            args,
+            "difference",
+        )
+    for part, grid in zip(parts.values(), grids.values(), strict=True):
+        counts = {"fitted": int((~grid.held_out).sum()), "held_out": int(grid.held_out.sum())}
+        part.info = {**grid.source, "spectra": counts, "seed": args.seed}
+    return parts
+
+
 def main() -> None:
     """Fit, report, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    here = Path(__file__).parent
-    parser.add_argument("--nominal", type=Path, default=here / "grids/nominal.h5")
-    parser.add_argument("--nature", type=Path, default=here / "grids/nature.h5")
+    parser.add_argument("--range", choices=tuple(RANGES), default=APOGEE.name)
+    parser.add_argument("--nominal", type=Path, help="default: grids/[<range>_]nominal.h5 here")
     parser.add_argument(
-        "--output", type=output_file, default=EMULATOR_FILE, help="emulator file to write"
+        "--nature",
+        type=Path,
+        help="default: grids/nature.h5 for APOGEE; without it, other ranges have nominal alone",
     )
     parser.add_argument(
-        "--figure",
+        "--output",
         type=output_file,
-        default=here / "figures/emulator_error.png",
-        help="picture to draw",
+        help="emulator file to write (default: that in the package, or emulators/<range>.npz)",
     )
+    parser.add_argument("--figure", type=output_file, help="picture to draw")
     parser.add_argument(
         "--allow-incomplete", action="store_true", help="fit grids that are still being computed"
     )
@@ -294,44 +344,39 @@ def main() -> None:
     args = parser.parse_args()
 
     begin = time.time()
+    here, prefix, suffix = Path(__file__).parent, "", ""
+    if args.range != APOGEE.name:
+        prefix, suffix = f"{args.range}_", f"_{args.range}"
+        args.output = args.output or here / "emulators" / f"{args.range}.npz"
+    else:
+        args.output = args.output or EMULATOR_FILE
+        args.nature = args.nature or here / "grids/nature.h5"
+    args.figure = args.figure or here / f"figures/emulator_error{suffix}.png"
+    paths = {"nominal": args.nominal or here / f"grids/{prefix}nominal.h5", "nature": args.nature}
     try:
-        nominal, nature = (read_grid(p, args.allow_incomplete) for p in (args.nominal, args.nature))
+        grids = {n: read_grid(p, args.allow_incomplete) for n, p in paths.items() if p is not None}
     except (synthesize_grid.GridError, FileNotFoundError) as error:
         sys.exit(f"fit_emulator.py: {error}")
-    geometry = (nominal.start, nominal.step, nominal.resolution)
-    if geometry != (nature.start, nature.step, nature.resolution):
+    wavelengths = grids["nominal"].wavelengths
+    if any(grid.wavelengths != wavelengths for grid in grids.values()):
         parser.error("the two grids have different wavelength grids")
+    if wavelengths.size != RANGES[args.range].pixels:
+        parser.error(f"{paths['nominal']} is no grid of the range {args.range}")
 
-    first = fit_part(nominal, nominal.flux, args.components, (6, 20), None, args, "nominal")
-    emulator = Emulator("nominal", [first], *geometry)
-    difference = nature.flux - predict(emulator, nature.labels, emulator.project())
-    second = fit_part(
-        nature,
-        difference,
-        args.difference_components,
-        (6,),
-        (first.input_low, first.input_high),
-        args,
-        "difference",
-    )
-    parts = {"nominal": first, "difference": second}
-    for part, grid in ((first, nominal), (second, nature)):
-        counts = {"fitted": int((~grid.held_out).sum()), "held_out": int(grid.held_out.sum())}
-        part.info = {**grid.source, "spectra": counts, "seed": args.seed}
-    keywords = dict(zip(("start", "step", "resolution"), geometry, strict=True))
-    write_emulators(args.output, parts, **keywords)
+    parts = fit_parts(grids, args)
+    write_emulators(args.output, parts, wavelengths)
 
     # The errors are those of the quantized file; then the file is written again with them in it.
     results = {}
-    for part, grid, name in ((first, nominal, "nominal"), (second, nature, "nature")):
-        errors = held_out_errors(Emulator.load(name, args.output), grid)
+    for part, (name, grid) in zip(parts.values(), grids.items(), strict=True):
+        errors = held_out_errors(Emulator.load(name, args.output), grid, args.range)
         results[name] = (errors, grid)
         part.info["errors"] = summary(errors, grid)
         print(f"{name}: {(~grid.held_out).sum()} spectra fitted, {grid.held_out.sum()} held out")
         for region, figures in part.info["errors"].items():
             print(f"  {region:28s} {json.dumps(figures)}")
-    write_emulators(args.output, parts, **keywords)
-    draw(results, args.figure)
+    write_emulators(args.output, parts, wavelengths)
+    draw(results, OBSERVED[args.range][0], args.figure)
     size = args.output.stat().st_size / 1e6
     print(f"{args.output}: {size:.1f} MB, {time.time() - begin:.0f} s")
 

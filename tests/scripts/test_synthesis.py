@@ -22,6 +22,7 @@ import survey_median  # noqa: E402
 import synspec_code  # noqa: E402
 import synthesis  # noqa: E402
 import synthesize_grid as grids  # noqa: E402
+from spectral_ranges import APOGEE, RESOLUTION  # noqa: E402
 
 pytest.importorskip("scipy", reason="calibration needs scipy")
 import calibrate_lines  # noqa: E402
@@ -88,7 +89,7 @@ def test_moog_format_to_synspec_format(tmp_path):
     lines = small_list()
     assert len(lines) == 3  # the title and the line out of range are gone
     np.testing.assert_allclose(lines.species, [26.0, 26.01, 607.0])
-    atoms, molecules = line_lists.write_synspec(lines, tmp_path, "giant")
+    ((atoms, molecules),) = line_lists.write_lists(lines, tmp_path)["giant"]
     fields = atoms.read_text().splitlines()[0].split()
     assert fields[:2] == ["1520.0000", "26.00"]
     low, high = float(fields[3]), float(fields[5])
@@ -213,8 +214,8 @@ def test_grid_keeps_equivalent_width_and_unit_continuum():
     wavelength = np.linspace(15136.0, 16974.0, 24001)
     line = 0.5 * np.exp(-0.5 * ((wavelength - 16000.0) / 0.15) ** 2)
     smooth = synthesis.to_grid(wavelength, 1 - line)
-    assert smooth.shape == (synthesis.N_PIXELS,)
-    steps = np.gradient(synthesis.WAVELENGTH)
+    assert smooth.shape == (APOGEE.pixels,)
+    steps = np.gradient(APOGEE.wavelength)
     width = np.sum((1 - smooth) * steps)
     assert width == pytest.approx(0.5 * 0.15 * np.sqrt(2 * np.pi), rel=1e-3)
     np.testing.assert_allclose(smooth[[0, 1, -2, -1]], 1.0, atol=1e-9)
@@ -229,8 +230,8 @@ def test_real_synthesis_of_the_sun():
     synthesizer = grids.prepare("nominal", packages.default_cache())
     sun = grid_labels.complete({"TEFF": 5772.0, "LOGG": 4.44})
     flux = synthesizer(sun)
-    assert flux.shape == (synthesis.N_PIXELS,) and 0.9 < np.median(flux) < 1.0
-    core = flux[np.argmin(np.abs(synthesis.WAVELENGTH - 15770.15))]
+    assert flux.shape == (APOGEE.pixels,) and 0.9 < np.median(flux) < 1.0
+    core = flux[np.argmin(np.abs(APOGEE.wavelength - 15770.15))]
     assert core < 0.75  # Mg I
 
 
@@ -249,13 +250,13 @@ def test_pseudo_continuum_is_the_least_squares_quartic():
 
 
 def test_sampling_broadens_to_the_resolution():
-    width = synthesis.WAVELENGTH[8000] / synthesis.RESOLUTION / 2.3548
-    line = np.exp(-0.5 * ((synthesis.WAVELENGTH - synthesis.WAVELENGTH[8000]) / width) ** 2)
+    width = APOGEE.wavelength[8000] / RESOLUTION / 2.3548
+    line = np.exp(-0.5 * ((APOGEE.wavelength - APOGEE.wavelength[8000]) / width) ** 2)
     low = 1 - survey_median.sample(1 - 0.5 * line, np.array([13.3] * 3))
-    near = np.abs(APOGEE_WAVELENGTH - synthesis.WAVELENGTH[8000]) < 3
+    near = np.abs(APOGEE_WAVELENGTH - APOGEE.wavelength[8000]) < 3
     x, y = APOGEE_WAVELENGTH[near], low[near]
-    sigma = np.sqrt(np.sum(y * (x - synthesis.WAVELENGTH[8000]) ** 2) / np.sum(y))
-    fwhm = sigma * 2.3548 / synthesis.WAVELENGTH[8000] * survey_median.SPEED_OF_LIGHT
+    sigma = np.sqrt(np.sum(y * (x - APOGEE.wavelength[8000]) ** 2) / np.sum(y))
+    fwhm = sigma * 2.3548 / APOGEE.wavelength[8000] * survey_median.SPEED_OF_LIGHT
     assert fwhm == pytest.approx(13.3, rel=0.02)
 
 

@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from astropy import units as u
 
 from stellarperceptron.data.mock.emulator import Emulator
 
@@ -24,3 +25,25 @@ def test_impossible_resolutions_are_refused(resolution):
     nominal = Emulator.load("nominal")
     with pytest.raises(ValueError, match="not above zero"):
         nominal.project(nominal.wavelength[:3], resolution)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [np.ma.array([4600.0, -9999.0], mask=[0, 1]), [4600, None], [4600, -9999], [4600, 9999]],
+)
+@pytest.mark.parametrize("extrapolate", ["error", "clip"])
+def test_missing_label_is_refused_by_name(missing, extrapolate):
+    nominal = Emulator.load("nominal")
+    labels = {"TEFF": missing, "LOGG": 2.5, "FE_H": 0.0}
+    with pytest.raises(ValueError, match="TEFF"):
+        nominal.labels(labels, extrapolate)
+
+
+def test_label_in_another_unit_is_refused_by_name():
+    with pytest.raises(ValueError, match="TEFF has the unit 'm'"):
+        Emulator.load("nominal").labels({"TEFF": 4600 * u.m, "LOGG": 2.5, "FE_H": 0.0})
+
+
+def test_unknown_emulator_is_refused():
+    with pytest.raises(ValueError, match="nominal"):
+        Emulator.load("martian")

@@ -1,4 +1,4 @@
-"""Emulators of H-band spectra: Gaussian processes on principal components.
+"""Emulators of spectra: Gaussian processes on principal components.
 
 A spectrum (flux over continuum, vacuum, rest frame, R = 60,000) is a mean plus principal
 components, each times a coefficient; a coefficient is a smooth function of the stellar labels,
@@ -11,13 +11,13 @@ exponential kernels, one long and one short, with one length scale a label (Rasm
 and differentiated by convolving and resampling the components once.
 
 The emulator *nominal* is fitted to spectra with the line lists as published; *nature* is *nominal*
-plus a second, much smaller set of components for the difference between the calibrated and the
-published line lists (the additive model of Kennedy & O'Hagan 2000). They are fitted by
-``dataset/mock_survey/fit_emulator.py``.
+plus a second, much smaller set of components for the difference between the line lists that stand
+for real stars and the published ones (the additive model of Kennedy & O'Hagan 2000). They are
+fitted by ``dataset/mock_survey/fit_emulator.py``. The file in the package holds those of APOGEE's H
+band; files of other ranges are opened by their path.
 """
 
 import json
-import math
 import os
 import zipfile
 import zlib
@@ -32,7 +32,7 @@ from astropy import units as u
 from torch import Tensor
 
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
-from stellarperceptron.data.mock.line_spread import FWHM, convolve, lsf_matrix
+from stellarperceptron.data.mock.line_spread import FineGrid
 from stellarperceptron.data.mock.stellar_labels import (
     LABELS,
     standard_labels,
@@ -120,16 +120,14 @@ class Emulator:
     name
         ``"nominal"`` or ``"nature"``.
     parts
-        Their sum is the spectrum, on the grid log10 wavelength = start + step * i, i < H.
-    resolution
-        Wavelength over full width at half maximum of that spectrum.
+        Their sum is the spectrum (H,).
+    grid
+        Wavelengths and resolution of that spectrum.
     """
 
     name: str
     parts: Sequence[Part]
-    start: float
-    step: float
-    resolution: float
+    grid: FineGrid
 
     @staticmethod
     def load(
@@ -145,8 +143,8 @@ class Emulator:
         FileNotFoundError
             No such file.
         ValueError
-            No such emulator, or the file is damaged, none of `write_emulators`, of another
-            version or of other labels; the message names the path.
+            No such emulator (in this file), or the file is damaged, none of `write_emulators`, of
+            another version or of other labels; the message names the path.
         """
         if name not in PARTS:
             raise ValueError(f"emulator is one of {list(PARTS)}, not {name!r}")
@@ -163,15 +161,18 @@ class Emulator:
                 names = tuple(file["labels"].tolist())
                 if names != LABELS:
                     raise ValueError(f"its labels are {names}, those of this version {LABELS}")
-                start, step, resolution = (float(v) for v in file["grid"])
+                absent = [part for part in PARTS[name] if f"{part}/info" not in file]
+                if absent:
+                    raise ValueError(f"it holds no emulator {name!r}, of which {absent} is missing")
                 parts = [_read_part(file, part, device) for part in PARTS[name]]
-            if len({len(part.mean) for part in parts}) > 1:
+                grid = _read_grid(file, len(parts[0].mean))
+            if any(len(part.mean) != grid.size for part in parts):
                 raise ValueError("its parts have different numbers of pixels")
         except PermissionError:
             raise
         except READ_ERRORS as error:
             raise ValueError(f"{path} is damaged or no emulator file: {error}") from error
-        return Emulator(name, parts, start, step, resolution)
+        return Emulator(name, parts, grid)
 
     @property
     def size(self) -> int:
@@ -203,10 +204,20 @@ class Emulator:
         """Where it computes."""
         return self.parts[0].mean.device
 
-    @cached_property
+    @property
     def wavelength(self) -> np.ndarray:
-        """Its own wavelength grid (H,) [Angstrom, vacuum]."""
-        return 10.0 ** (self.start + self.step * np.arange(len(self.parts[0].mean)))
+        """Its own wavelengths (H,) [Angstrom, vacuum]."""
+        return self.grid.wavelength
+
+    @property
+    def step(self) -> float:
+        """Step of its own wavelengths in log10."""
+        return self.grid.step
+
+    @property
+    def resolution(self) -> float:
+        """Wavelength over full width at half maximum of its own spectrum."""
+        return self.grid.resolution
 
     @cached_property
     def _stack(self) -> Tensor:
@@ -283,21 +294,10 @@ class Emulator:
             return Projection(self.mean.to(dtype), self.components.to(dtype))
         wavelength = self.wavelength if wavelength is None else wavelength
         wavelength = as_array(wavelength, unit=u.AA, name="wavelength")
-        target = torch.log10(torch.tensor(wavelength, device=self.device))
-        first, last = self.start, self.start + self.step * (len(self.mean) - 1)
-        if not bool(((target >= first) & (target <= last)).all()):
-            raise ValueError(
-                f"wavelengths must be within {10**first:.1f} and {10**last:.1f} Angstrom"
-            )
         resolution = self.resolution if resolution is None else resolution
-        r = torch.tensor(as_array(resolution, name="resolution"), device=self.device)
-        if not bool((r > 0).all()):
-            raise ValueError(f"resolution = {resolution} holds a value that is not above zero")
-        variance = (1.0 / r**2 - 1.0 / self.resolution**2).clamp(min=0.0)
-        sigma = (torch.sqrt(variance) / (FWHM * math.log(10.0))).expand_as(target)
-        matrix = lsf_matrix(target, self.start, self.step, len(self.mean), sigma)
-        stack = self._stack if profile is None else convolve(self._stack, profile)
-        sampled = (matrix @ stack).T
+        resolution = as_array(resolution, name="resolution")
+        stack = self._stack if profile is None else self.grid.broaden(self._stack, profile)
+        sampled = self.grid.sample(stack, wavelength, resolution).T
         return Projection(sampled[0].to(dtype), sampled[1:].to(dtype).contiguous())
 
     def flux(self, labels, wavelength=None, resolution=None, extrapolate: str = "error") -> Tensor:
@@ -386,14 +386,16 @@ def _read_part(file: Mapping[str, np.ndarray], name: str, device: torch.device |
     return Part(mean, components, processes, info=info, **limits)
 
 
-def write_emulators(
-    path: str | os.PathLike,
-    parts: Mapping[str, Part],
-    *,
-    start: float,
-    step: float,
-    resolution: float,
-) -> None:
+def _read_grid(file: Mapping[str, np.ndarray], size: int) -> FineGrid:
+    """Wavelengths of an open emulator file; one of a single window lists no windows."""
+    start, step, resolution = (float(v) for v in file["grid"])
+    if "window_starts" not in file:
+        return FineGrid((start,), (size,), step, resolution)
+    starts, pixels = file["window_starts"].tolist(), file["window_pixels"].tolist()
+    return FineGrid(tuple(map(float, starts)), tuple(map(int, pixels)), step, resolution)
+
+
+def write_emulators(path: str | os.PathLike, parts: Mapping[str, Part], grid: FineGrid) -> None:
     """
     Write the parts "nominal" and "difference" to one file that needs no pickle to be read.
 
@@ -404,8 +406,11 @@ def write_emulators(
     arrays = {
         "format_version": np.array(FORMAT_VERSION),
         "labels": np.array(LABELS),
-        "grid": np.array([start, step, resolution]),
+        "grid": np.array([grid.starts[0], grid.step, grid.resolution]),
     }
+    if len(grid.starts) > 1:
+        arrays["window_starts"] = np.array(grid.starts)
+        arrays["window_pixels"] = np.array(grid.pixels)
     for name, part in parts.items():
         integers, factor = _quantize(part.components.cpu().numpy())
         store = {"components": integers, "component_factor": factor}

@@ -1,12 +1,14 @@
-"""Convolution of finely sampled spectra with line-spread functions and broadening profiles."""
+"""Finely sampled spectra: their wavelengths, and convolution with line-spread functions."""
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FWHM", "convolve", "lsf_matrix", "rotation_profile"]
+__all__ = ["FWHM", "FineGrid", "convolve", "lsf_matrix", "rotation_profile"]
 
 FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 """Full width at half maximum of a Gaussian over its standard deviation."""
@@ -55,6 +57,93 @@ def convolve(spectra: Tensor, profile: Tensor) -> Tensor:
     transform = torch.fft.rfft(padded, length) * torch.fft.rfft(profile.to(spectra), length)
     full = torch.fft.irfft(transform, length)
     return full[:, 2 * half : 2 * half + len(spectra)].T.contiguous()
+
+
+@dataclass(frozen=True)
+class FineGrid:
+    """
+    Wavelengths of finely sampled spectra: one window or several, one after another.
+
+    Attributes
+    ----------
+    starts, pixels
+        log10 of the first wavelength of every window [Angstrom, vacuum], and its number of pixels.
+    step
+        Step in log10 wavelength, the same in all windows.
+    resolution
+        Wavelength over full width at half maximum of the spectra.
+    """
+
+    starts: tuple[float, ...]
+    pixels: tuple[int, ...]
+    step: float
+    resolution: float
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return sum(self.pixels)
+
+    @cached_property
+    def wavelength(self) -> np.ndarray:
+        """Wavelengths (H,) [Angstrom, vacuum]."""
+        windows = zip(self.starts, self.pixels, strict=True)
+        return np.concatenate([10.0 ** (a + self.step * np.arange(n)) for a, n in windows])
+
+    @cached_property
+    def windows(self) -> list[tuple[float, float, slice]]:
+        """First and last log10 wavelength of every window, and its pixels."""
+        out, first = [], 0
+        for start, pixels in zip(self.starts, self.pixels, strict=True):
+            last = start + self.step * (pixels - 1)
+            out.append((start, last, slice(first, first + pixels)))
+            first += pixels
+        return out
+
+    def sample(
+        self, spectra: Tensor, wavelength: np.ndarray, resolution: float | np.ndarray
+    ) -> Tensor:
+        """
+        Spectra (P, N) at other wavelengths and another resolution from spectra (H, N).
+
+        Parameters
+        ----------
+        spectra : (H, N)
+            One a column.
+        wavelength : (P,)
+            Vacuum, rest frame [Angstrom].
+        resolution : float or (P,)
+            Wavelength over full width at half maximum of a Gaussian; above the grid's own, it is
+            the grid's own.
+
+        Raises
+        ------
+        ValueError
+            A wavelength is outside all windows, or a resolution is not above zero.
+        """
+        target = torch.log10(torch.tensor(wavelength, device=spectra.device))
+        r = torch.as_tensor(resolution, dtype=torch.float64, device=spectra.device)
+        if not bool((r > 0).all()):
+            raise ValueError(f"resolution = {resolution} holds a value that is not above zero")
+        variance = (1.0 / r**2 - 1.0 / self.resolution**2).clamp(min=0.0)
+        sigma = (torch.sqrt(variance) / (FWHM * math.log(10.0))).expand_as(target)
+        sampled = spectra.new_empty(len(target), spectra.shape[1])
+        found = torch.zeros(len(target), dtype=torch.bool, device=spectra.device)
+        for first, last, pixels in self.windows:
+            inside = (target >= first) & (target <= last)
+            if inside.any():
+                size = pixels.stop - pixels.start
+                matrix = lsf_matrix(target[inside], first, self.step, size, sigma[inside])
+                sampled[inside] = matrix @ spectra[pixels]
+                found |= inside
+        if not found.all():
+            ranges = " or ".join(f"{10**a:.1f} and {10**b:.1f}" for a, b, _ in self.windows)
+            raise ValueError(f"wavelengths must be within {ranges} Angstrom")
+        return sampled
+
+    def broaden(self, spectra: Tensor, profile: Tensor) -> Tensor:
+        """Spectra (H, N) convolved with a symmetric profile (2 n + 1,), as `convolve` does it."""
+        return torch.cat([convolve(spectra[pixels], profile) for *_, pixels in self.windows])
 
 
 def rotation_profile(velocity: float, step: float, limb_darkening: float = 0.6) -> Tensor:
