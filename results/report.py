@@ -375,6 +375,11 @@ def main() -> None:
             document.text(f"{datetime.date.today():%d %B %Y}. {describe_survey(dataset)}")
             document.text(PAPER)
             document.heading("What should hold, and what this run shows")
+            if arguments.profile == "smoke":
+                document.text(
+                    "**Toy size: nothing is expected to hold.** The profile `smoke` shows that "
+                    "every step runs, with a few hundred stars and a few epochs."
+                )
             document.table(claims_table(observed, chunk, stars))
             write_observed(run, observed)
             write_baselines(run, arguments.compare)

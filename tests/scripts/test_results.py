@@ -199,8 +199,9 @@ def test_report_holds_everything(evaluated, survey, tmp_path):
     assert not report(run, survey)
     page, text = (run / "report.html").read_text(), (run / "report.md").read_text()
     assert "Missing" not in text
+    assert "Toy size: nothing is expected to hold" in text
     # Six figures, and the losses of three stages; no other file and no network.
-    assert page.count('<img src="data:image/png;base64,') == len(figures) + 3
+    assert page.count('<img src="data:image/webp;base64,') == len(figures) + 3
     assert not re.search(r'(src|href)="(?!data:)', page)
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert len(links) == len(figures) + 3 and all((run / link).is_file() for link in links)

@@ -2,11 +2,13 @@
 
 import base64
 import html
+import io
 import os
 import re
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 __all__ = ["Document", "markdown_table"]
 
@@ -30,10 +32,12 @@ figcaption, caption {{ color: #555; font-size: .9rem; text-align: left; max-widt
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   margin: .8rem 0; }}
-th, td {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e8e8e8; }}
+th, td {{ padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e8e8e8; }}
 td {{ white-space: nowrap; }}
+td:first-child, td.text {{ white-space: normal; }}
 th {{ border-bottom: 2px solid #999; font-weight: 600; vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
+td:last-child, th:last-child {{ padding-right: 0; }}
 pre {{ font-size: .8rem; background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
 code {{ font-size: .9em; background: #f2f2f2; padding: .1em .3em; }}
 summary {{ cursor: pointer; margin: .4rem 0; }}
@@ -57,6 +61,26 @@ def _inline(text: str) -> str:
     """Text with `code` and **bold** as HTML."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
+
+
+def _cell(text: str) -> str:
+    """Cell of a table; numbers stay on one line, words need not."""
+    kind = "" if len(text) < 40 and re.search(r"\d", text) else ' class="text"'
+    return f"<td{kind}>{_inline(text)}</td>"
+
+
+# A page is up to 1,184 CSS pixels wide (74rem): two pixels of a sharp screen for each.
+_FIGURE_WIDTH = 2 * 1184
+
+
+def _embedded(path: Path) -> str:
+    """A picture as a data URL: in WebP, a quarter of the size of PNG, no wider than the page."""
+    with Image.open(path) as picture:
+        figure = picture.convert("RGB")
+    figure.thumbnail((_FIGURE_WIDTH, figure.height))
+    stored = io.BytesIO()
+    figure.save(stored, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(stored.getvalue()).decode('ascii')}"
 
 
 class Document:
@@ -89,8 +113,7 @@ class Document:
         self._markdown.append((f"{caption}\n\n" if caption else "") + markdown_table(frame))
         head = "".join(f"<th>{_inline(str(name))}</th>" for name in frame.columns)
         rows = "".join(
-            f"<tr>{''.join(f'<td>{_inline(str(cell))}</td>' for cell in row)}</tr>\n"
-            for row in frame.to_numpy()
+            f"<tr>{''.join(_cell(str(cell)) for cell in row)}</tr>\n" for row in frame.to_numpy()
         )
         caption = f"<caption>{_inline(caption)}</caption>" if caption else ""
         self._html.append(
@@ -100,13 +123,12 @@ class Document:
 
     def figure(self, path: Path, caption: str, width: str = "100%") -> None:
         """Add a figure (PNG), linked in Markdown, embedded in HTML; narrow ones share a row."""
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
         alternative = html.escape(caption, quote=True)
         self._figures.append(path)
         self._markdown.append(f"![{caption}]({{figure {len(self._figures) - 1}}})\n\n*{caption}*\n")
         self._html.append(
             f'<figure style="display: inline-block; max-width: {width}">'
-            f'<img src="data:image/png;base64,{data}" alt="{alternative}">'
+            f'<img src="{_embedded(path)}" alt="{alternative}">'
             f"<figcaption>{_inline(caption)}</figcaption></figure>"
         )
 
