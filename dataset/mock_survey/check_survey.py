@@ -33,7 +33,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from fit_emulator import project_spectra
+from fit_emulator import OBSERVED, project_spectra
 
 from stellarperceptron.data.apogee.continuum import normalize
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
@@ -51,7 +51,6 @@ from stellarperceptron.utils.arguments import output_file
 from stellarperceptron.utils.data_utils import atomic_output
 
 HERE = Path(__file__).parent
-RESOLUTION = 22_500.0
 POINTS = {
     "giant": {"TEFF": 4600, "LOGG": 2.3, "FE_H": -0.2, "O_FE": 0.1, "MG_FE": 0.1},
     "dwarf": {"TEFF": 5600, "LOGG": 4.4, "FE_H": -0.1, "O_FE": 0.05, "MG_FE": 0.05},
@@ -89,46 +88,67 @@ def responses(args: argparse.Namespace) -> None:
     """Change of the flux for a change of one label, emulated and computed directly."""
     import synthesize_grid  # compiles Synspec when it is first used
     from packages import default_cache
-    from synthesis import LABEL_NAMES as GRID_NAMES
-
-    cases = {("sun", ""): SUN}
-    for point, labels in POINTS.items():
-        cases[(point, "")] = labels
-        for name, change in CHANGES.items():
-            cases[(point, name)] = {**labels, name: labels[name] + change}
-    values = {key: complete_point(labels, POINTS.get(key[0], SUN)) for key, labels in cases.items()}
 
     results, drawn = {}, {}
     for physics in args.physics:
         synthesizer = synthesize_grid.prepare(physics, args.cache or default_cache(), args.packages)
-        emulator = Emulator.load(physics)
-        direct = []
-        for row in values.values():
-            labels = dict(zip(LABELS, row.tolist(), strict=True))
-            alpha = 0.5 * (labels["O_FE"] + labels["MG_FE"])
-            labels["ALPHA_M"] = min(max(alpha, -0.2), 0.6)
-            direct.append(synthesizer({name: labels[name.upper()] for name in GRID_NAMES}))
-        direct = project_spectra(np.stack(direct), emulator.grid)
-        emulated = emulator.flux(torch.stack(list(values.values())), APOGEE_WAVELENGTH, RESOLUTION)
-        spectra = {key: (direct[i], emulated[i].numpy()) for i, key in enumerate(values)}
-        table = {}
-        for point in POINTS:
-            base = spectra[(point, "")]
-            for name in CHANGES:
-                true, found = (spectra[(point, name)][k] - base[k] for k in (0, 1))
-                drawn[(physics, point, name)] = (true, found)
-                correlation = float(np.corrcoef(true, found)[0, 1])
-                slope = float(true @ found / (true @ true))
-                table[f"{point}, {name}"] = [round(correlation, 4), round(slope, 3)]
-        rms = {
-            key[0]: round(float(np.sqrt(np.mean((a - b) ** 2))), 5)
-            for key, (a, b) in spectra.items()
-            if not key[1]
-        }
-        worst = min(table.items(), key=lambda item: item[1][0])
-        results[physics] = {"rms": rms, "correlation and slope": table, "worst": worst}
+        results[physics], changes = compare_responses(synthesizer, Emulator.load(physics), POINTS)
+        drawn |= {(physics, *key): value for key, value in changes.items()}
     store("responses", results)
     draw_responses(drawn, args.physics[0])
+
+
+def compare_responses(
+    synthesizer, emulator: Emulator, points: dict[str, dict], band: str = "apogee"
+) -> tuple[dict, dict]:
+    """
+    Compare an emulator with direct syntheses at points where one label at a time is changed.
+
+    Returns
+    -------
+    results : dict
+        rms of the spectra at the points and at the Sun, correlation and slope of the responses,
+        and the worst of these.
+    changes : dict
+        (point, label) -> direct and emulated change of the flux at the pixels of `OBSERVED`.
+    """
+    from synthesis import LABEL_NAMES as GRID_NAMES
+
+    cases = {("sun", ""): SUN}
+    for point, labels in points.items():
+        cases[(point, "")] = labels
+        for name, change in CHANGES.items():
+            cases[(point, name)] = {**labels, name: labels[name] + change}
+    values = {key: complete_point(labels, points.get(key[0], SUN)) for key, labels in cases.items()}
+    direct = []
+    for row in values.values():
+        labels = dict(zip(LABELS, row.tolist(), strict=True))
+        alpha = 0.5 * (labels["O_FE"] + labels["MG_FE"])
+        labels["ALPHA_M"] = min(max(alpha, -0.2), 0.6)
+        direct.append(synthesizer({name: labels[name.upper()] for name in GRID_NAMES}))
+    direct = project_spectra(np.stack(direct), emulator.grid, band)
+    emulated = emulator.flux(torch.stack(list(values.values())), *OBSERVED[band]).numpy()
+    spectra = {key: (direct[i], emulated[i]) for i, key in enumerate(values)}
+    table, changes = {}, {}
+    for point in points:
+        base = spectra[(point, "")]
+        for name in CHANGES:
+            true, found = (spectra[(point, name)][k] - base[k] for k in (0, 1))
+            changes[(point, name)] = (true, found)
+            table[f"{point}, {name}"] = agreement(true, found)
+    rms = {
+        key[0]: round(float(np.sqrt(np.mean((a - b) ** 2))), 5)
+        for key, (a, b) in spectra.items()
+        if not key[1]
+    }
+    worst = min(table.items(), key=lambda item: item[1][0])
+    return {"rms": rms, "correlation and slope": table, "worst": worst}, changes
+
+
+def agreement(true: np.ndarray, found: np.ndarray) -> list[float]:
+    """Correlation of two responses, and slope of the second on the first."""
+    correlation, slope = np.corrcoef(true, found)[0, 1], true @ found / (true @ true)
+    return [round(float(correlation), 4), round(float(slope), 3)]
 
 
 def complete_point(labels: dict, base: dict) -> torch.Tensor:

