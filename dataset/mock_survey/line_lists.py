@@ -28,7 +28,6 @@ TITANIUM = {46: 0.314, 47: 0.283, 49: 0.206, 50: 0.197}
 CARBON_RATIO = {"giant": 15.0, "dwarf": 89.0}  # 12C/13C
 GIANT_LOGG = 3.7
 
-WHAT = ("atoms", "molecules")
 CH, TIO = 106, 822
 # Lines of CH with a greater log gf are errors: B-X lines of high J from 4300 to 9000 A.
 CH_GREATEST_LOGGF = -0.5
@@ -193,12 +192,12 @@ def isotope_weight(lines: LineList, carbon_ratio: float, mixed: float = 1.0) -> 
 
 
 def list_paths(folder: Path, band: SpectralRange) -> dict[str, list[tuple[Path, Path]]]:
-    """Kind of star -> atomic and molecular list of every window."""
-    numbers = range(len(band.windows))
+    """Kind of star -> atomic and molecular list of every window; molecules in binary where many."""
+    endings = (("atoms", "dat"), ("molecules", "dat" if band is APOGEE else "bin"))
     return {
         kind: [
-            tuple(folder / f"{what}_{kind.replace(' ', '_')}_{i}.dat" for what in WHAT)
-            for i in numbers
+            tuple(folder / f"{what}_{kind.replace(' ', '_')}_{i}.{end}" for what, end in endings)
+            for i in range(len(band.windows))
         ]
         for kind in kinds_of_star(band)
     }
@@ -231,13 +230,26 @@ def write_synspec(
                 f"{lines.radiative[i]:.2f} {lines.stark[i]:.2f} {lines.vdw[i]:6.3f} "
                 "0 -1 -1 -1 -1 -1 -1\n"
             )
-    with molecules.open("w") as file:
-        for i in np.flatnonzero(~lines.atomic):
-            nm = lines.air[i] / 10
-            file.write(
-                f"{nm:10.4f} {lines.species[i]:.0f} {loggf[i]:8.4f} "
-                f"{lines.ep[i] * EV_TO_CM:11.3f} {2.4e13 / nm**2:.4E} 0.31E-04 0.10E-06\n"
-            )
+    rows = []
+    for i in np.flatnonzero(~lines.atomic):
+        nm = lines.air[i] / 10
+        rows.append(
+            f"{nm:10.4f} {lines.species[i]:.0f} {loggf[i]:8.4f} "
+            f"{lines.ep[i] * EV_TO_CM:11.3f} {2.4e13 / nm**2:.4E} 0.31E-04 0.10E-06\n"
+        )
+    if molecules.suffix == ".bin":
+        molecules.write_bytes(fortran_records(rows))
+    else:
+        molecules.write_text("".join(rows))
+
+
+def fortran_records(rows: list[str]) -> bytes:
+    """Numbers of text rows as Fortran's unformatted records, which Synspec reads much faster."""
+    table = np.array([row.split() for row in rows], dtype=np.float64).reshape(-1, 7)
+    records = np.zeros(len(table), [("begin", "<i4"), ("values", "<f8", 7), ("end", "<i4")])
+    records["begin"] = records["end"] = table.itemsize * table.shape[1]
+    records["values"] = table
+    return records.tobytes()
 
 
 # ------------------------------------------------------------------------------- adjustments

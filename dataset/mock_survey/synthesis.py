@@ -108,6 +108,8 @@ class Synthesizer:
             lists = self.lists[kind_of_star(labels, self.band)][number]
             for unit, path in zip((19, 20), lists, strict=True):
                 (folder / f"fort.{unit}").symlink_to(path)
+            if lists[1].suffix == ".bin":  # molecules, up to 8000 K as in `write_inputs`
+                (folder / "fort.3").write_text("'fort.19' 0\n'fort.20' 1 8000.\n")
             layers = thin_layers(atmosphere, n_layers)
             write_inputs(folder, labels, layers, window, self.band.frequencies)
             wavelength, flux, continuum = run_synspec(folder, self.build)

@@ -97,10 +97,21 @@ def test_every_kind_of_star_has_its_lists(tmp_path):
     assert {len(windows) for windows in paths.values()} == {4}
     star = {"TEFF": 4300.0, "LOGG": 1.5}
     cool, warm = (line_lists.kind_of_star({**star, "TEFF": t}, HERMES) for t in (4300.0, 5000.0))
-    assert paths[cool][1][1].read_text() and not paths[warm][1][1].read_text()
+    assert paths[cool][1][1].read_bytes() and not paths[warm][1][1].read_bytes()
     assert paths[cool][1][0].read_text() == paths[warm][1][0].read_text() != ""
     assert paths[cool][0][0].read_text() == ""  # another window
     assert line_lists.kind_of_star(star, APOGEE) == "giant"
+
+
+def test_molecules_are_written_as_fortran_records(tmp_path):
+    lines = make_lines((5700.0, 607.0, -1.25, 1.0, "01214"))
+    molecules = line_lists.write_lists(lines, tmp_path, HERMES)["dwarf"][1][1].read_bytes()
+    assert len(molecules) == 4 + 7 * 8 + 4
+    assert molecules[:4] == molecules[-4:] == (56).to_bytes(4, "little")
+    numbers = np.frombuffer(molecules[4:-4], "<f8")
+    weight = line_lists.isotope_weight(lines, 89.0)[0]
+    expected = [570.0, 607.0, -1.25 + weight, line_lists.EV_TO_CM]
+    np.testing.assert_allclose(numbers[:4], expected, atol=1e-3)
 
 
 # --------------------------------------------------------------------------------------- damping
