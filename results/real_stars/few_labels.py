@@ -17,6 +17,7 @@ few_labels.png. What is in few_labels.csv already is not run again.
 """
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -32,6 +33,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.evaluation.baselines import PixelNetwork
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.tables import format_value
@@ -47,13 +49,19 @@ from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
 # Fine-tuning the pre-trained model: all settings are here.
 FINE_TUNING = {
     "batch_size": 16,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "weight_decay": 0.01,
     "labels_per_star": "all",
     "max_gradient_norm": 1.0,
 }
-STEPS = 600  # optimizer steps of one cosine, however few the stars are
-WARMUP_STEPS = 50
+WARMUP_STEPS = 20
+# Every step shows the stars with other errors, or the model would learn the noise of so few.
+AUGMENTATION = {
+    "snr": (50.0, 500.0),
+    "correlation": (0.0, 0.5),
+    "ripple": (0.0, 0.02),
+    "line_spread": 0.05,
+}
 
 FLUX_SCALE = 0.958  # of the file's flux over that of this package's pseudo-continuum
 MOST_VALUES = 1_000_000_000  # of an array in the file: 100,000 spectra
@@ -104,7 +112,9 @@ def read_stars(path: Path) -> Stars:
     if unknown := [name for name in names if name not in TOKENS]:
         raise ValueError(f"{path}: labels {unknown} are none of {', '.join(TOKENS)}")
     flux[arrays["bad"] | ~np.isfinite(flux)] = np.nan
-    APOGEE.pixel_names(arrays["wavelength"])  # refuses what is not on the APOGEE grid
+    pixels = APOGEE.pixels_at(arrays["wavelength"])  # refuses what is not on the APOGEE grid
+    if (np.diff(pixels) != 1).any():
+        raise ValueError(f"{path}: the wavelengths are not those of neighbouring APOGEE pixels")
     return Stars(arrays["wavelength"], flux / FLUX_SCALE, labels, names)
 
 
@@ -160,31 +170,40 @@ def network(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.
     return model.predict(stars.flux[test])[stars.label_names].to_numpy()
 
 
-def fine_tuned(checkpoint: Path) -> Method:
-    """Fine-tune all weights of the pre-trained model."""
+def fine_tuned(checkpoint: Path, steps: int, members: int) -> Method:
+    """Fine-tune all weights of the pre-trained model, `members` times, and average the answers.
+
+    The learning rate follows one cosine of so many steps, however few the stars are.
+    """
+
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return linear_warmup_cosine(optimizer, WARMUP_STEPS, steps)
 
     def method(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-        model = StellarPerceptron.load_for_finetuning(checkpoint)
         labels = [TOKENS[name] for name in stars.label_names]
-        epochs = -(-STEPS // -(-len(train) // FINE_TUNING["batch_size"]))
-
-        def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-            return linear_warmup_cosine(optimizer, WARMUP_STEPS, STEPS)
-
-        model.fit(
-            np.hstack([stars.flux[train], stars.labels[train]]),
-            [*APOGEE.pixel_names(stars.wavelength), *labels],
-            labels,
-            inputs_wavelength=np.append(stars.wavelength, np.zeros(len(labels))),
-            validation_split=0.0,
-            lr_scheduler=schedule,
-            epochs=epochs,
-            seed=seed,
-            progress=False,
-            **FINE_TUNING,
+        pixels = APOGEE.pixels_at(stars.wavelength)
+        augment = functools.partial(
+            Augmentation(**AUGMENTATION), pixels=slice(int(pixels[0]), int(pixels[-1]) + 1)
         )
-        answers = model.predict(stars.flux[test], stars.wavelength, labels, progress=False)
-        return answers[labels].to_numpy()
+        answers = []
+        for member in range(members):
+            model = StellarPerceptron.load_for_finetuning(checkpoint)
+            model.fit(
+                np.hstack([stars.flux[train], stars.labels[train]]),
+                [*APOGEE.pixel_names(stars.wavelength), *labels],
+                labels,
+                inputs_wavelength=np.append(stars.wavelength, np.zeros(len(labels))),
+                validation_split=0.0,
+                lr_scheduler=schedule,
+                augment=augment,
+                epochs=-(-steps // -(-len(train) // FINE_TUNING["batch_size"])),
+                seed=seed * members + member,
+                progress=False,
+                **FINE_TUNING,
+            )
+            answer = model.predict(stars.flux[test], stars.wavelength, labels, progress=False)
+            answers.append(answer[labels].to_numpy())
+        return np.mean(answers, axis=0)
 
     return method
 
@@ -204,6 +223,15 @@ def main() -> None:
         "--stars", type=positive, nargs="+", default=[30, 100, 300], help="labelled stars"
     )
     parser.add_argument("--splits", type=positive, default=5, help="random splits")
+    parser.add_argument(
+        "--steps", type=positive, default=1500, help="optimizer steps of a fine-tuning"
+    )
+    parser.add_argument(
+        "--members",
+        type=positive,
+        default=3,
+        help="times that the model is fine-tuned, with other random choices; answers are averaged",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the splits and of the networks")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads")
     arguments = parser.parse_args()
@@ -218,7 +246,8 @@ def main() -> None:
         methods: dict[str, Method] = {RIDGE: regression(False), QUADRATIC: regression(True)}
         methods[NETWORK] = network
         if arguments.checkpoint is not None:
-            methods[FINE_TUNED] = fine_tuned(resolve_checkpoint(arguments.checkpoint))
+            checkpoint = resolve_checkpoint(arguments.checkpoint)
+            methods[FINE_TUNED] = fine_tuned(checkpoint, arguments.steps, arguments.members)
         table = run(arguments, stars, methods)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
@@ -236,7 +265,9 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
         "stars": len(stars.flux),
         "seed": arguments.seed,
         "checkpoint": str(arguments.checkpoint) if arguments.checkpoint else None,
-        "fine_tuning": {**FINE_TUNING, "steps": STEPS, "warmup_steps": WARMUP_STEPS},
+        "fine_tuning": {**FINE_TUNING, "steps": arguments.steps, "warmup_steps": WARMUP_STEPS},
+        "augmentation": {key: np.ravel(value).tolist() for key, value in AUGMENTATION.items()},
+        "members": arguments.members,
     }
     rows = []
     if path.is_file():

@@ -1,5 +1,7 @@
 """Batches: every choice valid, uniform, and the same however the work is shared."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -279,6 +281,19 @@ def test_windows_begin_and_end_at_any_pixel():
         widths.append(len(seen))
     assert starts == {0, 1, 2, 3}
     assert min(widths) >= 6 and max(widths) > 20  # at least two bins, but at the ends
+
+
+def test_windows_between_two_chips_are_not_empty():
+    data = make_data(stars=600, bad=0, pixels_per_token=4)
+    gap = torch.zeros(data.ids.shape, dtype=torch.bool)
+    gap[4, 1:], gap[5, :3] = True, True
+    data = dataclasses.replace(
+        data, ids=data.ids.masked_fill(gap, 0), groups=data.groups.masked_fill(gap, 40)
+    )
+    generator = shared(data, window_share=1.0)
+    for epoch in range(20):  # two in a hundred windows of one bin fall between the chips
+        for batch in generator.batches(epoch):
+            assert (~batch.tokens.values.isnan()).any()
 
 
 @pytest.mark.parametrize("kind", ["window_share", "subset_share"])

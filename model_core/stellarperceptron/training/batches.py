@@ -109,8 +109,8 @@ class TrainingGenerator:
         anywhere in the spectrum, as from an instrument with a small range. Drawn in each epoch.
     window_tokens
         "star": number of tokens in a window, at least the context length; 0: the context length.
-        "batch": smallest number of tokens. The lengths of windows are uniform in their logarithm,
-        up to all tokens, and windows begin and end at any pixel.
+        "batch": smallest number of tokens, 0: one. The lengths of windows are uniform in their
+        logarithm, up to all tokens, and windows begin and end at any pixel.
     subset_share
         Fraction of the batches that show a random subset of the tokens, at least `window_tokens` of
         them ("batch" only). The remaining batches show all tokens.
@@ -181,10 +181,8 @@ class TrainingGenerator:
         self.labels_per_star = labels_per_star
         self.outputs_padding = outputs_padding
         self.window_share, self.subset_share = window_share, subset_share
-        least = context_length if choice == "star" else 2  # an incomplete bin may be empty
-        self.window_tokens = min(
-            max(window_tokens, least) if choice == "batch" else window_tokens or least, total
-        )
+        least = context_length if choice == "star" else 1
+        self.window_tokens = min(window_tokens or least, total)
         self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
         self.epoch = 0
         device = data.device
@@ -298,6 +296,8 @@ class TrainingGenerator:
         place = torch.arange(tokens.ids.numel(), device=self.data.device).view(tokens.ids.shape)
         outside = (place < start % size) | (place >= start % size + length * size)
         seen = ((tokens.ids != 0) & ~outside).any(dim=1)
+        if not seen.any():  # the window lies in a gap between two chips
+            return self.data.tokens(values, everything, stars)
         values = tokens.values.masked_fill(outside, math.nan)[:, seen]
         encoding = None if tokens.encoding is None else tokens.encoding[seen]
         return Tokens(tokens.ids[seen], values, encoding)
