@@ -183,6 +183,10 @@ $(RUN)/figures/coverage.png: $(ON_OBSERVED_2) $(CHUNK_3)
 	$(TIMED) $(BIN)/python $(FINETUNE)/coverage.py --finetuned $(ON_OBSERVED_2) \
 	  --hundred $(CHUNK_3) --output $@
 
+$(RUN)/figures/errors_by_range.png: $(STAGE_2)/complete
+	$(TIMED) $(BIN)/python $(FINETUNE)/errors_by_range.py --data $(DATA) --checkpoint $(STAGE_2) \
+	  --output $(@D)
+
 $(RUN)/figures/Figure3.png: $(CHUNK_3)
 	$(TIMED) $(BIN)/python results/fe/Figure3.py --scratch $(call OF_CHUNK,$(notdir $(BASELINE))) \
 	  --pretrained $(call OF_CHUNK,$(notdir $(STAGE_1))) \
@@ -201,7 +205,7 @@ $(RUN)/real_stars/predictions.csv: $(STAGE_2)/complete
 	  --output $(@D)
 
 $(REPORT): $(RUN)/tables/Table1.md $(RUN)/figures/Figure2.png $(RUN)/figures/Figure3.png \
-  $(RUN)/figures/coverage.png $(RUN)/attention/Figure4.png $(RUN)/attention/sensitivity.png \
+  $(RUN)/figures/coverage.png $(RUN)/figures/errors_by_range.png $(RUN)/attention/Figure4.png $(RUN)/attention/sensitivity.png \
   $(RUN)/real_stars/predictions.csv $(QUICK_BASELINES)
 	$(BIN)/python results/report.py $(RUN) --profile $(PROFILE) --data $(DATA)
 

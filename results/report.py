@@ -69,6 +69,7 @@ PAPER = (
 )
 BASELINES = "results/baselines/train_baselines.py"
 COVERAGE = "results/real_spectra_finetune/coverage.py"
+BY_RANGE = "results/real_spectra_finetune/errors_by_range.py"
 REAL_STARS = "results/real_stars/predict_real_stars.py"
 ATTENTION = "results/attention/extract_attention.py"
 
@@ -215,6 +216,14 @@ def write_errors(run: Run, observed: dict[str, pd.DataFrame], chunk: dict[str, p
         "Gaussian errors: stage 2 from the first half of the observed band, stage 3 from the "
         "chunk.",
         COVERAGE,
+    )
+    run.figure(
+        "figures/errors_by_range.png",
+        "Stage 2 from windows of the first half of the observed band (left), and from all of it "
+        "after white noise was added (right). Top: mad_std over that of the whole spectrum. "
+        "Bottom: fraction of the test stars within 1 sigma, the quadrature sum of the predicted "
+        "error and the catalogue's. Dashed: Gaussian errors.",
+        BY_RANGE,
     )
 
 

@@ -55,6 +55,7 @@ def test_make_does_nothing_twice(tmp_path):
     files = ["survey.h5", *(f"{stage}/complete" for stage in stages), *evaluation]
     files += ["evaluation/3_fefinetune_chunk_fehpredictions.csv", "tables/Table1.md"]
     files += ["figures/Figure2.png", "figures/Figure3.png", "figures/coverage.png"]
+    files += ["figures/errors_by_range.png"]
     files += ["attention/attention_shares.csv", *(f"baselines/{name}.csv" for name in BASELINES)]
     files += ["attention/Figure4.png", "attention/sensitivity.png"]
     files += ["real_stars/predictions.csv", "report.html"]

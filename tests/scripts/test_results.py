@@ -11,6 +11,7 @@ import pytest
 import torch
 from astropy.stats import mad_std
 from chain import run_here
+from matplotlib.image import imread
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
@@ -32,6 +33,7 @@ CHUNK = {
     "--finetuned": "2_realfinetune_firsthalf",
     "--hundred": "3_fefinetune_chunk",
 }
+BY_RANGE = f"{FINETUNE}/errors_by_range.py"
 ATTENTION_FIGURES = ("attention/Figure4", "attention/sensitivity")
 
 
@@ -81,6 +83,21 @@ def test_predictions_are_the_models(evaluated, survey):
     predicted = table(evaluated, OBSERVED["--finetuned"])
     np.testing.assert_allclose(predicted["TEFF_pred"], expected["TEFF"], rtol=1e-5)
     np.testing.assert_allclose(predicted["O_FE_err"], expected["O_FE_error"], rtol=1e-5)
+
+
+def test_errors_by_range_are_those_of_the_predictions(evaluated, survey, tmp_path):
+    arguments = ("--data", survey, "--output", tmp_path, "--stars", 1000)
+    checkpoint = evaluated / "2_realfinetune_firsthalf"
+    assert not run_here(BY_RANGE, *arguments, "--checkpoint", checkpoint)
+    measured = pd.read_csv(tmp_path / "errors_by_range.csv").set_index(["label", "share"])
+    assert measured.groupby("label").size().tolist() == 5 * [6 + 4]
+    predicted = table(evaluated, OBSERVED["--finetuned"])
+    whole = measured.loc["MG_FE", 1.0].set_index("noise_snr")
+    residual = predicted["MG_FE_pred"] - predicted["MG_FE_actual"]
+    assert whole.loc[np.inf, "mad_std"] == pytest.approx(
+        mad_std(residual, ignore_nan=True), rel=1e-4
+    )
+    assert imread(tmp_path / "errors_by_range.png").ndim == 3
 
 
 def test_the_chunk_is_predicted_by_models_and_baseline(evaluated, survey):
@@ -186,7 +203,7 @@ def test_report_says_what_is_missing(evaluated, survey, tmp_path):
 def test_report_holds_everything(evaluated, survey, tmp_path):
     run = copy_of(evaluated, tmp_path / "run")
     figures = ("figures/Figure2", "figures/Figure3", "figures/coverage", *ATTENTION_FIGURES)
-    figures += ("real_stars/2M0",)
+    figures += ("figures/errors_by_range", "real_stars/2M0")
     for name in figures:
         path = run / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
@@ -200,7 +217,7 @@ def test_report_holds_everything(evaluated, survey, tmp_path):
     page, text = (run / "report.html").read_text(), (run / "report.md").read_text()
     assert "Missing" not in text
     assert "Toy size: nothing is expected to hold" in text
-    # Six figures, and the losses of three stages; no other file and no network.
+    # Seven figures, and the losses of three stages; no other file and no network.
     assert page.count('<img src="data:image/webp;base64,') == len(figures) + 3
     assert not re.search(r'(src|href)="(?!data:)', page)
     links = re.findall(r"!\[.*\]\((.*)\)", text)
