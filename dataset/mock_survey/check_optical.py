@@ -70,6 +70,7 @@ def responses(args: argparse.Namespace) -> None:
     band = RANGES[args.range]
     path = args.emulator or HERE / f"emulators/{args.range}.npz"
     points = {name: p for name, p in POINTS.items() if p["TEFF"] >= band.least_teff}
+    points["dwarf"] = {**points["dwarf"], "LOGG": 4.3}  # log g + 0.5 is inside small grids, too
     results = {}
     for physics in args.physics:
         emulator = Emulator.load(physics, path)

@@ -130,6 +130,34 @@ FURTHER_REPAIRS = (
     ),
     ("+DFLOAT(NATOMJ)*log10(P(NELEMJ))", "+DFLOAT(NATOMJ)*PLOGS(NELEMJ)"),
     ("     *          UIIDU2(100)  \n", "     *          UIIDU2(100),PLOGS(100)\n"),
+    # Reading tables as text takes a third of a run: they are binary (`make_tables_binary`).
+    ("file=fil5,status='old')", "file=fil5,status='old',\n     *           form='unformatted')"),
+    (
+        "file='data/EXOMOL/'//fil6,status='old')",
+        "file='data/EXOMOL/'//fil6,\n     *           status='old',form='unformatted')",
+    ),
+    (
+        """            do j=1,ntemp(i)
+               read(67,*) tt,pf(i,j)
+            end do
+""",
+        "            read(67) (pf(i,j),j=1,ntemp(i))\n",
+    ),
+    (
+        "      ILEMKE=1\n      READ(IHYDPR,*) NTAB\n",
+        "      ILEMKE=1\n      READ(IHYDPR,*) NTAB\n"
+        "      open(unit=68,file='./data/tremblay.bin',status='old',\n"
+        "     *     form='unformatted')\n",
+    ),
+    (
+        """            READ(IHYDPR,500)
+            DO INE=1,NEH(ILNE)
+               DO IT=1,NTH(ILNE)
+                  READ(IHYDPR,*) QLT,""",
+        """            DO INE=1,NEH(ILNE)
+               DO IT=1,NTH(ILNE)
+                  READ(68) QLT,""",
+    ),
     # Balmer lines are broadened by collisions with hydrogen atoms, too.
     (
         "               sg0=EXP(PRFF*AL10)\n"
@@ -257,7 +285,7 @@ def build_synspec(archive: Path, cache: Path, flags=FLAGS, repairs=REPAIRS) -> P
     gfortran = compiler()
     version = subprocess.run([gfortran, "--version"], capture_output=True, text=True, check=True)
     recipe = [PACKAGES[archive.name][1], flags, repairs, HYTHIN, HYDROGEN_THINNING]
-    recipe += [HYSELF] if repairs is FURTHER_REPAIRS else []
+    recipe += [HYSELF, "binary tables"] if repairs is FURTHER_REPAIRS else []
     recipe.append(version.stdout.split("\n")[0])
     folder = cache / f"synspec54_{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
     if folder.exists():
@@ -273,9 +301,50 @@ def build_synspec(archive: Path, cache: Path, flags=FLAGS, repairs=REPAIRS) -> P
         done = subprocess.run(command, cwd=made, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(f"Synspec did not compile: {done.stderr[-500:]}")
+        if repairs is FURTHER_REPAIRS:
+            make_tables_binary(made / "data")
         if not folder.exists():  # another process may have been faster
             made.rename(folder)
     return folder
+
+
+def fortran_record(values) -> bytes:
+    """Numbers as one of Fortran's unformatted records."""
+    data = np.asarray(values, dtype="<f8").tobytes()
+    length = len(data).to_bytes(4, "little")
+    return length + data + length
+
+
+def make_tables_binary(data: Path) -> None:
+    """
+    Write the partition functions and the hydrogen profiles as Fortran's unformatted records.
+
+    The files of partition functions (second column) are replaced. `tremblay.dat` keeps the headers
+    of its tables, whose numbers go to `tremblay.bin`: a record for each temperature and density.
+    """
+    for path in (data / "EXOMOL").glob("*.pf"):
+        path.write_bytes(fortran_record(np.loadtxt(path, usecols=1)))
+    lines = iter((data / "tremblay.dat").read_text().splitlines())
+
+    def read(number: int) -> list[str]:
+        """So many numbers from as many lines as they fill, as a Fortran READ does it."""
+        words: list[str] = []
+        while len(words) < number:
+            words += next(lines).split()
+        return words[:number]
+
+    header, records = [read(1)], []
+    for _ in range(int(header[0][0])):
+        header.append(read(1))
+        profiles = [read(11) for _ in range(int(header[-1][0]))]
+        header += profiles
+        for profile in profiles:
+            next(lines)  # a title
+            wavelengths, densities, temperatures = (int(n) for n in profile[-3:])
+            for _ in range(densities * temperatures):
+                records.append(fortran_record(read(1 + wavelengths)))
+    (data / "tremblay.bin").write_bytes(b"".join(records))
+    (data / "tremblay.dat").write_text("".join(" ".join(row) + "\n" for row in header))
 
 
 def unpack(archive: Path, folder: Path) -> None:

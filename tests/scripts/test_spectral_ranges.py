@@ -103,6 +103,22 @@ def test_every_kind_of_star_has_its_lists(tmp_path):
     assert line_lists.kind_of_star(star, APOGEE) == "giant"
 
 
+def test_tables_become_binary_with_the_same_numbers(tmp_path):
+    (tmp_path / "EXOMOL").mkdir()
+    function = tmp_path / "EXOMOL" / "CN.pf"
+    function.write_text("     1.0         20.0000\n     2.0         21.5000\n")
+    profiles = np.arange(1.0, 25.0).reshape(4, 6)  # 2 densities, 2 temperatures, 1 + 5 wavelengths
+    text = " 1\n 1\n 2 3 -5.8 10.0\n 3.4 0.2 0.5\n 0.3 5 2 2\n Stark profile\n"
+    text += "".join(f" {' '.join(map(str, r[:4]))}\n {r[4]} {r[5]}\n" for r in profiles.tolist())
+    (tmp_path / "tremblay.dat").write_text(text)
+    synspec_code.make_tables_binary(tmp_path)
+    assert function.read_bytes() == synspec_code.fortran_record([20.0, 21.5])
+    header = (tmp_path / "tremblay.dat").read_text().split()
+    assert header == "1 1 2 3 -5.8 10.0 3.4 0.2 0.5 0.3 5 2 2".split()
+    expected = b"".join(synspec_code.fortran_record(row) for row in profiles)
+    assert (tmp_path / "tremblay.bin").read_bytes() == expected
+
+
 def test_molecules_are_written_as_fortran_records(tmp_path):
     lines = make_lines((5700.0, 607.0, -1.25, 1.0, "01214"))
     molecules = line_lists.write_lists(lines, tmp_path, HERMES)["dwarf"][1][1].read_bytes()
