@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from astropy import units as u
 
-from stellarperceptron.instruments import APOGEE, INSTRUMENTS, Continuum, Instrument, instrument
+from stellarperceptron.data.wavelengths import vacuum_to_air
+from stellarperceptron.instruments import (
+    APOGEE,
+    GAIA_RVS,
+    GALAH,
+    IGRINS_H,
+    INSTRUMENTS,
+    LOW_RESOLUTION,
+    MOONS_H,
+    instrument,
+)
+from stellarperceptron.instruments.spectrograph import Continuum, Instrument
 
 GRID = np.linspace(8460.0, 8700.0, 2401)
 
@@ -98,6 +109,54 @@ def test_encoding_spans_the_grid():
 def test_only_a_logarithmic_grid_has_a_step():
     assert spot().log_step is None
     assert Instrument("LOG", 10.0 ** (3.9 + 1e-5 * np.arange(300))).log_step == 1e-5
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", INSTRUMENTS.values(), ids=str)
+def test_every_row_samples_its_lines_at_least_twice(one):
+    width = one.wavelength / one.resolving_power / one.pixel_width
+    assert (width > 2).all() and (width < 8).all()
+    assert one.continuum is not None and one.valid_flux is not None
+    assert Instrument.from_dict(one.to_dict()) is one
+
+
+def test_galah_has_the_windows_of_hermes():
+    ends = [vacuum_to_air(GALAH.wavelength[chip][[0, -1]]) for chip in GALAH.chips.values()]
+    windows = [(4713, 4903), (5648, 5873), (6478, 6737), (7700, 7887)]
+    np.testing.assert_allclose(ends, windows, atol=0.1)
+
+
+def test_cores_of_balmer_lines_are_no_pixels_and_widen_none():
+    air = vacuum_to_air(GALAH.wavelength)
+    for core, half in ((4861.35, 1.2), (6562.79, 2.0)):
+        off = np.abs(air - core)
+        assert half - 0.05 < off.min() < half + 0.1
+    np.testing.assert_allclose(GALAH.pixel_width / GALAH.wavelength, 9.67e-6, rtol=2e-3)
+    with pytest.raises(ValueError, match="on no GALAH pixel"):
+        GALAH.pixels_at([6564.6])
+
+
+def test_rvs_has_the_samples_of_the_archive():
+    assert len(GAIA_RVS) == 2401
+    assert GAIA_RVS.wavelength[[0, 1, -1]].round(6).tolist() == [8460.0, 8460.1, 8700.0]
+
+
+def test_low_resolution_has_the_pixels_of_lamost_and_boss():
+    pixels = LOW_RESOLUTION.pixels_at(10 ** (3.5682 + 1e-4 * np.arange(3904)))
+    assert (np.diff(pixels) == 1).all()
+    steps = np.log10(LOW_RESOLUTION.wavelength[pixels[:1]]) - 3.5682
+    assert abs(steps) < 1e-9
+    assert LOW_RESOLUTION.wavelength[[0, -1]].round().tolist() == [3600.0, 9799.0]
+
+
+def test_instruments_of_the_h_band():
+    assert MOONS_H.wavelength[[0, -1]].round().tolist() == [15_210.0, 16_410.0]
+    assert IGRINS_H.wavelength[[0, -1]].round().tolist() == [14_900.0, 18_000.0]
+    for order, chip in IGRINS_H.chips.items():
+        middle = IGRINS_H.wavelength[chip].mean()
+        assert order in ("order_120", "order_100") or order == f"order_{round(1.794e6 / middle)}"
 
 
 # --- identity and files ---------------------------------------------------------------------------

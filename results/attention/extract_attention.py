@@ -58,7 +58,7 @@ from stellarperceptron.evaluation.response import (
     leading_pixels,
     token_response,
 )
-from stellarperceptron.instruments import Instrument
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.network.patches import mean_wavelengths
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.training.stages import require_same_instrument

@@ -17,7 +17,8 @@ from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.sources import DatasetError
 from stellarperceptron.data.survey_file import SurveyWriter
-from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 
 SPOT = Instrument("SPOT", np.linspace(8460.0, 8470.0, N_PIXELS), ranges={"middle": (10, 20)})
 

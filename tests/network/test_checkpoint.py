@@ -12,7 +12,8 @@ import torch
 from conftest import LABELS, make_model
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.network.checkpoint import read_checkpoint
 from stellarperceptron.utils import data_utils
 

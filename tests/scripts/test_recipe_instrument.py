@@ -10,7 +10,7 @@ from chain import run_here, stage
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.survey_file import SurveyWriter
-from stellarperceptron.instruments import Instrument
+from stellarperceptron.instruments.spectrograph import Instrument
 
 pytestmark = pytest.mark.slow
 

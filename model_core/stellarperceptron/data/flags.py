@@ -24,7 +24,7 @@ from stellarperceptron.data.wavelengths import (
     line_shift,
     vacuum_to_air,
 )
-from stellarperceptron.instruments import Instrument
+from stellarperceptron.instruments.spectrograph import Instrument
 
 __all__ = ["LEAST_PIXELS", "Flag", "Reference", "SpectrumFlags", "flag_names", "warn_of_flags"]
 

@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 
 from stellarperceptron.data.survey_file import ERRORS, FORMAT_VERSION, KINDS, SPLITS
-from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import PUBLISHED_LABELS, label
 
 __all__ = ["REMEDY", "DatasetError", "Source", "open_source"]

@@ -11,7 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import PUBLISHED_LABELS, label
 from stellarperceptron.utils.arrays import as_array
 from stellarperceptron.utils.data_utils import atomic_output, check_output_file, room_to_close

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.utils.arrays import as_array
 
 __all__ = [

@@ -10,7 +10,8 @@ import torch
 from stellarperceptron.data.apogee.continuum import pseudo_continuum
 from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.stellar_labels import LABELS
-from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 
 __all__ = [
     "Concentration",

@@ -15,7 +15,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.instruments import Instrument
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.model_core import Calibration

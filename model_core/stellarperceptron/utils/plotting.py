@@ -25,7 +25,7 @@ from stellarperceptron.labels import label as label_named
 from stellarperceptron.utils.data_utils import atomic_output
 
 if TYPE_CHECKING:
-    from stellarperceptron.instruments import Instrument
+    from stellarperceptron.instruments.spectrograph import Instrument
 
 __all__ = [
     "COLORS",

@@ -11,7 +11,7 @@ from stellarperceptron.data.mock.observation import (
     correlate_noise,
     vary_line_spread,
 )
-from stellarperceptron.instruments import Instrument
+from stellarperceptron.instruments.spectrograph import Instrument
 
 
 def test_augmentation_adds_what_it_says():

@@ -19,7 +19,8 @@ from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIPS, FULL_WA
 from stellarperceptron.data.mock.emulator import Emulator, Projection
 from stellarperceptron.data.mock.line_spread import FWHM, rotation_profile
 from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
-from stellarperceptron.instruments import APOGEE, Instrument
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 
 __all__ = [
     "LSF_GROUPS",

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from stellarperceptron.data.flags import Reference
-from stellarperceptron.instruments import INSTRUMENTS, Instrument
+from stellarperceptron.instruments import INSTRUMENTS
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import Label, label, resolve_label_names
 from stellarperceptron.layers import (
     NonLinearEmbedding,

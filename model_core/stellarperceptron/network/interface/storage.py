@@ -11,7 +11,7 @@ import torch
 
 from stellarperceptron.data.flags import Reference
 from stellarperceptron.data.standardizer import Standardizer
-from stellarperceptron.instruments import Instrument
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.model_core import Calibration
 from stellarperceptron.network.checkpoint import (
     load_weights,

@@ -1,8 +1,4 @@
-"""Instruments: where a spectrograph samples the spectrum, and how its spectra are prepared.
-
-Wavelengths are vacuum wavelengths in Angstrom. `INSTRUMENTS` lists the instruments that are known
-by name. Survey files and checkpoints store the complete description of any other instrument.
-"""
+"""What an instrument is: where it samples the spectrum, and how its spectra are prepared."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stellarperceptron.utils.arguments import with_nearest
 from stellarperceptron.utils.pixel_slices import as_pairs, as_slice
 
-__all__ = ["APOGEE", "INSTRUMENTS", "Continuum", "Instrument", "instrument"]
+__all__ = ["Continuum", "Instrument"]
 
 
 @dataclass(frozen=True)
@@ -166,10 +161,13 @@ class Instrument:
 
     @cached_property
     def pixel_width(self) -> np.ndarray:
-        """(P,) width of each pixel [Angstrom]: the larger of the steps to its neighbours."""
+        """(P,) width of each pixel [Angstrom]: the larger of the steps to its neighbours.
+
+        Pixels that a chip leaves out (jumps of `grid_index`) make none of its pixels wider.
+        """
         width = np.empty(len(self))
         for chip in self.chips.values():
-            steps = np.diff(self.wavelength[chip])
+            steps = np.diff(self.wavelength[chip]) / np.diff(self.grid_index[chip])
             width[chip] = np.maximum(np.append(steps, steps[-1]), np.append(steps[0], steps))
         width.flags.writeable = False
         return width
@@ -278,6 +276,8 @@ class Instrument:
 
         An instrument of `INSTRUMENTS` is described by its name and number of pixels.
         """
+        from stellarperceptron.instruments import INSTRUMENTS  # the table is made of this class
+
         if INSTRUMENTS.get(self.name) == self:
             return {"name": self.name, "pixels": len(self)}
         about = {part.name: getattr(self, part.name) for part in fields(self)}
@@ -300,6 +300,8 @@ class Instrument:
         ValueError
             The instrument is not known by its name, or its parts do not fit together.
         """
+        from stellarperceptron.instruments import instrument
+
         if not isinstance(about, Mapping):
             raise ValueError(f"{about!r} describes no instrument")
         if set(about) == {"name", "pixels"}:
@@ -351,62 +353,3 @@ def _alike(one: Any, other: Any) -> bool:
             return False
         return bool(np.allclose(one, other, rtol=1e-10, atol=0))
     return one == other
-
-
-# --- the instruments that are known by name -------------------------------------------------------
-
-APOGEE_GRID = 10.0 ** (4.179 + 6e-6 * np.arange(8575))
-"""Wavelengths of all pixels of an apStar spectrum [A, vacuum] (CRVAL1, CDELT1 and NWAVE in the
-header of every apStar file; Nidever et al. 2015, AJ 150, 173, section 9)."""
-APOGEE_GRID.flags.writeable = False
-
-
-def _apogee() -> Instrument:
-    """The pixels that ASPCAP uses since data release 16 (Jonsson et al. 2020, AJ 160, 120).
-
-    The named ranges are those of the SpectraFM paper for fine-tuning (15,152 to 16,028 A) and for
-    [Fe/H] (16,106 to 16,220 A). The resolving power is that of an average fibre
-    (Majewski et al. 2017, AJ 154, 94). The pseudo-continuum is described where it is computed, in
-    `stellarperceptron.data.apogee.continuum`.
-    """
-    on_grid = {"blue": (246, 3274), "green": (3585, 6080), "red": (6344, 8335)}
-    chips, start = {}, 0
-    for name, (first, stop) in on_grid.items():
-        chips[name] = slice(start, start + stop - first)
-        start = chips[name].stop
-    pixels = np.concatenate([np.arange(first, stop) for first, stop in on_grid.values()])
-    return Instrument(
-        "APOGEE",
-        APOGEE_GRID[pixels],
-        chips=chips,
-        ranges={"first_half": slice(0, 3757), "fe_chunk": slice(4107, 4619)},
-        resolving_power=22_500.0,
-        continuum=Continuum(order=4, clip_high=5.0, iterations=1),
-        valid_flux=(0.05, 1.2),
-        pixel_prefix="syn_apogee",
-        encoding_range=(15_000.0, 17_000.0),
-        grid_index=pixels,
-    )
-
-
-APOGEE = _apogee()
-"""The pixels of the APOGEE survey, with their names in the published vocabulary."""
-
-INSTRUMENTS: Mapping[str, Instrument] = MappingProxyType({one.name: one for one in (APOGEE,)})
-"""The instruments that files refer to by name."""
-
-
-def instrument(name: str) -> Instrument:
-    """Look an instrument up by its name.
-
-    Raises
-    ------
-    ValueError
-        It is unknown; the message lists the known ones.
-    """
-    if name not in INSTRUMENTS:
-        raise ValueError(
-            f"unknown instrument {with_nearest(name, INSTRUMENTS)}: known are "
-            f"{', '.join(INSTRUMENTS)}"
-        )
-    return INSTRUMENTS[name]
