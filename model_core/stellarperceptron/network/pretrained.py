@@ -9,10 +9,9 @@ import re
 import tempfile
 from pathlib import Path
 
-from stellarperceptron.data.packages import user_cache
 from stellarperceptron.network.checkpoint import CARD
 from stellarperceptron.utils.arguments import with_nearest
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, user_cache
 
 __all__ = ["ADDRESS_VARIABLE", "REGISTRY", "SHIPPED", "find_pretrained", "shipped_names"]
 

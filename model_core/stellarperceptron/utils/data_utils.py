@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and texts that are safe in tables."""
+"""Files written whole or not at all, where they are kept, and texts that are safe in tables."""
 
 import ctypes
 import errno
@@ -30,10 +30,17 @@ __all__ = [
     "escaped",
     "plain_text",
     "room_to_close",
+    "user_cache",
 ]
 
 # The disk, the user's share of it, or the size of a file.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+
+
+def user_cache() -> Path:
+    """Cache folder of the user for everything that this package downloads."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base).expanduser() / "stellarperceptron"
 
 
 def _size(n_bytes: int) -> str:

@@ -119,7 +119,8 @@ class Flagging:
     """A model whose answers have a column of whole numbers."""
 
     def __init__(self, model):
-        self.config, self.predict_labels = model.config, model.predict
+        self.config, self.instrument = model.config, model.instrument
+        self.predict_labels = model.predict
 
     def predict(self, flux, wavelength, labels, *, seed, progress):
         table = self.predict_labels(flux, wavelength, labels, seed=seed, progress=progress)

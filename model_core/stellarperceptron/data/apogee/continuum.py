@@ -1,5 +1,6 @@
 """Pseudo-continua: polynomials through the chips of many spectra at once."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,10 +10,18 @@ import torch
 
 from stellarperceptron.data.apogee.grid import CHIP_PIXELS, CHIPS, FULL_WAVELENGTH, VALID_PIXELS
 from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.utils.arrays import as_array, is_constant, sentinels_to_nan
 from stellarperceptron.utils.distributed import precise
 
-__all__ = ["VALID_FLUX", "cut_flux", "fit_polynomials", "normalize", "pseudo_continuum"]
+__all__ = [
+    "VALID_FLUX",
+    "cut_flux",
+    "fit_polynomials",
+    "normalize",
+    "normalize_as",
+    "pseudo_continuum",
+]
 
 VALID_FLUX = APOGEE.valid_flux
 """Normalized flux outside this interval is no measurement; it becomes NaN (SpectraFM paper)."""
@@ -124,6 +133,40 @@ def normalize(
             normalized[..., chip].masked_fill_(constant[..., None], math.nan)
     normalized = cut_flux(normalized, valid_flux)
     return normalized if isinstance(flux, torch.Tensor) else normalized.numpy()
+
+
+def normalize_as(
+    instrument: Instrument, flux: Any, bad: Any = None, pixels: slice = slice(None), **options
+) -> np.ndarray | torch.Tensor:
+    """Normalize spectra as those of an instrument are normalized.
+
+    Parameters
+    ----------
+    instrument
+        The instrument, whose `continuum` and `valid_flux` say how.
+    flux, bad : (..., P)
+        See `normalize`.
+    pixels
+        Which of the instrument's pixels the P are (a slice of step 1).
+    **options
+        Arguments of `normalize`, in place of the instrument's.
+
+    Returns
+    -------
+    (..., P)
+        As `normalize` does.
+
+    Raises
+    ------
+    ValueError
+        The instrument's spectra are not normalized by a polynomial.
+    """
+    if instrument.continuum is None:
+        raise ValueError(f"{instrument} has no continuum: its spectra are normalized already")
+    fit = dataclasses.asdict(instrument.continuum)
+    fit |= {name: math.inf for name in ("clip_low", "clip_high") if fit[name] is None}
+    own = {"valid_flux": instrument.valid_flux, "chips": instrument.chips_of(pixels)}
+    return normalize(flux, bad, **(own | fit | options))
 
 
 def cut_flux(

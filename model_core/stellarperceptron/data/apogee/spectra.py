@@ -13,7 +13,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.io.fits import VerifyError
 
-from stellarperceptron.data.apogee.continuum import normalize
+from stellarperceptron.data.apogee.continuum import normalize_as
 from stellarperceptron.data.apogee.grid import (
     APOGEE_WAVELENGTH,
     FULL_WAVELENGTH,
@@ -22,16 +22,20 @@ from stellarperceptron.data.apogee.grid import (
 from stellarperceptron.data.apogee.spectrum_files import (
     BAD_PIXEL,
     Images,
+    NoVelocityError,
     PixelMask,
     header_number,
     header_wavelength,
     read_images,
     resample,
+    rest_velocity,
     star_name,
     wavelength_factor,
 )
 from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
-from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
+from stellarperceptron.utils.arrays import sentinels_to_nan
 
 __all__ = ["RVFit", "Spectrum", "read_spectrum"]
 
@@ -70,7 +74,7 @@ class RVFit:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """One spectrum on the 7,514 pixels of the APOGEE grid, in the star's rest frame.
+    """One spectrum on the pixels of its instrument, in the star's rest frame.
 
     Attributes
     ----------
@@ -78,21 +82,25 @@ class Spectrum:
         Name of the star in the survey, such as "2M17335483-2753043"; the file's name where the
         header has none.
     kind : str
-        Kind of file: "apStar", "aspcapStar" or "apVisit".
-    flux, error : (7514,) float64
-        Flux and its standard deviation: 1e-17 erg/s/cm2/A, in an aspcapStar file over the
-        pseudo-continuum of its data release. NaN if missing.
-    mask : (7514,) int64
+        Kind of file: "apStar", "aspcapStar", "apVisit", or one of `stellarperceptron.data.readers`.
+    flux, error : (P,) float64
+        Flux and its standard deviation in the file's unit (apStar: 1e-17 erg/s/cm2/A; aspcapStar:
+        over the pseudo-continuum of its data release). NaN if missing.
+    mask : (P,) int64
         Bits of `PixelMask`; none are set in an aspcapStar file, which has no mask.
-    wavelength : (7514,) float64
-        `APOGEE_WAVELENGTH` [A, vacuum].
-    model : (7514,) float64 or None
+    wavelength : (P,) float64
+        Wavelengths of the instrument's pixels [A, vacuum].
+    model : (P,) float64 or None
         Best-fit synthetic spectrum of an aspcapStar file, over the pseudo-continuum.
     snr : float or None
         Median signal-to-noise ratio a pixel, from the header: that of the combined spectrum, or
         that of the visit which `row` of `read_spectrum` asked for.
     rv : RVFit
         Result of the radial-velocity pipeline.
+    instrument : Instrument
+        The instrument, 7,514 pixels of APOGEE by default.
+    velocity : float
+        Velocity that was taken out of the wavelengths [km/s]; 0 where the file is at rest.
     """
 
     star_id: str
@@ -104,9 +112,11 @@ class Spectrum:
     model: np.ndarray | None = None
     snr: float | None = None
     rv: RVFit = RVFit()
+    instrument: Instrument = APOGEE
+    velocity: float = 0.0
 
     def bad(self, bits: PixelMask = BAD_PIXEL) -> np.ndarray:
-        """Bad pixels (7514,): flagged, zero, not finite, or without an error."""
+        """Bad pixels (P,): flagged, zero, not finite, or without an error."""
         flagged = (self.mask & int(bits)) != 0
         good = ~flagged & np.isfinite(self.flux) & np.isfinite(self.error) & (self.flux != 0)
         # The pipeline gives pixels that it distrusts errors of 1e6 times the flux and more.
@@ -114,7 +124,7 @@ class Spectrum:
         return ~(good & (self.error > 0) & (self.error < limit))
 
     def normalized(self, bits: PixelMask = BAD_PIXEL, **options) -> np.ndarray:
-        """Flux (7514,) over its pseudo-continuum, NaN in bad pixels.
+        """Flux (P,) over its pseudo-continuum, NaN in bad pixels.
 
         An aspcapStar spectrum is normalized again: data release 13 divided by a continuum through
         the line-free pixels, so that its flux lies 8 % below that of release 17. Spectra of
@@ -127,7 +137,7 @@ class Spectrum:
         **options
             Options of `normalize`.
         """
-        return normalize(self.flux, self.bad(bits), **options)
+        return normalize_as(self.instrument, self.flux, self.bad(bits), **options)
 
 
 def read_spectrum(
@@ -178,6 +188,8 @@ def read_spectrum(
                 return _star_file(path, images, row, wavelength)
         if len(shapes) >= 4 and len(set(shapes[:4])) == 1 and shapes[0][:-1] == (3,):
             return _visit_file(path, images, radial_velocity)
+    except NoVelocityError as error:
+        raise NoVelocityError(f"{path}: {error}") from error
     except (ValueError, VerifyError) as error:
         raise ValueError(f"{path}: {error}") from error
     raise ValueError(
@@ -222,20 +234,14 @@ def _star_file(path: Path, images: Images, row: int, wavelength: np.ndarray | No
 def _visit_file(path: Path, images: Images, radial_velocity: Any) -> Spectrum:
     """Spectrum of an apVisit file, shifted to rest and resampled to the grid."""
     common = _common(path, images.primary)
-    velocity = common["rv"].vrad
-    if radial_velocity is not None:
-        given = as_array(radial_velocity, unit="km/s", name="radial_velocity")
-        if given.size != 1 or not np.isfinite(sentinels_to_nan(given, "velocity")).all():
-            raise ValueError(f"radial_velocity = {radial_velocity} is no velocity of a star")
-        velocity = float(given.item())
-    if velocity is None:
-        raise ValueError("it has no radial velocity (VRAD) in its header: pass radial_velocity")
+    velocity = rest_velocity(radial_velocity, common["rv"].vrad, "VRAD in its header")
     flux, error, mask, wavelength = images.arrays[:4]
     factor = wavelength_factor(images.headers[3], "BUNIT", "CUNIT1")
     rest = factor * wavelength.astype(np.float64) / (1 + velocity / SPEED_OF_LIGHT)
     _check_coverage(rest)
     flux, error = (sentinels_to_nan(part.astype(np.float64)) for part in (flux, error))
     flux, error, bits = resample(rest, flux, error, _bits(mask) & 0xFFFF)  # a signed 16-bit image
+    common["velocity"] = velocity
     return Spectrum(kind="apVisit", flux=flux, error=error, mask=bits, **common)
 
 

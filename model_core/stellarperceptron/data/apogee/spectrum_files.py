@@ -22,17 +22,23 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, FULL_WAVELENGTH
 from stellarperceptron.data.wavelengths import air_to_vacuum, interpolate
-from stellarperceptron.utils.arrays import sentinels_to_nan
+from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
 __all__ = [
     "BAD_PIXEL",
     "READ_ERRORS",
     "Images",
+    "NoVelocityError",
+    "Part",
     "PixelMask",
+    "file_content",
     "header_number",
     "header_wavelength",
     "read_images",
+    "read_parts",
+    "readable",
     "resample",
+    "rest_velocity",
     "star_name",
     "wavelength_factor",
 ]
@@ -78,11 +84,24 @@ BAD_PIXEL = (
 )
 """Bits after which a pixel holds no measurement; the others say that it is less certain."""
 
+
+class NoVelocityError(ValueError):
+    """A spectrum that is not at rest, and whose file does not say how fast the star is."""
+
+
 LARGEST_FILE = 1 << 28
 """Larger files, or files that unpack to more, are no spectra [bytes]."""
 
 _STAR = re.compile(r"2M\d{8}[+-]\d{7}")
 _SUFFIX = re.compile(r"(\.fits?)?(\.gz)?$", re.IGNORECASE)
+
+
+class Part(NamedTuple):
+    """A part (HDU) of a FITS file: its name in capitals, its header, an image or a table."""
+
+    name: str
+    header: fits.Header
+    data: Any
 
 
 class Images(NamedTuple):
@@ -117,16 +136,43 @@ def read_images(path: str | os.PathLike, count: int = 4) -> Images:
     ValueError
         When the file is damaged, truncated, no FITS file, or far too large for spectra.
     """
+    with _opened(path) as hdus:
+        parts = hdus[1 : 1 + count]
+        arrays = [_image(hdu) for hdu in parts]
+        return Images(hdus[0].header, [hdu.header for hdu in parts], arrays)
+
+
+def read_parts(path: str | os.PathLike) -> list[Part]:
+    """Read all parts of a FITS file, images and tables, gzipped or not.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_images`.
+    """
+    with _opened(path) as hdus:
+        return [Part(hdu.name.upper(), hdu.header, hdu.data) for hdu in hdus]
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[fits.HDUList]:
+    """A FITS file in memory; astropy refuses those that are shorter than their headers say."""
+    with readable(path), warnings.catch_warnings():
+        warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
+        with fits.open(file_content(path), memmap=False) as hdus:
+            yield hdus
+
+
+@contextmanager
+def readable(path: str | os.PathLike, what: str = "FITS file") -> Iterator[None]:
+    """Say which file it was that could not be read, and what can be done."""
     path = Path(path)
     try:
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder, not a FITS file")
+            raise IsADirectoryError(f"{path} is a folder, not a {what}")
         if path.exists() and not path.is_file():  # a pipe would be waited for without end
             raise ValueError("it is a pipe or a device")
-        with _truncation_is_an_error(), fits.open(_content(path), memmap=False) as hdus:
-            parts = hdus[1 : 1 + count]
-            arrays = [_image(hdu) for hdu in parts]
-            return Images(hdus[0].header, [hdu.header for hdu in parts], arrays)
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no such file") from error
     except PermissionError as error:
@@ -139,13 +185,17 @@ def read_images(path: str | os.PathLike, count: int = 4) -> Images:
     except READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, f"{path} cannot be read ({error.strerror})") from error
-        raise ValueError(
-            f"{path} is no FITS file or is damaged ({error}): fetch it anew"
-        ) from error
+        raise ValueError(f"{path} is no {what} or is damaged ({error}): fetch it anew") from error
 
 
-def _content(path: Path) -> io.BytesIO:
-    """Bytes of a file, unpacked when it is gzipped."""
+def file_content(path: str | os.PathLike) -> io.BytesIO:
+    """Bytes of a file, unpacked when it is gzipped.
+
+    Raises
+    ------
+    ValueError
+        It is far too large for spectra.
+    """
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -166,14 +216,6 @@ def _image(hdu: Any) -> np.ndarray | None:
     return array
 
 
-@contextmanager
-def _truncation_is_an_error() -> Iterator[None]:
-    """Let astropy refuse files that are shorter than their headers say."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
-        yield
-
-
 # --- headers --------------------------------------------------------------------------------------
 
 
@@ -192,6 +234,36 @@ def header_number(header: fits.Header, *names: str, kind: str = "labels") -> flo
             if math.isfinite(number):
                 return number
     return None
+
+
+def rest_velocity(given: Any, of_file: float | None, where: str) -> float:
+    """Velocity to take out of the wavelengths of a spectrum that is not at rest [km/s].
+
+    Parameters
+    ----------
+    given
+        What the caller says: a number or a Quantity; None: the file's is used.
+    of_file
+        What the file says; None or NaN: nothing.
+    where
+        Where the file would say so, for the message.
+
+    Raises
+    ------
+    NoVelocityError
+        Neither says anything.
+    ValueError
+        `given` is no velocity of a star.
+    """
+    if given is not None:
+        array = as_array(given, unit="km/s", name="radial_velocity")
+        if array.size != 1 or not np.isfinite(sentinels_to_nan(array, "velocity")).all():
+            raise ValueError(f"radial_velocity = {given} is no velocity of a star")
+        return float(array.item())
+    velocity = sentinels_to_nan(np.array(np.nan if of_file is None else of_file), "velocity")
+    if not np.isfinite(velocity):
+        raise NoVelocityError(f"it has no radial velocity ({where}): pass radial_velocity")
+    return float(velocity)
 
 
 def star_name(header: fits.Header, path: str | os.PathLike) -> str:
@@ -293,9 +365,13 @@ def _is_in_air(header: fits.Header, kind: str) -> bool:
 
 
 def resample(
-    wavelength: np.ndarray, flux: np.ndarray, error: np.ndarray, mask: np.ndarray
+    wavelength: np.ndarray,
+    flux: np.ndarray,
+    error: np.ndarray,
+    mask: np.ndarray,
+    grid: np.ndarray = APOGEE_WAVELENGTH,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bring spectra of single chips, pixels in any order, to the 7,514 pixels of the grid.
+    """Bring spectra of single chips, pixels in any order, to the pixels of an instrument.
 
     Flux is interpolated between good pixels, linearly across bad ones. The error is that of the
     nearer pixel, and the mask combines those of both neighbours.
@@ -304,15 +380,17 @@ def resample(
     ----------
     wavelength, flux, error, mask : (C, n)
         A row a chip: wavelength [A, vacuum, rest frame], flux, error in the same unit, bits.
+    grid : (P,)
+        Wavelengths of the pixels [A, vacuum], ascending.
 
     Returns
     -------
-    flux, error, mask : (7514,)
+    flux, error, mask : (P,)
         NaN, NaN and BADPIX where no chip reaches.
     """
-    out_flux = np.full(APOGEE_WAVELENGTH.shape, np.nan)
-    out_error = np.full(APOGEE_WAVELENGTH.shape, np.nan)
-    out_mask = np.full(APOGEE_WAVELENGTH.shape, int(PixelMask.BADPIX), dtype=np.int64)
+    out_flux = np.full(grid.shape, np.nan)
+    out_error = np.full(grid.shape, np.nan)
+    out_mask = np.full(grid.shape, int(PixelMask.BADPIX), dtype=np.int64)
     for chip in range(len(wavelength)):
         order = np.argsort(wavelength[chip])
         order = order[np.isfinite(wavelength[chip][order]) & (wavelength[chip][order] > 0)]
@@ -322,11 +400,10 @@ def resample(
         if len(x) < 6:
             continue
         good = (bits & int(BAD_PIXEL) == 0) & np.isfinite(y) & np.isfinite(e)
-        target = APOGEE_WAVELENGTH
-        covered = (target >= x[0]) & (target <= x[-1])
+        covered = (grid >= x[0]) & (grid <= x[-1])
         if not covered.any() or good.sum() < 6:
             continue
-        target = target[covered]
+        target = grid[covered]
         out_flux[covered] = interpolate(x, np.interp(x, x[good], y[good]), target)
         right = np.clip(np.searchsorted(x, target), 1, len(x) - 1)
         nearer = np.where(target - x[right - 1] < x[right] - target, right - 1, right)

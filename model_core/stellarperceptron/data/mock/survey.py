@@ -1,20 +1,20 @@
-"""The mock survey: any number of APOGEE-like stars, made in blocks from one seed.
+"""The mock survey: any number of stars that APOGEE or another instrument observes, from one seed.
 
 A star has true labels, a catalogue's labels with errors, a *synthetic* spectrum (the theory's best
 fit: emulator *nominal* at the catalogue's labels) and an *observed* one (emulator *nature* at the
 true labels, through the spectrograph and the reduction). Stars come in blocks of `BLOCK`; each
 block has its own random numbers, drawn by NumPy from (seed, split, block), so that neither the
 number of stars nor of threads changes a star. Each label beyond the published five has a random
-stream of its own, so that the choice of labels changes no label and no observed spectrum either.
+stream of its own, so that the choice of labels changes no label and no observed spectrum either;
+so has each instrument besides APOGEE, so that all instruments observe the same stars.
 """
 
 import hashlib
-import math
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,24 +23,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stellarperceptron.data.apogee.continuum import VALID_FLUX, normalize
-from stellarperceptron.data.apogee.grid import CHIP_PIXELS
+from stellarperceptron.data.apogee.continuum import normalize, normalize_as
 from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator
 from stellarperceptron.data.mock.observation import (
     LSF_GROUPS,
-    MAX_SHIFT,
-    PIXEL_VELOCITY,
-    RIPPLE_ORDERS,
     SKY_FILE,
     Augmentation,
     SpectraBank,
     broadening_index,
     broadening_velocity,
-    continuum_ripple,
-    correlate_noise,
-    sky_templates,
-    sky_windows,
-    vary_line_spread,
 )
 from stellarperceptron.data.mock.population import (
     COOL_DWARF,
@@ -49,8 +40,11 @@ from stellarperceptron.data.mock.population import (
     LabelDistribution,
     all_labels,
 )
+from stellarperceptron.data.mock.spectrographs import SPECTROGRAPHS, Observation
 from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT, LABELS
 from stellarperceptron.data.survey_file import FORMAT_VERSION, SPLITS, SurveyWriter
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import (
     ALL_LABELS,
     PUBLISHED_LABELS,
@@ -64,130 +58,52 @@ __all__ = [
     "Emulator",
     "MockSurvey",
     "Observation",
+    "Stars",
     "create_survey",
 ]
 
 BLOCK = 1024
 
 
-@dataclass(frozen=True)
-class Observation:
+@dataclass
+class Stars:
     """
-    Parameters of the observation and reduction of spectra.
+    A block of stars, before anyone observes them.
 
     Attributes
     ----------
-    snr
-        Signal-to-noise ratio a pixel: the lower end is the survey's cut, above it an exponential
-        distribution of this scale, up to the last.
-    correlation
-        Of the noise of neighbouring pixels, which are resampled from the detector's (measured: 0.4
-        in the difference of two visits to 2M17335483-2753043, two of APOGEE's example spectra).
-    line_spread
-        Standard deviation of the relative change of the line spread's variance within a group of
-        fibres.
-    sky
-        Median standard deviation of the residual of the strongest OH line, over the continuum;
-        stars scatter about it by 0.3 dex.
-    telluric
-        Standard deviation of the error of the CO2 and the CH4 correction, over the continuum at
-        the deepest line.
-    ripple
-        Root mean square of the pseudo-continuum's error, uniform between these.
-    bad_pixel
-        Probability that a single pixel is lost (cosmic rays).
-    dead_columns
-        Number of detector columns lost for every star; their wavelengths depend on its velocity.
-    dead_stretch
-        Probability that a star loses 20 to 150 neighbouring pixels.
-    velocity
-        Standard deviation of the stars' velocities [km/s] at [Fe/H] above and below -1.
+    true : (BLOCK, 5)
+        True `PUBLISHED_LABELS`.
+    columns
+        Catalogue's value, its error and the true value (BLOCK,) of each of its labels, by name.
+    missing : (BLOCK,) bool
+        Stars whose abundances the catalogue lacks.
+    nature, theory : (BLOCK, 20)
+        The emulators' labels, as they are and as the catalogue has them.
+    group : (BLOCK,)
+        APOGEE's group of fibres.
+    broadening : (BLOCK,)
+        Index of `broadening_index`.
+    rng
+        The block's random numbers, with which APOGEE's observations go on.
     """
 
-    snr: tuple[float, float, float] = (200.0, 140.0, 600.0)
-    correlation: float = 0.4
-    line_spread: float = 0.04
-    sky: float = 0.01
-    telluric: float = 0.006
-    ripple: tuple[float, float] = (0.003, 0.005)
-    bad_pixel: float = 0.002
-    dead_columns: int = 30
-    dead_stretch: float = 0.08
-    velocity: tuple[float, float] = (50.0, 140.0)
-
-    @cached_property
-    def dead(self) -> Tensor:
-        """Lost detector columns (8575 + 2 MAX_SHIFT,), the same in every survey."""
-        columns = torch.zeros(8575 + 2 * MAX_SHIFT, dtype=torch.bool)
-        rng = np.random.default_rng(2017)
-        columns[torch.from_numpy(rng.integers(0, len(columns), self.dead_columns))] = True
-        return columns
-
-    def lost(self, shift: np.ndarray, rng: np.random.Generator, size: int) -> Tensor:
-        """Mask (N, P) of the pixels without a measurement."""
-        lost = sky_windows(self.dead, shift)
-        count = rng.poisson(self.bad_pixel * size, len(shift))
-        rows = np.repeat(np.arange(len(shift)), count)
-        lost[torch.from_numpy(rows), torch.from_numpy(rng.integers(0, size, len(rows)))] = True
-        stretched = np.flatnonzero(rng.random(len(shift)) < self.dead_stretch)
-        starts = rng.integers(0, size, len(stretched))
-        for row, start, length in zip(
-            stretched, starts, rng.integers(20, 151, len(stretched)), strict=True
-        ):
-            lost[row, start : start + length] = True
-        return lost
-
-    def __call__(self, flux: Tensor, fe_h: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """
-        Observed, normalized spectra (N, 7514) of stars with flux over continuum `flux` (N, 7514).
-
-        Parameters
-        ----------
-        fe_h : (N,)
-            Metal-poor stars move faster.
-        """
-        n, size = flux.shape
-
-        def normal(*shape: int) -> Tensor:
-            return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-
-        spread = np.where(fe_h > -1.0, *self.velocity)
-        shift = spread * rng.standard_normal(n) / PIXEL_VELOCITY
-        lowest, scale, highest = self.snr
-        # Exponential, cut off at `highest`, by inversion.
-        share = 1.0 - math.exp(-(highest - lowest) / scale)
-        snr = lowest - scale * np.log(1.0 - rng.random(n) * share)
-        sigma = torch.from_numpy((1.0 / snr).astype(np.float32))[:, None] * _edge_noise()
-
-        sky = sky_templates()
-        change = (self.line_spread * normal(n)).clamp(-0.3, 0.3)
-        flux = vary_line_spread(flux, change)
-        left_over = self.sky * 10.0 ** (0.3 * normal(n, 1)) * sky_windows(sky["OH"], shift)
-        telluric = self.telluric * normal(n, 1) * sky_windows(sky["CO2"], shift)
-        telluric += self.telluric * normal(n, 1) * sky_windows(sky["CH4"], shift)
-        noise = correlate_noise(normal(n, size), self.correlation).mul_(
-            torch.hypot(sigma, left_over)
-        )
-        flux = noise.addcmul_(flux, telluric.add_(1.0))
-
-        lost = self.lost(shift, rng, size)
-        observed = normalize(flux, lost, valid_flux=None)
-        low, high = self.ripple
-        rms = low + (high - low) * torch.from_numpy(rng.random(n, dtype=np.float32))
-        ripple = continuum_ripple(rms, normal(n, 3, RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0]))
-        observed = observed.mul_(ripple.add_(1.0))
-        return observed.masked_fill_(
-            (observed < VALID_FLUX[0]) | (observed > VALID_FLUX[1]), math.nan
-        )
+    true: np.ndarray
+    columns: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    missing: np.ndarray
+    nature: np.ndarray
+    theory: np.ndarray
+    group: np.ndarray
+    broadening: np.ndarray
+    rng: np.random.Generator
 
 
-@lru_cache(maxsize=1)
-def _edge_noise() -> Tensor:
-    """Relative noise (7514,): a chip's ends receive less light."""
-    noise = torch.empty(CHIP_PIXELS["red"].stop)
-    for chip in CHIP_PIXELS.values():
-        noise[chip] = 1.0 + 0.25 * torch.linspace(-1.0, 1.0, chip.stop - chip.start) ** 2
-    return noise
+def _range(emulators: Iterable[Emulator]) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest labels (20,) that all of some emulators reach."""
+    emulators = list(emulators)
+    low = torch.stack([one.low for one in emulators]).amax(0)
+    high = torch.stack([one.high for one in emulators]).amin(0)
+    return low.numpy(), high.numpy()
 
 
 class MockSurvey:
@@ -199,36 +115,68 @@ class MockSurvey:
     seed
         The same seed gives the same stars.
     observation
-        Parameters of the observed spectra.
+        Parameters of APOGEE's observed spectra.
     emulator_file
-        File with the emulators *nominal* and *nature*.
+        File with the emulators *nominal* and *nature* of the instrument's wavelengths; None: the
+        one that `stellarperceptron.data.mock.spectrographs` names.
     label_names
         Labels of the catalogue in the order of their columns, of
         `stellarperceptron.labels.ALL_LABELS`; "all" for all of them.
+    instrument
+        Who observes the stars. Stars that its emulators do not reach are left out; those that
+        remain are the stars of every other instrument's survey with this seed, by their names.
 
     Raises
     ------
+    FileNotFoundError
+        There is no file with emulators of the instrument's wavelengths.
     ValueError
-        A label is unknown or given twice, or the emulator file is damaged.
+        A label is unknown or given twice, the emulator file is damaged or does not reach the
+        instrument's wavelengths, or it is not known how the instrument observes.
     """
 
     def __init__(
         self,
         seed: int = 1,
         observation: Observation | None = None,
-        emulator_file=EMULATOR_FILE,
+        emulator_file=None,
         label_names: str | Iterable[str] = PUBLISHED_LABELS,
+        instrument: Instrument = APOGEE,
     ):
         self.seed = seed
         self.label_names = resolve_label_names(label_names, ALL_LABELS)
-        self.emulator_file = emulator_file
+        self.instrument, self.pixels = instrument, slice(0, len(instrument))
         self.observation = observation or Observation()
         self.population = LabelDistribution.load()
-        self.nominal = SpectraBank(Emulator.load("nominal", emulator_file))
-        self.nature = SpectraBank(Emulator.load("nature", emulator_file))
-        low = torch.maximum(self.nominal.emulator.low, self.nature.emulator.low)
-        high = torch.minimum(self.nominal.emulator.high, self.nature.emulator.high)
-        self.low, self.high = low.numpy(), high.numpy()
+        self.spectrograph = None
+        if instrument != APOGEE:
+            if instrument.name not in SPECTROGRAPHS:
+                raise ValueError(
+                    f"it is not known how {instrument.name} observes: known are APOGEE, "
+                    f"{', '.join(SPECTROGRAPHS)}"
+                )
+            self.spectrograph = SPECTROGRAPHS[instrument.name]
+        if emulator_file is None:
+            emulator_file = self.spectrograph.emulator_file() if self.spectrograph else None
+        self.emulator_file = emulator_file or EMULATOR_FILE
+        # Stars are drawn within the range of the package's emulators, whoever observes them.
+        file = self.emulator_file if self.spectrograph is None else EMULATOR_FILE
+        emulators = {name: Emulator.load(name, file) for name in ("nominal", "nature")}
+        self.low, self.high = _range(emulators.values())
+        if self.spectrograph is None:
+            self.nominal, self.nature = (SpectraBank(one) for one in emulators.values())
+            return
+        if self.emulator_file != EMULATOR_FILE:
+            emulators = {name: Emulator.load(name, self.emulator_file) for name in emulators}
+        banks = [self.spectrograph.bank(one) for one in emulators.values()]
+        self.nominal, self.nature = (bank for bank, _ in banks)
+        self.pixels = banks[0][1]
+        self._reached = _range(emulators.values())
+
+    @property
+    def wavelength(self) -> np.ndarray:
+        """Wavelengths (P,) of the pixels that the emulators reach [Angstrom, vacuum]."""
+        return self.instrument.wavelength[self.pixels]
 
     def provenance(self) -> dict:
         """
@@ -241,11 +189,15 @@ class MockSurvey:
             f"{name}_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()
             for name, path in files.items()
         }
+        observation = asdict(self.observation)
+        if self.spectrograph is not None:
+            about = {field.name for field in fields(self.spectrograph)} - {"instrument"}
+            observation = {name: getattr(self.spectrograph, name) for name in sorted(about)}
         return {
             "version": version("stellarperceptron"),
             "numpy": np.__version__,
             **digests,
-            "observation": asdict(self.observation),
+            "observation": observation,
         }
 
     def labels(self, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -259,16 +211,8 @@ class MockSurvey:
             )
         return out[:number]
 
-    def block(self, split: str, index: int, size: int = BLOCK) -> dict[str, np.ndarray | list]:
-        """
-        The first `size` stars of block `index` of "train" or "test".
-
-        Returns
-        -------
-        dict
-            ``ids``, ``synthetic`` and ``observed`` (size, 7514), ``labels``, ``label_errors`` and
-            ``true_labels`` (size, L), of `label_names`: the arguments of `SurveyWriter.append`.
-        """
+    def stars(self, split: str, index: int) -> "Stars":
+        """Who the stars of block `index` of "train" or "test" are, whoever observes them."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         true = self.labels(BLOCK, rng)
         errors = self.population.errors(true, rng)
@@ -292,28 +236,72 @@ class MockSurvey:
         theory = np.clip(theory, self.low, self.high)
         group = rng.integers(0, len(LSF_GROUPS), BLOCK)
         broadening = broadening_index(true, broadening_velocity(true, rng))
+        return Stars(true, columns, missing, nature, theory, group, broadening, rng)
 
+    def observed_stars(self, stars: "Stars") -> np.ndarray:
+        """Which stars (BLOCK,) the instrument observes: those that its emulators reach."""
+        if self.spectrograph is None:
+            return np.ones(BLOCK, dtype=bool)
+        low, high = self._reached
+        margin = 1e-6 * (high - low)  # rounding is not extrapolation
+        return ((stars.nature >= low - margin) & (stars.nature <= high + margin)).all(axis=1)
+
+    def block(self, split: str, index: int, size: int = BLOCK) -> dict[str, np.ndarray | list]:
+        """
+        The first `size` stars of block `index` of "train" or "test", of those that are observed.
+
+        Returns
+        -------
+        dict
+            ``ids``, ``synthetic`` and ``observed`` (n, P), ``labels``, ``label_errors`` and
+            ``true_labels`` (n, L), of `label_names`: the arguments of `SurveyWriter.append`.
+        """
+        stars = self.stars(split, index)
         # A block is always computed whole: its first stars do not depend on how many are wanted.
-        flux = self.nominal(self.nominal.emulator.coefficients(theory), group, broadening)
-        synthetic = normalize(flux)
-        flux = self.nature(self.nature.emulator.coefficients(nature), group, broadening)
-        observed = self.observation(flux, true[:, 4], rng)
+        if self.spectrograph is None:
+            synthetic, observed = self._apogee(stars)
+        else:
+            synthetic, observed = self._other_instrument(stars, split, index)
         catalogue, errors, true = (
             np.stack(values, axis=1).astype(np.float32)
-            for values in zip(*(columns[name] for name in self.label_names), strict=True)
+            for values in zip(*(stars.columns[name] for name in self.label_names), strict=True)
         )
         abundances = [i for i, name in enumerate(self.label_names) if label(name).is_abundance]
         for array in (catalogue, errors):
-            array[np.ix_(missing, abundances)] = np.nan
+            array[np.ix_(stars.missing, abundances)] = np.nan
+        rows = np.flatnonzero(self.observed_stars(stars)[:size])
         first = index * BLOCK
         return {
-            "ids": [f"mock-{self.seed}-{split}-{first + i:07d}" for i in range(size)],
-            "synthetic": synthetic[:size].numpy(),
-            "observed": observed[:size].numpy(),
-            "labels": catalogue[:size],
-            "label_errors": errors[:size],
-            "true_labels": true[:size],
+            "ids": [f"mock-{self.seed}-{split}-{first + i:07d}" for i in rows],
+            "synthetic": synthetic[rows].numpy(),
+            "observed": observed[rows].numpy(),
+            "labels": catalogue[rows],
+            "label_errors": errors[rows],
+            "true_labels": true[rows],
         }
+
+    def _apogee(self, stars: "Stars") -> tuple[Tensor, Tensor]:
+        """Synthetic and observed spectra (BLOCK, 7514) of APOGEE."""
+        nominal, nature = self.nominal, self.nature
+        flux = nominal(nominal.emulator.coefficients(stars.theory), stars.group, stars.broadening)
+        synthetic = normalize(flux)
+        flux = nature(nature.emulator.coefficients(stars.nature), stars.group, stars.broadening)
+        return synthetic, self.observation(flux, stars.true[:, 4], stars.rng)
+
+    def _other_instrument(self, stars: "Stars", split: str, index: int) -> tuple[Tensor, Tensor]:
+        """Synthetic and observed spectra (BLOCK, P) of another instrument."""
+        spectrograph = self.spectrograph
+        # Beyond the numbers of the labels, which have streams of their own, too.
+        stream = 1000 + zlib.crc32(self.instrument.name.encode())
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), index, stream])
+        group = rng.integers(0, len(spectrograph.fibres), BLOCK)
+        low, high = self._reached
+        fluxes = []
+        for bank, labels in ((self.nominal, stars.theory), (self.nature, stars.nature)):
+            coefficients = bank.emulator.coefficients(np.clip(labels, low, high))
+            fluxes.append(bank(coefficients, group, stars.broadening))
+        synthetic = normalize_as(self.instrument, fluxes[0], pixels=self.pixels)
+        return synthetic, spectrograph.observe(fluxes[1], stars.true[:, 4], rng, self.pixels)
 
     def _catalogue(
         self, name: str, split: str, index: int, true: np.ndarray, nature: np.ndarray
@@ -325,6 +313,15 @@ class MockSurvey:
         errors, truth = self.population.errors_of(name, true, rng), nature[:, column]
         value = truth + errors * rng.standard_normal(len(truth))
         return np.clip(value, *label(name).range), errors, truth
+
+    def count(self, split: str, stars: int) -> int:
+        """How many of the first `stars` stars of "train" or "test" the instrument observes."""
+        if self.spectrograph is None:
+            return stars
+        return sum(
+            int(self.observed_stars(self.stars(split, first // BLOCK))[: stars - first].sum())
+            for first in range(0, stars, BLOCK)
+        )
 
     def blocks(self, split: str, stars: int, workers: int = 1) -> Iterator[dict]:
         """
@@ -351,6 +348,8 @@ def create_survey(
     label_names: Sequence[str] = PUBLISHED_LABELS,
     workers: int = 1,
     format_version: int = FORMAT_VERSION,
+    instrument: Instrument = APOGEE,
+    emulator_file: Path | None = None,
 ) -> None:
     """Write a mock survey to a file, with a progress bar where the output is a terminal.
 
@@ -368,15 +367,34 @@ def create_survey(
         Threads.
     format_version
         See `SurveyWriter`.
+    instrument, emulator_file
+        See `MockSurvey`.
 
     Raises
     ------
     OSError
-        The file cannot be written, or the disk has not enough room.
+        The file cannot be written, or the disk has not enough room; or there are no emulators of
+        the instrument's wavelengths.
+    ValueError
+        See `MockSurvey`; or the instrument observes none of the stars.
     """
-    survey = MockSurvey(seed, label_names=label_names)
-    counts = {"train": stars, "test": test_stars}
-    chosen = {} if tuple(label_names) == PUBLISHED_LABELS else {"labels": label_names}
+    survey = MockSurvey(
+        seed, label_names=label_names, instrument=instrument, emulator_file=emulator_file
+    )
+    wanted = {"train": stars, "test": test_stars}
+    counts = {split: survey.count(split, number) for split, number in wanted.items()}
+    for split, number in counts.items():
+        if not number:
+            raise ValueError(
+                f"none of the {wanted[split]} {split} stars is within the range of {instrument}'s "
+                "emulators: ask for more stars"
+            )
+    chosen: dict[str, object] = {}
+    if tuple(label_names) != PUBLISHED_LABELS:
+        chosen["labels"] = label_names
+    if instrument != APOGEE:
+        chosen["instrument"] = instrument.name
+    part = {} if instrument == APOGEE else {"wavelength": survey.wavelength}
     provenance = {
         "generator": "create_mock_survey.py",
         "arguments": {"stars": stars, "test_stars": test_stars, **chosen},
@@ -388,13 +406,15 @@ def create_survey(
             output,
             counts=counts,
             provenance=provenance,
+            instrument=instrument,
             label_names=label_names,
             true_labels=True,
             format_version=format_version,
+            **part,
         ) as writer,
         tqdm(total=sum(counts.values()), unit=" stars", disable=None) as bar,
     ):
-        for split, number in counts.items():
+        for split, number in wanted.items():
             for block in survey.blocks(split, number, workers):
                 writer.append(split, **block)
                 bar.update(len(block["ids"]))

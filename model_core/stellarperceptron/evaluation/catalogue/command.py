@@ -22,11 +22,15 @@ __all__ = ["main", "make_survey", "survey_arguments"]
 SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
 SHOWN = 10  # failures that are printed; all are in failures.csv
 
-PREDICT = """Predict labels of APOGEE spectra and write a catalogue, a row a file.
+PREDICT = """Predict labels of spectra and write a catalogue, a row a file.
 
-Takes apStar, apVisit and aspcapStar files (.fits, .fits.gz), folders of them, and patterns; a word
-@list.txt stands for the lines of that file. Bad pixels and strong sky lines are masked, visits are
-shifted to rest with the header's velocity, and spectra are divided by the pseudo-continuum.
+Takes files of the checkpoint's instrument, recognised by their content: apStar, apVisit and
+aspcapStar (APOGEE), mwmStar, mwmVisit and astraStar (SDSS-V), the cameras' files of GALAH (the four
+of a star are one row), RVS_MEAN_SPECTRUM of Gaia (VOTable, ECSV, CSV, FITS), low-resolution spectra
+of LAMOST, coadds of DESI that hold a single star; folders of FITS files, and patterns; a word
+@list.txt stands for the lines of that file. Bad pixels and strong sky lines are masked. Spectra are
+shifted to rest with the header's velocity or, without one, with that of their lines relative to the
+training spectra's, and divided by the pseudo-continuum.
 
 The suffix says what is written: .fits, .ecsv or .csv. FITS and ECSV have units (K, dex, km/s) and a
 description of every column; CSV has room for neither. Files that cannot be used are listed in
@@ -82,12 +86,12 @@ def command_parser() -> argparse.ArgumentParser:
 
     predict = parts.add_parser(
         "predict",
-        help="labels of APOGEE files, as a catalogue",
+        help="labels of files of spectra, as a catalogue",
         description=PREDICT,
         formatter_class=HelpFormatter,
     )
     predict.add_argument(
-        "files", type=Path, nargs="+", help="FITS files, folders of them, patterns"
+        "files", type=Path, nargs="+", help="files of spectra, folders of them, patterns"
     )
     predict.add_argument(
         "-o", "--output", type=Path, required=True, help="catalogue: .fits, .ecsv or .csv"
@@ -100,9 +104,9 @@ def command_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--pixels",
-        default="first_half",
-        help="full, first_half (15,152 to 16,028 A, on which stage 2 is fine-tuned), fe_chunk or "
-        "start:stop, of the 7,514 pixels",
+        help="a named range or start:stop of the instrument's pixels; for APOGEE full, first_half "
+        "(the default: 15,152 to 16,028 A, on which stage 2 is fine-tuned) or fe_chunk; for other "
+        "instruments full (the default) or a chip",
     )
     predict.add_argument(
         "--labels",
@@ -147,7 +151,7 @@ def command_parser() -> argparse.ArgumentParser:
     survey = parts.add_parser(
         "survey",
         help="make a mock survey",
-        description="Make a mock APOGEE survey: synthetic and observed spectra, labels and errors.",
+        description="Make a mock survey: synthetic and observed spectra, labels and errors.",
         formatter_class=HelpFormatter,
     )
     survey_arguments(survey)
@@ -233,21 +237,24 @@ def run_predict(options: argparse.Namespace) -> None:
 
     from stellarperceptron.evaluation.catalogue.files import find_files
     from stellarperceptron.evaluation.catalogue.parts import Plan
-    from stellarperceptron.evaluation.catalogue.table import require_apogee
+    from stellarperceptron.evaluation.catalogue.table import instrument_of, template_of
     from stellarperceptron.utils.locks import FileLock
 
     check_predict(options)
     torch.set_num_threads(options.threads)
     model, checkpoint = load_model(options.checkpoint, options.device)
-    require_apogee(model)
+    instrument = instrument_of(model)
     output = options.output
+    usual = "first_half" if "first_half" in instrument.ranges else "full"
     plan = Plan(
         files=find_files(path.expanduser() for path in options.files),
-        pixels=model.instrument.pixel_range(options.pixels),
+        pixels=instrument.pixel_range(options.pixels or usual),
         labels=resolve_label_names(options.labels, model.label_names),
         shuffles=options.shuffles,
         checkpoint=checkpoint,
         folder=output.with_name(f"{output.name}.parts"),
+        instrument=instrument,
+        template=template_of(model),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = output.with_name(f".{output.name}.parts.lock")
@@ -360,7 +367,19 @@ def survey_arguments(parser: argparse.ArgumentParser, output: Path | None = None
         type=Path,
         default=output,
         required=output is None,
-        help="HDF5 file to write, 60 kB a star",
+        help="HDF5 file to write, 60 kB a star of APOGEE's",
+    )
+    parser.add_argument(
+        "--instrument",
+        default="APOGEE",
+        help="who observes the stars: APOGEE, GALAH, GAIA_RVS, LOW_RESOLUTION, MOONS_H, IGRINS_H; "
+        "the same seed and number give the same star",
+    )
+    parser.add_argument(
+        "--emulators",
+        type=Path,
+        metavar="FILE",
+        help="emulators of the instrument's wavelengths, if not those that are known",
     )
     parser.add_argument(
         "--labels",
@@ -379,8 +398,10 @@ def make_survey(options: argparse.Namespace) -> None:
 
     from stellarperceptron.data.mock.survey import create_survey
     from stellarperceptron.data.survey_file import FORMAT_VERSION
+    from stellarperceptron.instruments import instrument
     from stellarperceptron.utils.data_utils import check_output_file
 
+    observer = instrument(options.instrument)
     torch.set_num_threads(1)  # blocks of stars share the cores
     begin = time.perf_counter()
     check_output_file(options.output)
@@ -392,8 +413,11 @@ def make_survey(options: argparse.Namespace) -> None:
         resolve_label_names(options.labels, ALL_LABELS),
         options.workers,
         getattr(options, "format_version", FORMAT_VERSION),
+        observer,
+        options.emulators,
     )
     seconds = time.perf_counter() - begin
     size = options.output.stat().st_size / 1e9
     stars = options.stars + options.test_stars
-    print(f"{options.output}: {stars} stars, {size:.2f} GB, {seconds:.0f} s")
+    asked = "stars" if observer.name == "APOGEE" else f"stars asked of {observer.name}"
+    print(f"{options.output}: {stars} {asked}, {size:.2f} GB, {seconds:.0f} s")

@@ -10,14 +10,12 @@ import numpy as np
 
 from stellarperceptron.data.apogee.continuum import pseudo_continuum
 from stellarperceptron.data.mock.emulator import Emulator
-from stellarperceptron.data.mock.observation import (
-    LSF_GROUPS,
-    MACROTURBULENCE,
-    ROTATION,
-    SpectraBank,
-)
+from stellarperceptron.data.mock.observation import MACROTURBULENCE, ROTATION, SpectraBank
+from stellarperceptron.data.mock.spectrographs import SPECTROGRAPHS
 from stellarperceptron.data.mock.stellar_labels import standard_labels
 from stellarperceptron.evaluation.metrics import GIANTS
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 
 __all__ = [
     "LINES",
@@ -123,13 +121,26 @@ class Comparison:
     rms: float
 
 
-@lru_cache(maxsize=2)
-def _spectra_bank(name: str) -> SpectraBank:
-    return SpectraBank(Emulator.load(name))
+@lru_cache(maxsize=4)
+def _spectra_bank(name: str, instrument: Instrument) -> tuple[SpectraBank, slice] | None:
+    """Emulated spectra of an instrument and its pixels; None where there are no emulators."""
+    if instrument == APOGEE:
+        return SpectraBank(Emulator.load(name)), slice(0, len(APOGEE))
+    if instrument.name not in SPECTROGRAPHS:
+        return None
+    spectrograph = SPECTROGRAPHS[instrument.name]
+    try:
+        emulator = Emulator.load(name, spectrograph.emulator_file())
+    except FileNotFoundError:
+        return None
+    return spectrograph.bank(emulator)
 
 
 def compare_with_emulator(
-    labels: Mapping[str, float], observed: np.ndarray, emulator: str = "nature"
+    labels: Mapping[str, float],
+    observed: np.ndarray,
+    emulator: str = "nature",
+    instrument: Instrument = APOGEE,
 ) -> Comparison:
     """Emulate a star with the given labels, to be drawn over its observed spectrum.
 
@@ -139,27 +150,35 @@ def compare_with_emulator(
     Parameters
     ----------
     labels
-        Values of labels. What is missing takes its usual value; without TEFF, LOGG and FE_H there
-        is no spectrum: flux and rms are NaN.
+        Values of labels. What is missing takes its usual value; without TEFF, LOGG and FE_H, and
+        without emulators of the instrument's wavelengths, there is no spectrum: flux and rms are
+        NaN.
     observed
         (P,) normalized flux, NaN for bad pixels.
     emulator
         Its name, see `Emulator.load`.
+    instrument
+        Whose spectrum it is.
     """
     labels = {name: value for name, value in labels.items() if math.isfinite(value)}
-    if not {"TEFF", "LOGG", "FE_H"} <= set(labels):
+    known = _spectra_bank(emulator, instrument)
+    if known is None or not {"TEFF", "LOGG", "FE_H"} <= set(labels):
         return Comparison(np.full(observed.shape, np.nan), "", math.nan)
-    bank = _spectra_bank(emulator)
+    bank, pixels = known
     coefficients = bank.emulator.coefficients(standard_labels(labels), "clip")
     names = [f"macroturbulence {v:g} km/s" for v in MACROTURBULENCE]
     names += [f"rotation {v:g} km/s" for v in ROTATION]
-    bad, fibre = np.isnan(observed), len(LSF_GROUPS) // 2
+    seen = np.asarray(observed[pixels])
+    bad, fibre = np.isnan(seen), len(bank.groups) // 2
     best = None
     for index, broadening in enumerate(names):
         flux = bank(coefficients, np.array([fibre]), np.array([index]))[0].numpy()
         # Through the very pixels that the observed polynomial went through.
-        flux = flux / pseudo_continuum(np.where(bad, np.nan, flux), clip_high=math.inf)
-        rms = float(np.sqrt(np.nanmean((observed - flux) ** 2)))
+        fitted = {"order": instrument.continuum.order, "chips": instrument.chips_of(pixels)}
+        flux = flux / pseudo_continuum(np.where(bad, np.nan, flux), clip_high=math.inf, **fitted)
+        rms = float(np.sqrt(np.nanmean((seen - flux) ** 2)))
         if best is None or rms < best.rms:
-            best = Comparison(flux, broadening, rms)
+            whole = np.full(observed.shape, np.nan)
+            whole[pixels] = flux
+            best = Comparison(whole, broadening, rms)
     return best

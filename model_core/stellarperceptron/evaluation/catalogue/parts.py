@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from astropy.table import Table, vstack
 
 from stellarperceptron.evaluation.catalogue.files import read_all
 from stellarperceptron.evaluation.catalogue.table import catalogue_table, predict_labels
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.utils.data_utils import atomic_output
 
@@ -46,6 +49,10 @@ class Plan:
         Checksum of the model's weights.
     folder : Path
         Where the parts are.
+    instrument : Instrument
+        Whose spectra are read.
+    template : (P,) or None
+        Spectrum to measure velocities with; see `read_normalized`.
     """
 
     files: list[Path]
@@ -54,6 +61,8 @@ class Plan:
     shuffles: int
     checkpoint: str
     folder: Path
+    instrument: Instrument = APOGEE
+    template: np.ndarray | None = None
 
     @property
     def n_parts(self) -> int:
@@ -140,7 +149,11 @@ def make_parts(
                 if number is not None:
                     files = plan.files_of(number)
                     state = plan.state(number)  # before reading: what changes meanwhile is seen
-                    upcoming = number, state, read_all(files, plan.pixels, pool)
+                    upcoming = (
+                        number,
+                        state,
+                        read_all(files, plan.pixels, pool, plan.instrument, plan.template),
+                    )
                 if previous:
                     _make_part(plan, model, *previous)
                     progress(len(plan.files_of(previous[0])))

@@ -11,15 +11,21 @@ import pandas as pd
 from astropy.io import fits
 from astropy.table import Column, Table
 
-from stellarperceptron.data.apogee.spectra import Spectrum
 from stellarperceptron.data.flags import Flag
 from stellarperceptron.evaluation.catalogue.files import Reading
-from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.utils.data_utils import atomic_output, escaped
 
-__all__ = ["SUFFIXES", "catalogue_table", "predict_labels", "require_apogee", "write_catalogue"]
+__all__ = [
+    "SUFFIXES",
+    "catalogue_table",
+    "instrument_of",
+    "predict_labels",
+    "template_of",
+    "write_catalogue",
+]
 
 SUFFIXES = (".fits", ".ecsv", ".csv")
 """Endings of a catalogue's name, which say what is written."""
@@ -30,16 +36,32 @@ _DESCRIPTIONS = {
 }
 
 
-def require_apogee(model: StellarPerceptron) -> None:
-    """Check that a model reads the spectra of APOGEE files.
+def instrument_of(model: StellarPerceptron) -> Instrument:
+    """Instrument whose spectra a model reads.
 
     Raises
     ------
     ValueError
-        It is for another instrument.
+        The model has none.
     """
-    if model.instrument != APOGEE:
-        raise ValueError(f"the checkpoint is for {model.instrument}, the files are {APOGEE}'s")
+    if model.instrument is None:
+        raise ValueError("the checkpoint has no instrument: it does not say which files it reads")
+    return model.instrument
+
+
+def template_of(model: StellarPerceptron) -> np.ndarray | None:
+    """Median spectrum (P,) of a model's training stars on all pixels of its instrument.
+
+    None where velocities cannot be measured with it: pixels are not in equal steps of the logarithm
+    of the wavelength, or some were never seen.
+    """
+    instrument = instrument_of(model)
+    if instrument.log_step is None:
+        return None
+    tokens = model.tokenize(instrument.pixel_names())
+    if len(model.standardizer.missing(tokens)):
+        return None
+    return np.asarray(model.standardizer.center[tokens], dtype=np.float64)
 
 
 def predict_labels(
@@ -54,9 +76,9 @@ def predict_labels(
     Parameters
     ----------
     model
-        A model for APOGEE's pixels.
+        A model with an instrument.
     spectra
-        N normalized fluxes (7514,), NaN for bad pixels.
+        N normalized fluxes (P,) on the instrument's pixels, NaN for bad ones.
     pixels
         Those that the model sees.
     labels
@@ -69,11 +91,12 @@ def predict_labels(
     DataFrame
         The columns of `StellarPerceptron.predict`: means; of whole numbers all bits that were set.
     """
-    flux = np.array(spectra, dtype=np.float32).reshape(-1, len(APOGEE))[:, pixels]
-    tokens = np.unique(APOGEE.grid_index[pixels] // model.config.pixels_per_token)
+    instrument = instrument_of(model)
+    flux = np.array(spectra, dtype=np.float32).reshape(-1, len(instrument))[:, pixels]
+    tokens = np.unique(instrument.grid_index[pixels] // model.config.pixels_per_token)
     if len(tokens) <= model.config.context_length:
         shuffles = 1
-    wavelength = APOGEE.wavelength[pixels]
+    wavelength = instrument.wavelength[pixels]
     tables = [
         model.predict(flux, wavelength, labels, seed=seed, progress=False)
         for seed in range(shuffles)
@@ -83,12 +106,6 @@ def predict_labels(
         if tables[0][name].dtype.kind in "iu":
             mean[name] = np.bitwise_or.reduce([table[name] for table in tables])
     return mean
-
-
-def radial_velocity(spectrum: Spectrum) -> float:
-    """Velocity by which a spectrum was shifted to rest [km/s]; apStar files are at rest already."""
-    velocity = spectrum.rv.vrad if spectrum.kind == "apVisit" else 0.0
-    return math.nan if velocity is None else velocity
 
 
 def catalogue_table(
@@ -134,7 +151,7 @@ def catalogue_table(
     add("snr", snr, float, "median signal-to-noise ratio a pixel, from the header")
     add(
         "radial_velocity",
-        map(radial_velocity, spectra),
+        [s.velocity for s in spectra],
         float,
         "velocity that was taken out of the wavelengths; 0 where the file is at rest",
         "km/s",

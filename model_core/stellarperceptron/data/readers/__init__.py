@@ -1,0 +1,1 @@
+"""Spectra of other surveys, one by one: GALAH, Gaia RVS, LAMOST, SDSS-V and DESI."""
