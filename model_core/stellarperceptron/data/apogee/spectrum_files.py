@@ -8,7 +8,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntFlag
 from pathlib import Path
@@ -260,10 +260,11 @@ def rest_velocity(given: Any, of_file: float | None, where: str) -> float:
         if array.size != 1 or not np.isfinite(sentinels_to_nan(array, "velocity")).all():
             raise ValueError(f"radial_velocity = {given} is no velocity of a star")
         return float(array.item())
-    velocity = sentinels_to_nan(np.array(np.nan if of_file is None else of_file), "velocity")
-    if not np.isfinite(velocity):
+    known = np.array(np.nan if of_file is None else of_file)
+    velocity = float(sentinels_to_nan(known, "velocity"))
+    if not math.isfinite(velocity):
         raise NoVelocityError(f"it has no radial velocity ({where}): pass radial_velocity")
-    return float(velocity)
+    return velocity
 
 
 def star_name(header: fits.Header, path: str | os.PathLike) -> str:
@@ -365,10 +366,10 @@ def _is_in_air(header: fits.Header, kind: str) -> bool:
 
 
 def resample(
-    wavelength: np.ndarray,
-    flux: np.ndarray,
-    error: np.ndarray,
-    mask: np.ndarray,
+    wavelength: Sequence[np.ndarray] | np.ndarray,
+    flux: Sequence[np.ndarray] | np.ndarray,
+    error: Sequence[np.ndarray] | np.ndarray,
+    mask: Sequence[np.ndarray] | np.ndarray,
     grid: np.ndarray = APOGEE_WAVELENGTH,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring spectra of single chips, pixels in any order, to the pixels of an instrument.
@@ -379,7 +380,8 @@ def resample(
     Parameters
     ----------
     wavelength, flux, error, mask : (C, n)
-        A row a chip: wavelength [A, vacuum, rest frame], flux, error in the same unit, bits.
+        A row a chip: wavelength [A, vacuum, rest frame], flux, error in the same unit, bits. In
+        lists of arrays (n,), chips may have different numbers of pixels.
     grid : (P,)
         Wavelengths of the pixels [A, vacuum], ascending.
 
@@ -408,5 +410,8 @@ def resample(
         right = np.clip(np.searchsorted(x, target), 1, len(x) - 1)
         nearer = np.where(target - x[right - 1] < x[right] - target, right - 1, right)
         out_error[covered] = e[nearer]
-        out_mask[covered] = bits[right - 1] | bits[right]
+        # A pixel that coincides with one of the spectrum's has nothing of that one's neighbours.
+        share = (target - x[right - 1]) / (x[right] - x[right - 1])
+        left_bits, right_bits = np.where(share > 1 - 1e-6, 0, bits[right - 1]), bits[right]
+        out_mask[covered] = left_bits | np.where(share < 1e-6, 0, right_bits)
     return out_flux, out_error, out_mask

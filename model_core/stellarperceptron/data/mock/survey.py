@@ -40,7 +40,7 @@ from stellarperceptron.data.mock.population import (
     LabelDistribution,
     all_labels,
 )
-from stellarperceptron.data.mock.spectrographs import SPECTROGRAPHS, Observation
+from stellarperceptron.data.mock.spectrographs import SPECTROGRAPHS, Observation, Spectrograph
 from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT, LABELS
 from stellarperceptron.data.survey_file import FORMAT_VERSION, SPLITS, SurveyWriter
 from stellarperceptron.instruments import APOGEE
@@ -148,14 +148,14 @@ class MockSurvey:
         self.instrument, self.pixels = instrument, slice(0, len(instrument))
         self.observation = observation or Observation()
         self.population = LabelDistribution.load()
-        self.spectrograph = None
+        self.spectrograph: Spectrograph | None = None
         if instrument != APOGEE:
-            if instrument.name not in SPECTROGRAPHS:
+            self.spectrograph = SPECTROGRAPHS.get(instrument.name)
+            if self.spectrograph is None or self.spectrograph.instrument != instrument:
                 raise ValueError(
-                    f"it is not known how {instrument.name} observes: known are APOGEE, "
+                    f"it is not known how {instrument} observes: known are APOGEE, "
                     f"{', '.join(SPECTROGRAPHS)}"
                 )
-            self.spectrograph = SPECTROGRAPHS[instrument.name]
         if emulator_file is None:
             emulator_file = self.spectrograph.emulator_file() if self.spectrograph else None
         self.emulator_file = emulator_file or EMULATOR_FILE
@@ -211,7 +211,7 @@ class MockSurvey:
             )
         return out[:number]
 
-    def stars(self, split: str, index: int) -> "Stars":
+    def stars(self, split: str, index: int) -> Stars:
         """Who the stars of block `index` of "train" or "test" are, whoever observes them."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         true = self.labels(BLOCK, rng)
@@ -238,7 +238,7 @@ class MockSurvey:
         broadening = broadening_index(true, broadening_velocity(true, rng))
         return Stars(true, columns, missing, nature, theory, group, broadening, rng)
 
-    def observed_stars(self, stars: "Stars") -> np.ndarray:
+    def observed_stars(self, stars: Stars) -> np.ndarray:
         """Which stars (BLOCK,) the instrument observes: those that its emulators reach."""
         if self.spectrograph is None:
             return np.ones(BLOCK, dtype=bool)
@@ -261,7 +261,7 @@ class MockSurvey:
         if self.spectrograph is None:
             synthetic, observed = self._apogee(stars)
         else:
-            synthetic, observed = self._other_instrument(stars, split, index)
+            synthetic, observed = self._other_instrument(self.spectrograph, stars, split, index)
         catalogue, errors, true = (
             np.stack(values, axis=1).astype(np.float32)
             for values in zip(*(stars.columns[name] for name in self.label_names), strict=True)
@@ -280,7 +280,7 @@ class MockSurvey:
             "true_labels": true[rows],
         }
 
-    def _apogee(self, stars: "Stars") -> tuple[Tensor, Tensor]:
+    def _apogee(self, stars: Stars) -> tuple[Tensor, Tensor]:
         """Synthetic and observed spectra (BLOCK, 7514) of APOGEE."""
         nominal, nature = self.nominal, self.nature
         flux = nominal(nominal.emulator.coefficients(stars.theory), stars.group, stars.broadening)
@@ -288,9 +288,10 @@ class MockSurvey:
         flux = nature(nature.emulator.coefficients(stars.nature), stars.group, stars.broadening)
         return synthetic, self.observation(flux, stars.true[:, 4], stars.rng)
 
-    def _other_instrument(self, stars: "Stars", split: str, index: int) -> tuple[Tensor, Tensor]:
+    def _other_instrument(
+        self, spectrograph: Spectrograph, stars: Stars, split: str, index: int
+    ) -> tuple[Tensor, Tensor]:
         """Synthetic and observed spectra (BLOCK, P) of another instrument."""
-        spectrograph = self.spectrograph
         # Beyond the numbers of the labels, which have streams of their own, too.
         stream = 1000 + zlib.crc32(self.instrument.name.encode())
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index, stream])

@@ -103,7 +103,9 @@ def on_pixels(
         _check_sampling(instrument, rest)
         bad = arm.bad | ~np.isfinite(flux) | ~(error > 0) | (flux == 0)
         if resolving_power is not None and instrument.resolving_power is not None:
-            own = resolving_power if np.ndim(resolving_power) == 0 else resolving_power[number]
+            own = resolving_power
+            if not isinstance(own, int | float):
+                own = own[number]
             flux = _smoothed(rest, flux, bad, own, instrument.resolving_power)
         parts.append((rest, flux, error, np.where(bad, int(PixelMask.BADPIX), 0)))
     flux, error, mask = resample(

@@ -96,7 +96,9 @@ def read_spectrum_file(
     except NoVelocityError as error:
         raise NoVelocityError(f"{path}: {error}") from error
     except (ValueError, TypeError, KeyError, IndexError, VerifyError) as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
     images = [part for part in parts[1:5] if getattr(part.data, "ndim", 0) in (1, 2)]
     if len(images) >= 3:
         return read_spectrum(path, row=row or 0, radial_velocity=radial_velocity)

@@ -102,10 +102,9 @@ def _spectrum(path: Path, instrument: Instrument, part: Part, row: int) -> Spect
         value = float(sentinels_to_nan(np.array(float(part.data[name][row])), kind))
         return value if np.isfinite(value) else None
 
-    kind = path.name.split("-")[0]
-    if kind not in ("mwmStar", "mwmVisit", "astraStar"):
-        kind = "astraStar" if "model_flux" in columns else "mwmVisit"
-        kind = kind if {"model_flux", "mjd"} & columns else "mwmStar"
+    kind = "mwmVisit" if "mjd" in columns else "mwmStar"
+    if "model_flux" in columns:
+        kind = "astraStar"
     about = {
         "star_id": str(part.data["sdss_id"][row]) if "sdss_id" in columns else path.stem,
         "kind": kind,
