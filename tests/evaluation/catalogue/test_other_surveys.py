@@ -14,6 +14,7 @@ from spectrum_files import OBSERVATION, SOURCE, mwm_hdus, write_gaia, write_gala
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.continuum import normalize_as
 from stellarperceptron.data.apogee.spectrum_files import NoVelocityError
+from stellarperceptron.data.mock import spectrographs
 from stellarperceptron.evaluation.catalogue.command import main
 from stellarperceptron.evaluation.catalogue.files import find_files, read_normalized
 from stellarperceptron.instruments import APOGEE, GAIA_RVS, GALAH
@@ -88,7 +89,9 @@ def test_a_model_of_apogee_reads_files_of_sdss5(tmp_path):
     assert spectrum.instrument == APOGEE and np.isfinite(flux).sum() == 7513
 
 
-def test_script_draws_spectra_of_other_instruments(rvs_model, tmp_path):
+def test_script_draws_spectra_of_other_instruments(rvs_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(spectrographs, "CHECKOUT", tmp_path)  # there are no emulators here
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_gaia(tmp_path, "ecsv")
     script = "results/real_stars/predict_real_stars.py"
     words = ("--checkpoint", rvs_model, "--output", tmp_path / "out", "--device", "cpu")

@@ -402,7 +402,8 @@ def resample(
         if len(x) < 6:
             continue
         good = (bits & int(BAD_PIXEL) == 0) & np.isfinite(y) & np.isfinite(e)
-        covered = (grid >= x[0]) & (grid <= x[-1])
+        # Wavelengths in another unit are rounded differently.
+        covered = (grid >= x[0] * (1 - 1e-9)) & (grid <= x[-1] * (1 + 1e-9))
         if not covered.any() or good.sum() < 6:
             continue
         target = grid[covered]
