@@ -176,8 +176,8 @@ def _igrins_h() -> Instrument:
     constant (order times wavelength, 1.794e6 A), the sampling (3.4 pixels a resolution element)
     and the order of the polynomials are nominal values: the pipeline does not normalize.
     """
-    ends = 1.794e6 / (np.arange(121, 99, -1) - 0.5)  # where order m gives way to order m - 1
-    ends = [14_900.0, *ends[(ends > 14_950) & (ends < 17_950)], 18_000.0]
+    borders = 1.794e6 / (np.arange(121, 99, -1) - 0.5)  # where order m gives way to order m - 1
+    ends = [14_900.0, *borders[(borders > 14_950) & (borders < 17_950)].tolist(), 18_000.0]
     orders = {
         f"order_{round(1.794e6 / (0.5 * (low + high)))}": (low, high)
         for low, high in zip(ends[:-1], np.array(ends[1:]) * (1 - 1e-6), strict=True)

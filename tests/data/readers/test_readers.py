@@ -273,6 +273,12 @@ def test_other_files_are_refused_by_name(tmp_path, content):
         read_spectrum_file(tmp_path / "photo.csv")
 
 
+def test_what_is_called_a_fits_file_and_is_none_is_damaged(tmp_path):
+    (tmp_path / "star.fits.gz").write_bytes(b"flux, wavelength")
+    with pytest.raises(ValueError, match=r"star\.fits\.gz is no FITS file or is damaged"):
+        read_spectrum_file(tmp_path / "star.fits.gz")
+
+
 def test_fits_files_of_another_kind_are_refused_by_name(tmp_path):
     fits.HDUList([fits.PrimaryHDU(np.zeros((5, 5))), fits.ImageHDU(np.zeros(7))]).writeto(
         tmp_path / "dark.fits"

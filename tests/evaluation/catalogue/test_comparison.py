@@ -281,7 +281,9 @@ def test_unusable_files_are_told_and_the_others_done(script, checkpoint, tmp_pat
         "text.fits",
     ]
     for name, reason in zip(
-        ("truncated", "are good", "neither apStar", "damaged"), failures.reason, strict=True
+        ("truncated", "are good", "of no known kind: apStar", "damaged"),
+        failures.reason,
+        strict=True,
     ):
         assert name in reason
     assert pd.read_csv(tmp_path / "out" / "predictions.csv").file.tolist() == ["good.fits"]

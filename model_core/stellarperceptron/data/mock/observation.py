@@ -333,7 +333,7 @@ def sky_at_rest(
     pixels
         Which of the instrument's pixels the P are.
     """
-    pixel = instrument.log_step * math.log(10.0) * SPEED_OF_LIGHT
+    pixel = SPEED_OF_LIGHT * float(np.median(instrument.pixel_width / instrument.wavelength))
     shift = np.clip(np.rint(velocity / pixel), -MAX_SHIFT, MAX_SHIFT).astype(np.int64)
     place = torch.from_numpy(instrument.grid_index[pixels] + MAX_SHIFT + shift[:, None])
     return {name: sky[place] for name, sky in _sky_of(instrument).items()}

@@ -271,7 +271,8 @@ class Spectrograph:
             See `pixels`.
         """
         pixels = self.pixels(emulator)
-        power = np.broadcast_to(self.instrument.resolving_power, len(self.instrument))[pixels]
+        power = np.asarray(self.instrument.resolving_power, dtype=np.float64)
+        power = np.broadcast_to(power, len(self.instrument))[pixels]
         return SpectraBank(emulator, self.instrument.wavelength[pixels], power, self.fibres), pixels
 
     # --- observation ------------------------------------------------------------------------

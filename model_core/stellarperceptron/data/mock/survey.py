@@ -395,7 +395,6 @@ def create_survey(
         chosen["labels"] = label_names
     if instrument != APOGEE:
         chosen["instrument"] = instrument.name
-    part = {} if instrument == APOGEE else {"wavelength": survey.wavelength}
     provenance = {
         "generator": "create_mock_survey.py",
         "arguments": {"stars": stars, "test_stars": test_stars, **chosen},
@@ -408,10 +407,10 @@ def create_survey(
             counts=counts,
             provenance=provenance,
             instrument=instrument,
+            wavelength=None if instrument == APOGEE else survey.wavelength,
             label_names=label_names,
             true_labels=True,
             format_version=format_version,
-            **part,
         ) as writer,
         tqdm(total=sum(counts.values()), unit=" stars", disable=None) as bar,
     ):

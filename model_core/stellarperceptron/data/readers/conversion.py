@@ -98,7 +98,7 @@ def on_pixels(
         wavelength, flux, error = (
             np.asarray(part, dtype=np.float64) for part in (arm.wavelength, arm.flux, arm.error)
         )
-        flux, error = sentinels_to_nan(flux), sentinels_to_nan(error)
+        flux, error = (np.asarray(sentinels_to_nan(part)) for part in (flux, error))
         rest = wavelength / (1 + velocity / SPEED_OF_LIGHT)
         _check_sampling(instrument, rest)
         bad = arm.bad | ~np.isfinite(flux) | ~(error > 0) | (flux == 0)

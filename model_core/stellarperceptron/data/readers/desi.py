@@ -49,15 +49,17 @@ def read_desi(
         There is no such row, or the file does not fit the format.
     """
     named = {part.name: part.data for part in parts}
+    seen = [arm for arm in ARMS if f"{arm}_FLUX" in named]
+    row = chosen_row(row, len(named[f"{seen[0]}_FLUX"]))
     arms, powers = [], []
-    for arm in (arm for arm in ARMS if f"{arm}_FLUX" in named):
+    for arm in seen:
         wavelength, flux, variance = (
             as_array(named[f"{arm}_{name}"], unit=None, name=name)
             for name in ("WAVELENGTH", "FLUX", "IVAR")
         )
-        if flux.ndim != 2 or flux.shape != variance.shape or flux.shape[1] != len(wavelength):
+        fits = flux.ndim == 2 and flux.shape == variance.shape
+        if not fits or flux.shape[1] != len(wavelength) or row >= len(flux):
             raise ValueError(f"arrays of its arm {arm} do not fit together")
-        row = chosen_row(row, len(flux))
         mask = named.get(f"{arm}_MASK")
         bad = np.zeros(len(wavelength), bool) if mask is None else np.asarray(mask[row]) != 0
         arms.append(Arm(wavelength, flux[row], error_of(variance[row]), bad))

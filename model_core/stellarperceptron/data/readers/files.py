@@ -78,7 +78,7 @@ def read_spectrum_file(
     with readable(path, "file of a spectrum"):
         content = file_content(path).getvalue()
     try:
-        if not content.startswith(b"SIMPLE"):
+        if not content.startswith(b"SIMPLE") and ".fit" not in path.name.lower():
             if is_gaia_text(content):
                 return read_gaia_text(path, row)
             raise ValueError(f"it is of no known kind: {KINDS}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def _spectrum(path: Path, instrument: Instrument, part: Part, row: int) -> Spect
     kind = "mwmVisit" if "mjd" in columns else "mwmStar"
     if "model_flux" in columns:
         kind = "astraStar"
-    about = {
+    about: dict[str, Any] = {
         "star_id": str(part.data["sdss_id"][row]) if "sdss_id" in columns else path.stem,
         "kind": kind,
         "snr": number("snr"),
@@ -117,6 +118,6 @@ def _spectrum(path: Path, instrument: Instrument, part: Part, row: int) -> Spect
     same = len(wavelength) == len(APOGEE_GRID) and np.allclose(wavelength, APOGEE_GRID, rtol=3e-7)
     if not same:
         raise ValueError("its wavelengths are not those of APOGEE's 8,575 pixels")
-    values = (sentinels_to_nan(part) for part in (flux, error_of(variance)))
+    values = (np.asarray(sentinels_to_nan(part)) for part in (flux, error_of(variance)))
     flux, error, flags = (part[VALID_PIXELS] for part in (*values, flags))
     return Spectrum(flux=flux, error=error, mask=flags, **about)

@@ -174,8 +174,12 @@ def compare_with_emulator(
     for index, broadening in enumerate(names):
         flux = bank(coefficients, np.array([fibre]), np.array([index]))[0].numpy()
         # Through the very pixels that the observed polynomial went through.
-        fitted = {"order": instrument.continuum.order, "chips": instrument.chips_of(pixels)}
-        flux = flux / pseudo_continuum(np.where(bad, np.nan, flux), clip_high=math.inf, **fitted)
+        flux = flux / pseudo_continuum(
+            np.where(bad, np.nan, flux),
+            chips=instrument.chips_of(pixels),
+            order=0 if instrument.continuum is None else instrument.continuum.order,
+            clip_high=math.inf,
+        )
         rms = float(np.sqrt(np.nanmean((seen - flux) ** 2)))
         if best is None or rms < best.rms:
             whole = np.full(observed.shape, np.nan)
