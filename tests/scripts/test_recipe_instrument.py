@@ -99,19 +99,19 @@ def test_from_arrays_to_labels(tmp_path, monkeypatch, capsys):
     code = code.split("```")[0]
     assert code.count("epochs=40") == 1 and len(code.strip().splitlines()) < 26
     rng = np.random.default_rng(5)
-    labels = rng.uniform([4000, -0.8, 0.0], [5600, 0.4, 0.0], (400, 3))
-    names = np.array([f"star-{i}" for i in range(400)])
+    labels = rng.uniform([4000, -0.8, 0.0], [5600, 0.4, 0.0], (240, 3))
+    names = np.array([f"star-{i}" for i in range(240)])
     flux = lines(labels, rng)
     arrays = {"wavelength": SPOT.wavelength, "flux": flux, "labels": labels[:, :2], "names": names}
     monkeypatch.chdir(tmp_path)
-    arrays["errors"] = np.full((400, 2), 0.01)
-    exec(code.replace("epochs=40", "epochs=8"), arrays)
+    arrays["errors"] = np.full((240, 2), 0.01)
+    exec(code.replace("epochs=40", "epochs=12"), arrays)
     assert "TEFF_error" in capsys.readouterr().out
-    predicted = arrays["model"].predict(flux[:40], SPOT.wavelength, ["TEFF", "FE_H"])
+    predicted = arrays["model"].predict(flux[:24], SPOT.wavelength, ["TEFF", "FE_H"])
     for column, name in enumerate(("TEFF", "FE_H")):
-        assert np.corrcoef(predicted[name], labels[:40, column])[0, 1] > 0.8
+        assert np.corrcoef(predicted[name], labels[:24, column])[0, 1] > 0.8
     with SpectraDataset.open(tmp_path / "spot.h5") as survey:
-        assert len(survey.test) == 40 and survey.instrument.name == "SPOT"
+        assert len(survey.test) == 24 and survey.instrument.name == "SPOT"
 
 
 def test_survey_and_checkpoint_of_two_instruments(spot_survey, spot_stage, chain, survey, tmp_path):
