@@ -170,8 +170,8 @@ def network(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.
     return model.predict(stars.flux[test])[stars.label_names].to_numpy()
 
 
-def fine_tuned(checkpoint: Path, steps: int, members: int) -> Method:
-    """Fine-tune all weights of the pre-trained model, `members` times, and average the answers.
+def fine_tuned(checkpoint: Path, steps: int) -> Method:
+    """Fine-tune all weights of the pre-trained model.
 
     The learning rate follows one cosine of so many steps, however few the stars are.
     """
@@ -180,30 +180,27 @@ def fine_tuned(checkpoint: Path, steps: int, members: int) -> Method:
         return linear_warmup_cosine(optimizer, WARMUP_STEPS, steps)
 
     def method(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+        model = StellarPerceptron.load_for_finetuning(checkpoint)
         labels = [TOKENS[name] for name in stars.label_names]
         pixels = APOGEE.pixels_at(stars.wavelength)
         augment = functools.partial(
             Augmentation(**AUGMENTATION), pixels=slice(int(pixels[0]), int(pixels[-1]) + 1)
         )
-        answers = []
-        for member in range(members):
-            model = StellarPerceptron.load_for_finetuning(checkpoint)
-            model.fit(
-                np.hstack([stars.flux[train], stars.labels[train]]),
-                [*APOGEE.pixel_names(stars.wavelength), *labels],
-                labels,
-                inputs_wavelength=np.append(stars.wavelength, np.zeros(len(labels))),
-                validation_split=0.0,
-                lr_scheduler=schedule,
-                augment=augment,
-                epochs=-(-steps // -(-len(train) // FINE_TUNING["batch_size"])),
-                seed=seed * members + member,
-                progress=False,
-                **FINE_TUNING,
-            )
-            answer = model.predict(stars.flux[test], stars.wavelength, labels, progress=False)
-            answers.append(answer[labels].to_numpy())
-        return np.mean(answers, axis=0)
+        model.fit(
+            np.hstack([stars.flux[train], stars.labels[train]]),
+            [*APOGEE.pixel_names(stars.wavelength), *labels],
+            labels,
+            inputs_wavelength=np.append(stars.wavelength, np.zeros(len(labels))),
+            validation_split=0.0,
+            lr_scheduler=schedule,
+            augment=augment,
+            epochs=-(-steps // -(-len(train) // FINE_TUNING["batch_size"])),
+            seed=seed,
+            progress=False,
+            **FINE_TUNING,
+        )
+        answers = model.predict(stars.flux[test], stars.wavelength, labels, progress=False)
+        return answers[labels].to_numpy()
 
     return method
 
@@ -226,12 +223,6 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=positive, default=1500, help="optimizer steps of a fine-tuning"
     )
-    parser.add_argument(
-        "--members",
-        type=positive,
-        default=3,
-        help="times that the model is fine-tuned, with other random choices; answers are averaged",
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the splits and of the networks")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads")
     arguments = parser.parse_args()
@@ -247,7 +238,7 @@ def main() -> None:
         methods[NETWORK] = network
         if arguments.checkpoint is not None:
             checkpoint = resolve_checkpoint(arguments.checkpoint)
-            methods[FINE_TUNED] = fine_tuned(checkpoint, arguments.steps, arguments.members)
+            methods[FINE_TUNED] = fine_tuned(checkpoint, arguments.steps)
         table = run(arguments, stars, methods)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
@@ -267,7 +258,6 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
         "checkpoint": str(arguments.checkpoint) if arguments.checkpoint else None,
         "fine_tuning": {**FINE_TUNING, "steps": arguments.steps, "warmup_steps": WARMUP_STEPS},
         "augmentation": {key: np.ravel(value).tolist() for key, value in AUGMENTATION.items()},
-        "members": arguments.members,
     }
     rows = []
     if path.is_file():

@@ -113,7 +113,7 @@ def stars_file(tmp_path):
 
 def test_few_labels(stars_file, chain, tmp_path):
     arguments = ("--stars-file", stars_file, "--output", tmp_path / "few", "--splits", 1)
-    arguments += ("--checkpoint", chain / "1", "--steps", 20, "--members", 2)
+    arguments += ("--checkpoint", chain / "1", "--steps", 20)
     assert not run_here(FEW_LABELS, *arguments, "--stars", 20)
     assert not run_here(FEW_LABELS, *arguments, "--stars", 20, 40)
     table = pd.read_csv(tmp_path / "few/few_labels.csv")
