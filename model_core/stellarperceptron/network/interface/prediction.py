@@ -193,7 +193,8 @@ class PredictingModel(SpectraModel):
             )
         pixels = np.concatenate(valid)
         self._warn_of_empty_stars(pixels == 0)
-        frame = self._frame(*torch.cat(answers, dim=1).numpy(), labels, label_tokens, pixels)
+        value, error = torch.cat(answers, dim=1).numpy()
+        frame = self._frame(value, error, labels, label_tokens, pixels)
         frame["flags"] = np.concatenate(flags)
         if self.reference is not None:
             frame["flags"] |= self.reference.edge_flags(frame[labels].to_numpy(), label_tokens)
