@@ -118,7 +118,7 @@ def test_defects_are_those_of_the_instrument():
 
 def test_only_pixels_that_the_emulators_reach_are_in_the_file(tmp_path):
     path = tmp_path / "igrins.h5"
-    create_survey(path, 5, 2, seed=3, instrument=IGRINS_H)
+    assert create_survey(path, 5, 2, seed=3, instrument=IGRINS_H) == {"train": 5, "test": 2}
     with SpectraDataset.open(path) as dataset:
         assert dataset.instrument == IGRINS_H
         assert 15_140 < dataset.wavelength[0] < 15_150 < 16_960 < dataset.wavelength[-1] < 16_970

@@ -351,7 +351,7 @@ def create_survey(
     format_version: int = FORMAT_VERSION,
     instrument: Instrument = APOGEE,
     emulator_file: Path | None = None,
-) -> None:
+) -> dict[str, int]:
     """Write a mock survey to a file, with a progress bar where the output is a terminal.
 
     Parameters
@@ -370,6 +370,11 @@ def create_survey(
         See `SurveyWriter`.
     instrument, emulator_file
         See `MockSurvey`.
+
+    Returns
+    -------
+    dict
+        Numbers of stars in the file, by split: all, or those that the instrument observes.
 
     Raises
     ------
@@ -418,3 +423,4 @@ def create_survey(
             for block in survey.blocks(split, number, workers):
                 writer.append(split, **block)
                 bar.update(len(block["ids"]))
+    return counts

@@ -405,7 +405,7 @@ def make_survey(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # blocks of stars share the cores
     begin = time.perf_counter()
     check_output_file(options.output)
-    create_survey(
+    counts = create_survey(
         options.output,
         options.stars,
         options.test_stars,
@@ -418,6 +418,6 @@ def make_survey(options: argparse.Namespace) -> None:
     )
     seconds = time.perf_counter() - begin
     size = options.output.stat().st_size / 1e9
-    stars = options.stars + options.test_stars
-    asked = "stars" if observer.name == "APOGEE" else f"stars asked of {observer.name}"
-    print(f"{options.output}: {stars} {asked}, {size:.2f} GB, {seconds:.0f} s")
+    asked, stars = options.stars + options.test_stars, sum(counts.values())
+    part = "" if stars == asked else f" of {asked}, those within {observer.name}'s emulators"
+    print(f"{options.output}: {stars} stars{part}, {size:.2f} GB, {seconds:.0f} s")
