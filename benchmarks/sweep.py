@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from benchmarks.common import record
@@ -43,15 +43,17 @@ from stellarperceptron.training.prepare import (
 from stellarperceptron.training.profiles import Schedule, TrainingOptions
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import PerceptronTask
-from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.distributed import Process
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from stellarperceptron.utils.plotting import COLORS, PAGE_WIDTH, save_figure, use_style
 
 CONTEXT = 64
 PUBLISHED = {"name": "published", "batch": 64, "rate": 1e-4, "labels": "one", "warmup": 0.0}
 PERIODS = 325 / 50  # of the published schedule (Koblischke & Bovy 2024, section 3)
+CAPTION = (
+    "Loss of all labels of the same validation stars, mean over the labels, against the number of "
+    "stars that a recipe has been shown. Black: the published recipe. Colours: stars in a batch; "
+    "paler: lower learning rates; dashed: one label of a star at a time, solid: all."
+)
 SHARED = ("stars", "dim")  # what recipes must have in common to be compared
 
 
@@ -210,34 +212,35 @@ def known_results(path: Path, arguments: argparse.Namespace) -> list[dict[str, A
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Loss against star visits; a colour for each batch, lighter for lower learning rates."""
-    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    use_style()
+    figure = Figure(figsize=(PAGE_WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
     others = [result for result in results if result["name"] != "published"]
     batches = sorted({result["batch"] for result in others})
     rates = sorted({result["rate"] for result in others})
     for result in results:
         if result["name"] == "published":
-            style = {"color": "black", "lw": 2, "label": "published: 64, 0.0001, one, none"}
+            style = {
+                "color": COLORS["black"],
+                "lw": 1.5,
+                "label": "published: 64, 0.0001, one, none",
+            }
         else:
             style = {
                 "color": f"C{batches.index(result['batch'])}",
                 "alpha": 0.25 + 0.75 * (rates.index(result["rate"]) + 1) / len(rates),
                 "linestyle": "-" if result["labels"] == "all" else "--",
                 "label": "{batch}, {rate:g}, {labels}, {warmup:.0%}".format(**result),
-                "lw": 1.2,
             }
         axes.plot(result["visits"], result["loss"], **style)
     axes.set(xlabel="star visits", ylabel="validation loss a label")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(
         title="batch, learning rate, labels, warm-up",
-        fontsize=7,
-        title_fontsize=8,
         bbox_to_anchor=(1.01, 1),
         loc="upper left",
     )
-    with atomic_output(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
+    save_figure(figure, path, CAPTION)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -21,9 +20,22 @@ from stellarperceptron.data.apogee.grid import CHIP_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset, Split
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.utils.arguments import output_file, positive, run_script
-from stellarperceptron.utils.plotting import COLORS, axis_label, save_figure, use_style
+from stellarperceptron.utils.plotting import (
+    COLORS,
+    PAGE_WIDTH,
+    axis_label,
+    mark_gaps,
+    save_figure,
+    use_style,
+)
 
 BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
+CAPTION = (
+    "What {name} holds. Above: labels of training stars; colours are those of the bars. Middle: "
+    "mean, standard deviation and share of bad pixels of the training spectra ({colours}: blue and "
+    "vermilion, in this order). Below: spectra of three stars in the same colours, with their "
+    "labels. Shaded: wavelengths between the detectors, where there is no flux."
+)
 EXAMPLES = 3  # stars whose spectra are drawn
 
 
@@ -36,7 +48,8 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=output_file,
-        help="page of plots, .png (default: beside the data, with their name)",
+        help="page of plots, .png (default: beside the data, with their name); also written as "
+        ".pdf, with a caption, .md",
     )
     parser.add_argument(
         "--stars",
@@ -50,6 +63,9 @@ def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--output {options.output} must end in .png")
     if options.output.exists() and not is_picture(options.output):
         parser.error(f"{options.output} is there and no picture: give another --output NAME.png")
+    for other in (options.output.with_suffix(kind) for kind in (".pdf", ".md")):
+        if other.exists() and not options.output.exists():  # somebody else's
+            parser.error(f"{other} is there already: give another --output NAME.png")
     return options
 
 
@@ -147,9 +163,10 @@ def label_plots(names: Sequence[str]) -> list[tuple[str, ...]]:
 def draw(data: SpectraDataset, summaries: dict, rows: np.ndarray) -> Figure:
     """Page of plots: labels, their errors, bad pixels, mean spectra, a few stars."""
     train, names = data.train, data.label_names
+    use_style()
     plots = label_plots(names)
     rows_of_plots = -(-len(plots) // 3)
-    figure = Figure(figsize=(11, 11.4 + 2.6 * rows_of_plots), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 6.6 + 1.7 * rows_of_plots), layout="constrained")
     figure.suptitle(f"{data.path.name}: {len(data.train):,d} + {len(data.test):,d} stars")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[rows_of_plots, 2, EXAMPLES * 0.8])
     axes = top.subplots(rows_of_plots, 3, squeeze=False).flat
@@ -163,7 +180,7 @@ def draw(data: SpectraDataset, summaries: dict, rows: np.ndarray) -> Figure:
             axis.set_ylabel("stars")
             continue
         x, y, colour = values
-        points = axis.scatter(x, y, c=colour, s=2, linewidths=0, rasterized=True)
+        points = axis.scatter(x, y, c=colour, s=1.5, linewidths=0, rasterized=True)
         axis.set_ylabel(axis_label(shown[1]))
         if shown[0] == "TEFF":
             axis.invert_xaxis()
@@ -176,14 +193,19 @@ def draw(data: SpectraDataset, summaries: dict, rows: np.ndarray) -> Figure:
         summary = summaries["train", kind]
         for first, last in chips(data):
             x = data.wavelength[first:last]
-            style = {"color": colour, "lw": 0.5, "label": None if first else kind}
+            style = {"color": colour, "lw": 0.4, "label": None if first else kind}
             axes[0].plot(x, summary["mean"][first:last], **style)
             axes[1].plot(x, summary["scatter"][first:last], **style)
             axes[2].plot(x, 100 * summary["bad_pixel"][first:last], **style)
-    for axis, label in zip(axes, ("mean flux", "scatter", "bad pixels [%]"), strict=True):
+    heads = (
+        "mean of\nflux / continuum",
+        "standard deviation of\nflux / continuum",
+        "bad pixels [%]",
+    )
+    for axis, label in zip(axes, heads, strict=True):
         axis.set_ylabel(label)
     axes[0].legend(loc="lower right", ncols=2)
-    axes[-1].set_xlabel("wavelength [Å, vacuum]")
+    finish_wavelengths(axes, data)
 
     axes = np.atleast_1d(bottom.subplots(EXAMPLES, 1, sharex=True))
     for axis, row in zip(axes, rows[:: -(-len(rows) // EXAMPLES)], strict=False):
@@ -195,11 +217,20 @@ def draw(data: SpectraDataset, summaries: dict, rows: np.ndarray) -> Figure:
         labels = ", ".join(
             f"{name} {value:.4g}" for name, value in zip(names, train.labels[row], strict=True)
         )
-        heading = textwrap.fill(f"{train.ids[row]}: {labels}", 130)
-        axis.set_title(heading, fontsize="small", loc="left")
+        heading = textwrap.fill(f"{train.ids[row]}: {labels}", 110)
+        axis.set_title(heading, loc="left")
         axis.set_ylabel("flux / continuum")
-    axes[-1].set_xlabel("wavelength [Å, vacuum]")
+    finish_wavelengths(axes, data)
     return figure
+
+
+def finish_wavelengths(axes: np.ndarray, data: SpectraDataset) -> None:
+    """Let axes end where the data do, and shade the gaps between the detectors."""
+    for axis in axes:
+        axis.set_xlim(data.wavelength[0], data.wavelength[-1])
+        if len(chips(data)) > 1:
+            mark_gaps(axis)
+    axes[-1].set_xlabel("vacuum wavelength [Å]")
 
 
 def chips(data: SpectraDataset) -> list[tuple[int, int]]:
@@ -211,8 +242,6 @@ def chips(data: SpectraDataset) -> list[tuple[int, int]]:
 
 def inspect(options: argparse.Namespace) -> None:
     """Print what there is, then draw it."""
-    matplotlib.use("agg")
-    use_style()
     with SpectraDataset.open(options.data) as data:
         print(f"{options.data}: {data.train.n_pixels:,d} pixels, ", end="")
         print(f"{data.wavelength[0]:.1f} to {data.wavelength[-1]:.1f} Angstrom")
@@ -243,7 +272,8 @@ def inspect(options: argparse.Namespace) -> None:
             print(label_table(split))
         for line in findings(data, summaries):
             print(f"WARNING: {line}")
-        save_figure(draw(data, summaries, parts[0][-1]), options.output)
+        caption = CAPTION.format(name=data.path.name, colours=" and ".join(data.train.kinds))
+        save_figure(draw(data, summaries, parts[0][-1]), options.output, caption)
     print(f"plots: {options.output}")
 
 

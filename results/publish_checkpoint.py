@@ -17,7 +17,6 @@ import argparse
 import datetime
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ from stellarperceptron.labels import label
 from stellarperceptron.training.run.calibration import describe_training
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder, run_script
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, written_by
 from stellarperceptron.utils.document import markdown_table
 
 EVALUATION = "results/real_spectra_finetune/evaluate_2_realfinetune_firsthalf_epoch_10.py"
@@ -166,7 +165,7 @@ def card(
     return CARD.format(
         name=name,
         parameters=sum(p.numel() for p in model.torch_model.parameters()),
-        version=version("stellarperceptron"),
+        version=", commit ".join(written_by().values()),
         date=f"{datetime.date.today():%d %B %Y}",
         instrument=model.instrument,
         resolving_power=model.instrument.resolving_power,

@@ -1,6 +1,7 @@
 r"""Copy the figures of a run beside the scripts that draw them, each with a caption.
 
-Figures 2 to 4 and sensitivity.png, and beside each a .md with survey, profile and date.
+Figures 2 to 4 and sensitivity.png, and beside each a .md: caption, profile, date and survey.
+The PDFs stay in the run's folder, to keep the repository small.
 
     python publish_figures.py runs/laptop --profile laptop --data runs/laptop/survey.h5
 """
@@ -35,7 +36,9 @@ def main() -> None:
         "--output", type=output_folder, default=HERE, help="where the scripts' folders are"
     )
     arguments = parser.parse_args()
-    missing = [name for name in FIGURES if not (arguments.run / name).is_file()]
+    files = [arguments.run / name for name in FIGURES]
+    files += [path.with_suffix(".md") for path in files]
+    missing = [str(path.relative_to(arguments.run)) for path in files if not path.is_file()]
     if missing:
         parser.error(f"{arguments.run} lacks {', '.join(missing)}: make reproduce draws them")
     try:
@@ -50,8 +53,9 @@ def main() -> None:
         with atomic_output(target) as temporary:
             shutil.copyfile(source, temporary)
         with atomic_output(target.with_suffix(".md")) as temporary:
-            text = f"{source.stem}, profile {arguments.profile}, {date:%d %B %Y}. {survey}\n"
-            temporary.write_text(text, encoding="utf-8")
+            caption = source.with_suffix(".md").read_text(encoding="utf-8")
+            origin = f"Profile {arguments.profile}, {date:%d %B %Y}. {survey}\n"
+            temporary.write_text(f"{caption}\n{origin}", encoding="utf-8")
         print(target)
 
 

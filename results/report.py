@@ -95,11 +95,12 @@ class Run:
         path = self.folder / name
         return pd.read_csv(path) if path.is_file() else None
 
-    def figure(self, name: str, caption: str, command: str) -> None:
-        """Add a picture of another script, or the command that makes it."""
+    def figure(self, name: str, command: str) -> None:
+        """Add a picture of another script with its caption, or the command that makes it."""
         path = self.folder / name
-        if path.is_file():
-            self.document.figure(path, caption)
+        caption = path.with_suffix(".md")
+        if path.is_file() and caption.is_file():
+            self.document.figure(path, caption.read_text(encoding="utf-8").strip())
         else:
             self.missing(name, command)
 
@@ -112,13 +113,7 @@ def write_observed(run: Run, observed: dict[str, pd.DataFrame]) -> None:
     """Figure 2, Table 1, all labels."""
     command, document = "results/real_spectra_finetune/Figure2.py", run.document
     document.heading("Labels from observed spectra")
-    run.figure(
-        "figures/Figure2.png",
-        "Figure 2. Predicted against catalogue labels of all test stars, from the first half of "
-        "the observed band: after pre-training on synthetic spectra (top) and after fine-tuning on "
-        "observed ones (bottom). Colour: predicted error.",
-        command,
-    )
+    run.figure("figures/Figure2.png", command)
     if set(observed) == set(OBSERVED):
         document.heading("Table 1", 3)
         document.table(
@@ -210,32 +205,14 @@ def write_errors(run: Run, observed: dict[str, pd.DataFrame], chunk: dict[str, p
             document.table(errors_text(tables[key]), f"{titles[key]}.")
         else:
             run.missing(f"predictions of {titles[key].lower()}", "results/fe/EvaluateFeFT.py")
-    run.figure(
-        "figures/coverage.png",
-        "Fraction of the test stars within a number of sigma of the catalogue's label, and that of "
-        "Gaussian errors: stage 2 from the first half of the observed band, stage 3 from the "
-        "chunk.",
-        COVERAGE,
-    )
-    run.figure(
-        "figures/errors_by_range.png",
-        "Stage 2 from windows of the first half of the observed band (left), and from all of it "
-        "after white noise was added (right). Top: mad_std over that of the whole spectrum. "
-        "Bottom: fraction of the test stars within 1 sigma, the quadrature sum of the predicted "
-        "error and the catalogue's. Dashed: Gaussian errors.",
-        BY_RANGE,
-    )
+    run.figure("figures/coverage.png", COVERAGE)
+    run.figure("figures/errors_by_range.png", BY_RANGE)
 
 
 def write_chunk(run: Run, chunk: dict[str, pd.DataFrame]) -> None:
     """Figure 3 and its numbers."""
     run.document.heading("[Fe/H] from a narrow chunk and 100 stars")
-    run.figure(
-        "figures/Figure3.png",
-        "Figure 3. [Fe/H] of all test stars from 16,106 to 16,220 Å. The histogram above each "
-        "panel shows the training stars. Shaded: [Fe/H] < −1, where none of the 100 stars lies.",
-        "results/fe/Figure3.py",
-    )
+    run.figure("figures/Figure3.png", "results/fe/Figure3.py")
     if set(chunk) == set(CHUNK):
         text = iron_text(iron_table(chunk))
         run.document.table(text, "[dex], with 68 % bootstrap intervals.")
@@ -248,18 +225,8 @@ def write_chunk(run: Run, chunk: dict[str, pd.DataFrame]) -> None:
 def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
     """Figure 4 and the shares of attention."""
     run.document.heading("Where the model looks")
-    run.figure(
-        "attention/Figure4.png",
-        "Figure 4. Attention of each label to each token in the last decoder block, plotted "
-        "downwards below the mean spectra of giants and dwarfs, with the lines of the paper.",
-        "results/attention/Figure4.py",
-    )
-    run.figure(
-        "attention/sensitivity.png",
-        "Derivative of each predicted label with respect to the flux of each pixel, plotted in the "
-        "same way.",
-        "results/attention/Figure4.py",
-    )
+    run.figure("attention/Figure4.png", "results/attention/Figure4.py")
+    run.figure("attention/sensitivity.png", "results/attention/Figure4.py")
     if shares is None:
         run.missing("attention/attention_shares.csv", ATTENTION)
         return

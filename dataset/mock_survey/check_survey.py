@@ -25,15 +25,10 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
-
-from stellarperceptron.utils.arguments import run_script
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fit_emulator import OBSERVED, project_spectra
+from matplotlib.figure import Figure
 
 from stellarperceptron.data.apogee.continuum import normalize
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
@@ -47,8 +42,17 @@ from stellarperceptron.data.mock.population import all_labels
 from stellarperceptron.data.mock.stellar_labels import LABELS, standard_labels
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
 from stellarperceptron.labels import PUBLISHED_LABELS
-from stellarperceptron.utils.arguments import output_file
+from stellarperceptron.labels import label as label_named
+from stellarperceptron.utils.arguments import output_file, run_script
 from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.plotting import (
+    COLORS,
+    PAGE_WIDTH,
+    axis_label,
+    mark_gaps,
+    save_figure,
+    use_style,
+)
 
 HERE = Path(__file__).parent
 POINTS = {
@@ -61,7 +65,30 @@ POINTS = {
 CHANGES = {"MG_FE": 0.3, "O_FE": 0.3, "FE_H": 0.3, "TEFF": 200.0, "LOGG": 0.5}
 SUN = {"TEFF": 5772, "LOGG": 4.44, "FE_H": 0.0, "O_FE": 0.0, "MG_FE": 0.0}
 PERCENTILES = (1, 5, 16, 50, 84, 95, 99)
-COLORS = {"nominal": "C0", "nature": "C3", "DR17": "0.25"}
+SURVEY_COLORS = {"nominal": "blue", "nature": "vermilion", "DR17": "black"}
+CAPTIONS = {
+    "responses": (
+        "Change of the flux of a giant when one label changes by what is written beside the axis, "
+        "from direct synthesis (Synspec, thick) and from the emulator {physics} (thin), over 400 "
+        "pixels around the largest change."
+    ),
+    "label_distribution": (
+        "Labels of DR17's training stars and of the mock survey. Left and middle: number of stars "
+        "in each cell, on a logarithmic colour scale; cells without stars are white. Right: "
+        "normalized histograms of DR17 (black) and of the mock survey (orange)."
+    ),
+    "pixel_medians": (
+        "Median of the normalized flux at each pixel over the survey: the emulators nominal (blue) "
+        "and nature (vermilion), and DR17 (black). Shaded: gaps between the detectors. Bottom: "
+        "mad_std of each pixel over the stars, mock survey against DR17; equal on the grey line."
+    ),
+    "stars": (
+        "Three stars of the mock survey: the observed spectrum (orange, thick), with noise and bad "
+        "pixels, and the synthetic one of the same star (blue, thin), in two ranges. Dotted: lines "
+        "that the SpectraFM paper names, with their elements. Shaded: wavelengths between two "
+        "detectors, where there is no flux."
+    ),
+}
 
 
 def store(name: str, values: dict | list) -> None:
@@ -74,11 +101,9 @@ def store(name: str, values: dict | list) -> None:
         temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
-def save(figure: plt.Figure, name: str) -> None:
-    """Save a figure of the README."""
-    (HERE / "figures").mkdir(exist_ok=True)
-    figure.savefig(HERE / "figures" / name, dpi=100)
-    plt.close(figure)
+def save(figure: Figure, name: str, **values: str) -> None:
+    """Save a figure of the README with its caption."""
+    save_figure(figure, HERE / "figures" / f"{name}.png", CAPTIONS[name].format(**values))
 
 
 # ------------------------------------------------------------------------------- direct syntheses
@@ -161,22 +186,23 @@ def complete_point(labels: dict, base: dict) -> torch.Tensor:
 
 def draw_responses(drawn: dict, physics: str) -> None:
     """Draw emulated and direct responses of the giant where each is largest."""
-    figure, axes = plt.subplots(len(CHANGES), 1, figsize=(9, 9), sharex=False)
+    use_style()
+    figure = Figure(figsize=(PAGE_WIDTH, 5.5), layout="constrained")
+    axes = figure.subplots(len(CHANGES), 1)
     for axis, (name, change) in zip(axes, CHANGES.items(), strict=True):
         true, found = drawn[(physics, "giant", name)]
         peak = np.abs(true).argmax()
         chip = next(c for c in CHIP_PIXELS.values() if c.start <= peak < c.stop)
         centre = int(np.clip(peak, chip.start + 200, chip.stop - 200))
         part = slice(centre - 200, centre + 200)
-        axis.plot(APOGEE_WAVELENGTH[part], true[part], color="0.25", lw=1.6, label="Synspec")
-        axis.plot(APOGEE_WAVELENGTH[part], found[part], color="C1", lw=0.9, label="emulator")
-        axis.set_ylabel(f"{name} {change:+g}")
+        wavelength, entry = APOGEE_WAVELENGTH[part], label_named(name)
+        axis.plot(wavelength, true[part], color=COLORS["black"], lw=1.4, label="Synspec")
+        axis.plot(wavelength, found[part], color=COLORS["orange"], lw=0.7, label="emulator")
+        axis.set_ylabel(f"change of flux\n{entry.symbol} {change:+g} {entry.unit}")
         axis.margins(x=0)
-    axes[0].legend(frameon=False, ncol=2, loc="lower left")
+    axes[0].legend(ncol=2, loc="lower left")
     axes[-1].set_xlabel("vacuum wavelength [Å]")
-    figure.suptitle(f"Change of the flux of a giant, {physics}")
-    figure.tight_layout()
-    save(figure, "responses.png")
+    save(figure, "responses", physics=physics)
 
 
 # ------------------------------------------------------------------------------------- population
@@ -222,26 +248,28 @@ def population(args: argparse.Namespace) -> None:
     }
     store("population", census)
 
-    figure, axes = plt.subplots(2, 3, figsize=(11, 7.4))
+    use_style()
+    figure = Figure(figsize=(PAGE_WIDTH, 4.3), layout="constrained")
+    axes = figure.subplots(2, 3)
+    cells = {}
     for row, (name, x) in enumerate((("DR17", complete), ("mock survey", mock))):
         pairs = ((0, 1, (7200, 3000), (5.2, -0.6)), (4, 3, (-2.5, 0.6), (-0.3, 0.6)))
-        for axis, (i, j, xlim, ylim) in zip(axes[row, :2], pairs, strict=True):
-            box = (sorted(xlim), sorted(ylim))
-            axis.hist2d(x[:, i], x[:, j], bins=160, range=box, norm="log", cmap="viridis")
+        for column, (i, j, xlim, ylim) in enumerate(pairs):
+            axis, box = axes[row, column], (sorted(xlim), sorted(ylim))
+            *_, cells[row, column] = axis.hist2d(x[:, i], x[:, j], 160, box, norm="log")
             axis.set(xlim=xlim, ylim=ylim, title=name)
-        axes[row, 0].set(xlabel=r"$T_{\rm eff}$ [K]", ylabel=r"$\log g$")
-        axes[row, 1].set(xlabel="[Fe/H]", ylabel="[Mg/Fe]")
-    panels = ((axes[0, 2], 4, "[Fe/H]", "upper left"), (axes[1, 2], 2, "[O/Fe]", "lower center"))
-    for axis, i, label, corner in panels:
+            axis.set_xlabel(axis_label(PUBLISHED_LABELS[i]))
+            axis.set_ylabel(axis_label(PUBLISHED_LABELS[j]))
+            figure.colorbar(cells[row, column], ax=axis, label="stars in a cell")
+    panels = ((axes[0, 2], 4, "upper left"), (axes[1, 2], 2, "lower center"))
+    for axis, i, corner in panels:
         bins = np.linspace(*np.nanpercentile(real[:, i], [0.01, 99.99]), 80)
-        for x, name, color in ((real, "DR17", "0.25"), (mock, "mock survey", "C1")):
-            axis.hist(
-                x[:, i], bins, density=True, histtype="step", log=True, label=name, color=color
-            )
-        axis.set(xlabel=label, ylabel="density")
-        axis.legend(frameon=False, loc=corner)
-    figure.tight_layout()
-    save(figure, "label_distribution.png")
+        for x, name, color in ((real, "DR17", "black"), (mock, "mock survey", "orange")):
+            style = {"histtype": "step", "label": name, "color": COLORS[color]}
+            axis.hist(x[:, i], bins, density=True, log=True, **style)
+        axis.set(xlabel=axis_label(PUBLISHED_LABELS[i]), ylabel="density [1/dex]")
+        axis.legend(loc=corner)
+    save(figure, "label_distribution")
 
 
 # ---------------------------------------------------------------------------------------- medians
@@ -284,24 +312,26 @@ def medians(args: argparse.Namespace) -> None:
 
     wavelength = APOGEE_WAVELENGTH
     windows = ((15200, 15400), (15740, 15800), (16090, 16290), (16700, 16800))
-    figure, axes = plt.subplots(5, 1, figsize=(10.5, 12.5))
+    use_style()
+    figure = Figure(figsize=(PAGE_WIDTH, 8), layout="constrained")
+    axes = figure.subplots(5, 1)
     for axis, (first, last) in zip(axes, windows, strict=False):
-        part = (wavelength > first) & (wavelength < last)
-        for name, color in COLORS.items():
+        axis.set_xlim(first, last)
+        for name, color in SURVEY_COLORS.items():
             y = published["median"] if name == "DR17" else pixels[name]["median"]
-            axis.plot(wavelength[part], y[part], color=color, lw=1.0, label=name)
-        axis.margins(x=0)
-        axis.set_ylabel("median flux")
-    axes[0].legend(frameon=False, ncol=3, loc="lower right")
+            for chip in CHIP_PIXELS.values():  # no line across the gaps between detectors
+                style = {"color": COLORS[color], "lw": 0.6, "label": None if chip.start else name}
+                axis.plot(wavelength[chip], y[chip], **style)
+        mark_gaps(axis)
+        axis.set_ylabel("median flux / continuum")
+    axes[0].legend(ncol=3, loc="lower right")
     axes[3].set_xlabel("vacuum wavelength [Å]")
     for name in ("nominal", "nature"):
-        axes[4].plot(
-            published["spread"], pixels[name]["spread"], ".", ms=2, alpha=0.5, color=COLORS[name]
-        )
-    axes[4].plot([0, 0.15], [0, 0.15], color="0.5", lw=0.8)
-    axes[4].set(xlabel="spread (mad_std) of a pixel, DR17", ylabel="mock survey")
-    figure.tight_layout()
-    save(figure, "pixel_medians.png")
+        style = {"ms": 1.5, "alpha": 0.5, "color": COLORS[SURVEY_COLORS[name]], "mew": 0}
+        axes[4].plot(published["spread"], pixels[name]["spread"], ".", rasterized=True, **style)
+    axes[4].plot([0, 0.15], [0, 0.15], color=COLORS["grey"], lw=0.6)
+    axes[4].set(xlabel="mad_std of flux / continuum, DR17", ylabel="the same, mock survey")
+    save(figure, "pixel_medians")
 
 
 # ------------------------------------------------------------------------------------------ stars
@@ -320,32 +350,36 @@ def stars(args: argparse.Namespace) -> None:
         "dwarf": (logg > 4.2) & (np.abs(teff - 5700) < 300) & (np.abs(fe_h) < 0.2),
         "metal-poor giant": (fe_h < -1.4) & (logg < 3.0),
     }
-    figure, axes = plt.subplots(6, 1, figsize=(11, 13.5))
+    use_style()
+    figure = Figure(figsize=(PAGE_WIDTH, 7.2), layout="constrained")
+    axes = figure.subplots(6, 1)
     for i, (kind, where) in enumerate(kinds.items()):
         star = int(np.flatnonzero(where & finite)[0])
-        for axis, chip in ((axes[2 * i], (15150, 15500)), (axes[2 * i + 1], (15730, 16030))):
-            inside = (wavelength > chip[0]) & (wavelength < chip[1])
-            for pixels in CHIP_PIXELS.values():  # no line across the gaps between chips
+        for axis, window in ((axes[2 * i], (15150, 15500)), (axes[2 * i + 1], (15730, 16030))):
+            inside = (wavelength > window[0]) & (wavelength < window[1])
+            for pixels in CHIP_PIXELS.values():  # no line across the gaps between detectors
                 part = np.zeros(len(APOGEE_WAVELENGTH), dtype=bool)
                 part[pixels] = inside[pixels]
-                for name, color, width in (("observed", "C1", 1.5), ("synthetic", "C0", 0.6)):
-                    label = name if pixels.start == 0 else None
-                    flux = block[name][star][part]
-                    axis.plot(wavelength[part], flux, color=color, lw=width, label=label)
+                for name, color, width in (("observed", "orange", 1.2), ("synthetic", "blue", 0.5)):
+                    style = {"color": COLORS[color], "lw": width}
+                    style["label"] = None if pixels.start else name
+                    axis.plot(wavelength[part], block[name][star][part], **style)
             low, high = axis.get_ylim()
-            axis.set(xlim=chip, ylim=(low, high + 0.16 * (high - low)), ylabel="normalized flux")
+            axis.set(xlim=window, ylim=(low, high + 0.2 * (high - low)))
+            axis.set_ylabel("flux / continuum")
+            mark_gaps(axis)
             for place, element in lines:
-                if chip[0] < place < chip[1]:
-                    axis.axvline(place, color="0.6", lw=0.6, ls=":")
-                    axis.text(place, high + 0.03 * (high - low), element, ha="center")
+                if window[0] < place < window[1]:
+                    axis.axvline(place, color=COLORS["grey"], lw=0.5, ls=":")
+                    axis.text(place, high + 0.04 * (high - low), element, ha="center")
         axes[2 * i].set_title(
             f"{kind}: {teff[star]:.0f} K, log g {logg[star]:.2f}, [Fe/H] {fe_h[star]:+.2f}, "
-            f"[Mg/Fe] {block['labels'][star, 3]:+.2f}"
+            f"[Mg/Fe] {block['labels'][star, 3]:+.2f}",
+            loc="left",
         )
-        axes[2 * i].legend(frameon=False, ncol=2, loc="lower left")
+        axes[2 * i].legend(ncol=2, loc="lower left")
     axes[-1].set_xlabel("vacuum wavelength [Å]")
-    figure.tight_layout()
-    save(figure, "stars.png")
+    save(figure, "stars")
 
 
 # ------------------------------------------------------------------------------------------- cost

@@ -25,16 +25,11 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-from stellarperceptron.utils.arguments import run_script
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import synthesize_grid
 import torch
 from line_lists import air_to_vacuum
+from matplotlib.figure import Figure
 from spectral_ranges import APOGEE, RANGES
 from torch import Tensor
 from tqdm import tqdm
@@ -44,7 +39,14 @@ from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, Part, 
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
 from stellarperceptron.data.mock.line_spread import FineGrid
 from stellarperceptron.data.mock.stellar_labels import LABELS, to_inputs
-from stellarperceptron.utils.arguments import output_file
+from stellarperceptron.utils.arguments import output_file, output_picture, run_script
+from stellarperceptron.utils.plotting import (
+    COLORS,
+    PAGE_WIDTH,
+    axis_label,
+    save_figure,
+    use_style,
+)
 
 # Wavelengths [Angstrom, vacuum] and resolution at which errors are reported: those of APOGEE, of
 # Gaia's RVS, and of the four cameras of GALAH.
@@ -67,6 +69,12 @@ OBSERVED = {
     ),
 }
 HELD_OUT = 10  # hold out one label point in ten
+CAPTION = (
+    "Errors of the emulators nominal (blue) and nature (vermilion) at the held-out label points. "
+    "Above: 68th (dark) and 95th (light) percentile of the absolute error of the flux at each "
+    "pixel, a panel for each detector. Below: rms of each held-out spectrum (point); the lines are "
+    "at 0.002 (dashed) and 0.008 (dotted)."
+)
 PRIOR = 100.0  # variance of the linear terms' coefficients, in units of the kernel's
 
 
@@ -263,34 +271,34 @@ def draw(results: dict[str, tuple[np.ndarray, Grid]], wavelength: np.ndarray, pa
     """Draw the held-out error against wavelength and labels."""
     step = np.diff(wavelength)
     pieces = np.split(np.arange(len(wavelength)), np.flatnonzero(step > 10 * np.median(step)) + 1)
-    figure = plt.figure(figsize=(10.5, 6.4), layout="constrained")
+    use_style()
+    figure = Figure(figsize=(PAGE_WIDTH, 1.5 + 1.3 * len(results)), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
     by_wavelength = upper.subplots(len(results), len(pieces), sharey=True, squeeze=False)
     by_label = lower.subplots(1, 3, sharey=True)
+    colors = (COLORS["blue"], COLORS["vermilion"])[: len(results)]
     for row, (name, (errors, grid)), color in zip(
-        by_wavelength, results.items(), ("C0", "C3")[: len(results)], strict=True
+        by_wavelength, results.items(), colors, strict=True
     ):
         for axis, piece in zip(row, pieces, strict=True):
-            for level, shade in ((95, 0.35), (68, 1.0)):
+            for level, shade in ((95, 0.4), (68, 1.0)):
                 y = np.percentile(np.abs(errors[:, piece]), level, axis=0)
-                axis.plot(wavelength[piece], y, color=color, lw=0.5, alpha=shade)
+                axis.plot(wavelength[piece], y, color=color, lw=0.4, alpha=shade)
             axis.set(xlim=wavelength[piece[[0, -1]]], ylim=(0, None))
-        row[0].set_ylabel("error of a pixel")
-        row[-1].set_title(f"{name}: 68 and 95 %", loc="right", fontsize=9)
+        row[0].set_ylabel("|error| of\nflux / continuum")
+        row[-1].set_title(f"{name}: 68 and 95 %", loc="right")
         rms = np.sqrt((errors**2).mean(1))
         for label_axis, d in zip(by_label, (0, 1, 2), strict=True):
             x = grid.labels[grid.held_out][:, d]
-            label_axis.plot(x, rms, ".", color=color, ms=4, alpha=0.7, label=name)
-    upper.supxlabel("vacuum wavelength [Å]", fontsize=10)
-    for axis, text in zip(by_label, (r"$T_{\rm eff}$ [K]", r"$\log g$", "[Fe/H]"), strict=True):
-        axis.set(xlabel=text, yscale="log", ylim=(1e-4, 3e-2))
-        axis.axhline(0.002, color="0.5", lw=0.8, ls="--")
-        axis.axhline(0.008, color="0.5", lw=0.8, ls=":")
-    by_label[0].set_ylabel("rms of a held-out spectrum")
-    by_label[0].legend(frameon=False, loc="upper right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+            label_axis.plot(x, rms, ".", color=color, alpha=0.7, mew=0, label=name)
+    upper.supxlabel("vacuum wavelength [Å]")
+    for axis, label in zip(by_label, LABELS[:3], strict=True):
+        axis.set(xlabel=axis_label(label), yscale="log", ylim=(1e-4, 3e-2))
+        axis.axhline(0.002, color=COLORS["grey"], lw=0.6, ls="--")
+        axis.axhline(0.008, color=COLORS["grey"], lw=0.6, ls=":")
+    by_label[0].set_ylabel("rms error of flux / continuum")
+    by_label[0].legend(loc="upper right")
+    save_figure(figure, path, CAPTION)
 
 
 def fit_parts(grids: dict[str, Grid], args) -> dict[str, Part]:
@@ -332,7 +340,7 @@ def main() -> None:
         type=output_file,
         help="emulator file to write (default: that in the package, or emulators/<range>.npz)",
     )
-    parser.add_argument("--figure", type=output_file, help="picture to draw")
+    parser.add_argument("--figure", type=output_picture, help="picture to draw (PNG)")
     parser.add_argument(
         "--allow-incomplete", action="store_true", help="fit grids that are still being computed"
     )

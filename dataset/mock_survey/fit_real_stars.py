@@ -11,23 +11,16 @@ star with its best fit.
 """
 
 import argparse
-import io
 import math
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-from stellarperceptron.utils.arguments import HelpFormatter, run_script
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from packages import default_cache, fetch_packages
-from PIL import Image
 from scipy.optimize import least_squares
 
 from stellarperceptron.data.apogee.continuum import normalize
@@ -45,11 +38,18 @@ from stellarperceptron.data.mock.stellar_labels import (
 )
 from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT, interpolate
 from stellarperceptron.evaluation.catalogue.comparison import LINES
+from stellarperceptron.utils.arguments import HelpFormatter, run_script
+from stellarperceptron.utils.plotting import COLORS, PAGE_WIDTH, save_figure, use_style
 
 # Largest acceptable rms of the residual over all pixels. A spectrum with the labels of another
 # star, or with shifted lines, is far above.
 LARGEST_RMS = {"2M17335483-2753043": 0.06, "2M19485057+5005279": 0.035}
 
+CAPTION = (
+    "A real spectrum (black), the best fit of the emulator (vermilion) and, below each detector's "
+    "panel, observed minus model (grey). Blue strokes: strong lines, with their "
+    "elements. Pixels that are flagged bad are left out."
+)
 FREE = ("TEFF", "LOGG", "FE_H", "VMICRO", "C_FE", "N_FE", "O_FE", "MG_FE")
 SCALE = {"TEFF": 300.0, "LOGG": 0.5, "VMICRO": 0.5}  # steps of the fit; 0.2 dex for abundances
 # Giants and dwarfs, cool and warm, to start from: the best of the fits is kept.
@@ -179,29 +179,32 @@ def fit_star(spectrum: Spectrum, forward: Forward) -> Fit:
 
 def draw(fit: Fit, path: Path) -> None:
     """Draw a spectrum over its best fit, chip by chip, the residual below."""
-    figure, axes = plt.subplots(
-        6, 1, figsize=(13, 11), height_ratios=(3, 1, 3, 1, 3, 1), layout="constrained"
-    )
+    use_style()
+    figure = Figure(figsize=(PAGE_WIDTH, 6.6), layout="constrained")
+    axes = figure.subplots(6, 1, height_ratios=(3, 1, 3, 1, 3, 1))
     low = min(np.nanmin(fit.observed), np.nanmin(fit.model)) - 0.04
     high = max(np.nanmax(fit.observed), np.nanmax(fit.model))
     for (chip, pixels), upper, lower in zip(
         CHIP_PIXELS.items(), axes[::2], axes[1::2], strict=True
     ):
         wavelength = APOGEE_WAVELENGTH[pixels]
-        upper.plot(wavelength, fit.observed[pixels], color="black", lw=0.8, label="observed")
-        upper.plot(wavelength, fit.model[pixels], color="tab:red", lw=0.8, alpha=0.8, label="model")
-        lower.plot(wavelength, fit.residual[pixels], color="tab:gray", lw=0.6)
-        lower.axhline(0, color="black", lw=0.5)
-        upper.set(ylabel=f"flux / continuum\n({chip} chip)", ylim=(low, high + 0.13))
+        upper.plot(wavelength, fit.observed[pixels], color=COLORS["black"], label="observed")
+        style = {"color": COLORS["vermilion"], "alpha": 0.8, "label": "model"}
+        upper.plot(wavelength, fit.model[pixels], **style)
+        lower.plot(wavelength, fit.residual[pixels], color=COLORS["grey"])
+        for line in (*upper.lines, *lower.lines):
+            line.set_linewidth(0.5)
+        lower.axhline(0, color=COLORS["black"], lw=0.4)
+        upper.set(ylabel=f"flux / continuum\n({chip} detector)", ylim=(low, high + 0.15))
         lower.set(ylabel="residual", ylim=(-0.25, 0.25))
         for axis in (upper, lower):
             axis.set_xlim(wavelength[0], wavelength[-1])
         upper.tick_params(labelbottom=False)
         for positions, name in LINES:
             if wavelength[0] < positions[0] < wavelength[-1]:
-                upper.vlines(positions, high + 0.02, high + 0.05, color="tab:blue", lw=1)
+                upper.vlines(positions, high + 0.02, high + 0.05, color=COLORS["blue"], lw=0.6)
                 middle = (positions[0] + positions[-1]) / 2
-                upper.text(middle, high + 0.06, name, color="tab:blue", ha="center", fontsize=9)
+                upper.text(middle, high + 0.06, name, color=COLORS["blue"], ha="center")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncol=2)
     axes[-1].set_xlabel("vacuum wavelength in the star's rest frame [Å]")
     labels = fit.labels
@@ -211,11 +214,7 @@ def draw(fit: Fit, path: Path) -> None:
         f"[Mg/Fe] {labels['MG_FE']:+.2f}, [O/Fe] {labels['O_FE']:+.2f}, "
         f"line width {fit.width:.1f} km/s; residual rms {fit.rms:.3f}"
     )
-    with io.BytesIO() as buffer:
-        figure.savefig(buffer, dpi=110)
-        # A palette in place of 24-bit colour: a third of the size.
-        Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path)
-    plt.close(figure)
+    save_figure(figure, path, CAPTION)
 
 
 def row(fit: Fit) -> str:

@@ -192,5 +192,5 @@ class StellarPerceptron(PredictingModel):
             process=process,
             progress=progress,
         )
-        self.card = ""  # what it says no longer holds
+        self.card, self.trained_on = "", {}  # what they say no longer holds
         return pd.DataFrame(history)

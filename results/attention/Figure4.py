@@ -1,10 +1,9 @@
 r"""Figure 4: where the decoder looks for each label, under the mean spectra of giants and dwarfs.
 
-Attention (weights of the last decoder block) hangs down from its line as absorption does; the
-number is its largest value, in units of its mean over all tokens.
+Attention (weights of the last decoder block) hangs down from its line as absorption does.
 `sensitivity.png` beside it shows in the same way how far the answers move with the flux of each
-pixel (in a label's spread for a pixel's, signs left out). Dashed: `notable_spectral_lines.csv`, the
-lines that the SpectraFM paper names, with the labels whose attention it found there.
+pixel. Beside each picture lie the same as PDF, and the caption. Dashed:
+`notable_spectral_lines.csv`, the lines that the SpectraFM paper names.
 
     python Figure4.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
         --data runs/laptop/survey.h5 --output runs/laptop/attention
@@ -28,6 +27,7 @@ from stellarperceptron.utils.arguments import HelpFormatter, output_folder, run_
 from stellarperceptron.utils.plotting import (
     COLORS,
     LABEL_SYMBOLS,
+    PAGE_WIDTH,
     chip_axes,
     save_figure,
     use_style,
@@ -36,6 +36,26 @@ from stellarperceptron.utils.plotting import (
 LINES = Path(__file__).with_name("notable_spectral_lines.csv")
 GROUPS = {"giants": "Giants (1.0 < log g < 3.5)", "dwarfs": "Dwarfs (log g > 4.0)"}
 LABEL_COLORS = ("vermilion", "blue", "green", "purple", "orange")
+MEASURES = {
+    "attention": (
+        "Figure4",
+        "Figure 4. Attention of each label to each token (weights of the last decoder block, mean "
+        "of the heads and of the stars), coloured and hanging down from its line,",
+        "the mean over all tokens",
+    ),
+    "sensitivity": (
+        "sensitivity",
+        "Derivative of each predicted label with respect to the flux of each pixel (absolute value "
+        "of the mean of the stars), coloured and hanging down from its line,",
+        "the label's spread in the survey for the pixel's",
+    ),
+}
+CAPTION = (
+    "{what} below the mean observed spectra (black) of {groups}. Each label is scaled to its "
+    "largest value, which stands at the right in units of {unit}. Dashed: lines that the SpectraFM "
+    "paper names, with their elements. Slanted strokes mark the gaps between detectors, in which "
+    "there is no flux."
+)
 HEIGHT, SPACING = 0.085, 0.11  # of attention and of its lines, on the spectrum's axis
 
 
@@ -60,8 +80,13 @@ def main() -> None:
         with SpectraDataset.open(arguments.data) as dataset, open_attention(path) as file:
             require_source(file, checkpoint, dataset)
             lines = pd.read_csv(LINES)
-            for measure, name in (("attention", "Figure4"), ("sensitivity", "sensitivity")):
-                save_figure(draw(file, measure, lines), arguments.output / f"{name}.png")
+            for measure, (name, what, unit) in MEASURES.items():
+                stars = {
+                    group: int(file[f"{group}/stars"][()]) for group in GROUPS if group in file
+                }
+                groups = " and ".join(f"{number:,} {group}" for group, number in stars.items())
+                caption = CAPTION.format(what=what, groups=groups, unit=unit)
+                save_figure(draw(file, measure, lines), arguments.output / f"{name}.png", caption)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     (arguments.output / "complete").touch()
@@ -104,7 +129,7 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
     if not groups:
         raise ValueError(f"{file.filename} has neither giants nor dwarfs: extract more --stars")
     use_style()
-    figure = Figure(figsize=(14, 0.4 + 5.0 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 0.4 + 2.9 * len(groups)), layout="constrained")
     panels = chip_axes(figure, len(groups), between=(wavelength.min(), wavelength.max()))
     spectra = {name: file[f"{name}/spectrum"][:] for name in groups}
     top = min(np.nanmin(spectrum) for spectrum in spectra.values()) - 0.02  # where attention begins
@@ -121,7 +146,7 @@ def draw(file: h5py.File, measure: str, lines: pd.DataFrame) -> Figure:
             draw_chip(axes, wavelength[inside], spectrum[inside], scaled, top)
             draw_lines(axes, lines, names=number == 0)
         finish_row(row, labels, attention, top, f"{title}: mean of {stars} stars")
-        row[0].set_ylabel(f"{measure} (down)  |  flux / continuum", labelpad=8)
+        row[0].set_ylabel(f"{measure} / largest      flux / continuum")
     return figure
 
 
@@ -137,12 +162,12 @@ def draw_chip(
     axes: Axes, wavelength: np.ndarray, spectrum: np.ndarray, attention: np.ndarray, top: float
 ) -> None:
     """Draw a mean spectrum (n,) and, downwards from `top`, attention (Q, n) over its maximum."""
-    axes.plot(wavelength, spectrum, color=COLORS["black"], lw=0.6)
+    axes.plot(wavelength, spectrum, color=COLORS["black"], lw=0.4)
     for i, values in enumerate(attention):
         base, color = top - SPACING * i, COLORS[LABEL_COLORS[i % len(LABEL_COLORS)]]
         depth = base - HEIGHT * values
-        axes.fill_between(wavelength, base, depth, color=color, alpha=0.25, lw=0)
-        axes.plot(wavelength, depth, color=color, lw=0.7)
+        axes.fill_between(wavelength, base, depth, color=color, alpha=0.3, lw=0)
+        axes.plot(wavelength, depth, color=color, lw=0.5)
 
 
 def draw_lines(axes: Axes, lines: pd.DataFrame, names: bool) -> None:
@@ -150,7 +175,7 @@ def draw_lines(axes: Axes, lines: pd.DataFrame, names: bool) -> None:
     low, high = axes.get_xlim()
     for line in lines.itertuples():
         if low < line.Wavelength < high:
-            axes.axvline(line.Wavelength, color=COLORS["grey"], lw=0.7, ls=(0, (4, 3)), zorder=0)
+            axes.axvline(line.Wavelength, color=COLORS["grey"], lw=0.5, ls=(0, (4, 3)), zorder=0)
             if names:
                 # Neighbours would write over each other: the left one ends at its line.
                 close = lines.Wavelength - line.Wavelength
@@ -160,7 +185,6 @@ def draw_lines(axes: Axes, lines: pd.DataFrame, names: bool) -> None:
                     transform=axes.get_xaxis_transform(),
                     ha=side,
                     va="bottom",
-                    fontsize="small",
                 )
 
 
@@ -174,10 +198,8 @@ def finish_row(
     first, last = row[0], row[-1]
     first.set_ylim(top - SPACING * len(labels) - 0.01, 1.14)
     first.set_yticks([*flux, *bases], [*(f"{value:.1f}" for value in flux), *symbols])
-    first.text(
-        *(0.012, 0.985, title), transform=first.transAxes, va="top", fontweight="bold", fontsize=10
-    )
-    style = {"transform": last.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+    first.text(0.012, 0.985, title, transform=first.transAxes, va="top", fontweight="bold")
+    style = {"transform": last.get_yaxis_transform(), "va": "center"}
     last.text(1.01, bases[0] + 0.7 * SPACING, "largest", **style)
     for base, values in zip(bases, attention, strict=True):
         last.text(1.01, base, f"{np.nanmax(values):.2g}", **style)

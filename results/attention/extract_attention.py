@@ -29,7 +29,6 @@ import math
 import shutil
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import h5py
@@ -69,7 +68,7 @@ from stellarperceptron.utils.arguments import (
     positive,
     run_script,
 )
-from stellarperceptron.utils.data_utils import atomic_output, room_to_close
+from stellarperceptron.utils.data_utils import atomic_output, room_to_close, written_by
 
 RESERVE = 32_000_000  # left free on the disk for what HDF5 still holds in memory [bytes]
 TOPS = (0.02, 0.05, 0.1)  # shares of the tokens that count as responding
@@ -211,7 +210,7 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
                 "epoch": model.epoch,
                 "arguments": {k: str(v) for k, v in vars(arguments).items()},
                 "data": dataset.provenance,
-                "version": version("stellarperceptron"),
+                **written_by(),
             }
         )
         file.attrs["labels"] = labels

@@ -4,7 +4,8 @@ The baselines are trained on 30 to 20,000 stars; given a checkpoint of stage 1, 
 fine-tuned, by the script of stage 2, on the very same stars. All predict the survey's test stars.
 OUTPUT gets
 
-learning_curve.csv, .png    mad_std and RMSE by method, number of stars and label
+learning_curve.csv, .png    mad_std and RMSE by method, number of stars and label; the picture as
+                            PDF, too, and its caption
 <stars>/                    predictions, as `train_baselines.py` writes them
 <stars>/fine_tuned/         the run of stage 2
 
@@ -32,7 +33,7 @@ from stellarperceptron.evaluation.tables import compare_predictions
 from stellarperceptron.training.profiles import find_profile, read_profile
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive, run_script
 from stellarperceptron.utils.data_utils import atomic_output
-from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
+from stellarperceptron.utils.plotting import PAGE_WIDTH, axis_label, save_figure, use_style
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ROOT / "training/profiles"
@@ -46,6 +47,11 @@ NAMES = {
     **{name: name.replace("_", " ") for name in BASELINES},
 }
 METRICS = {"mad_std": "mad_std", "rmse": "RMSE"}
+CAPTION = (
+    "{metric} of predicted minus catalogue labels of the test stars, against the number of "
+    "labelled stars that each method learned from, on logarithmic axes. A point is one training; "
+    "colours are methods."
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -171,19 +177,19 @@ def draw(table: pd.DataFrame, metric: str, path: Path) -> None:
     """Draw errors against the number of labelled stars, a log-log panel for each label."""
     use_style()
     labels = list(table["label"].unique())
-    columns = min(5, len(labels))
+    columns = min(3, len(labels))
     rows = math.ceil(len(labels) / columns)
-    figure = Figure(figsize=(2.9 * columns, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH * columns / 3, 2.1 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(labels) :]:
         axes.remove()
     for axes, label in zip(panels, labels, strict=False):
         for method, part in table[table["label"] == label].groupby("method", sort=False):
-            axes.plot(part["labelled_stars"], part[metric], marker="o", ms=4, label=method)
-        axes.set(xscale="log", yscale="log", xlabel="labelled stars")
+            axes.plot(part["labelled_stars"], part[metric], marker="o", label=method)
+        axes.set(xscale="log", yscale="log", xlabel="number of labelled stars")
         axes.set_ylabel(f"{METRICS[metric]} of {axis_label(label)}")
-    panels[0].legend(fontsize="small")
-    save_figure(figure, path)
+    panels[0].legend()
+    save_figure(figure, path, CAPTION.format(metric=METRICS[metric]))
 
 
 if __name__ == "__main__":

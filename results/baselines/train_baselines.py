@@ -15,7 +15,6 @@ What is there is not trained again.
 import argparse
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,10 @@ from stellarperceptron.evaluation.predictions import (
     predictions_table,
     write_predictions,
 )
+from stellarperceptron.labels import label as label_named
 from stellarperceptron.training.stages import draw_stars
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive, run_script
+from stellarperceptron.utils.data_utils import written_by
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -106,7 +107,8 @@ def train_all(arguments: argparse.Namespace, dataset: SpectraDataset) -> None:
                 "fit": round(baseline.fit_seconds, 2),
                 "predict": round(baseline.predict_seconds, 2),
             },
-            "version": version("stellarperceptron"),
+            "units": {label: label_named(label).unit for label in dataset.label_names},
+            **written_by(),
             "torch": torch.__version__,
         }
         write_predictions(table, path, about)

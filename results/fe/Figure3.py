@@ -2,8 +2,8 @@ r"""Figure 3: [Fe/H] of all test stars from the narrow chunk around two iron lin
 
 Four panels: a network trained from scratch on 100 stars with [Fe/H] > -1, and SpectraFM pre-trained
 on synthetic spectra, fine-tuned on the first half of the observed band, and then fine-tuned on the
-same 100 stars. RMSE of all stars and of those with [Fe/H] < -1 (shaded); above, the [Fe/H] of the
-stars that each was trained on. Colours are predicted errors. Published predictions are read, too:
+same 100 stars. Above, the [Fe/H] of the stars that each was trained on. Beside the picture lie the
+same as PDF, and the caption. Published predictions are read, too:
 
     python Figure3.py --scratch NN_pred_true_may28_4_987_138.csv \
         --pretrained 1_basemodel_synthetic_epoch325_fehpredictions.csv \
@@ -14,6 +14,7 @@ stars that each was trained on. Colours are predicted errors. Published predicti
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,11 @@ from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.predictions import read_predictions, require_same_stars
 from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.labels import PUBLISHED_LABELS
-from stellarperceptron.utils.arguments import HelpFormatter, output_file, run_script
+from stellarperceptron.utils.arguments import HelpFormatter, output_picture, run_script
 from stellarperceptron.utils.plotting import (
     COLORS,
+    PAGE_WIDTH,
+    SHADE,
     error_bar,
     plot_predicted_against_actual,
     save_figure,
@@ -45,6 +48,16 @@ PANELS = {
     "hundred": ("fine-tuned on 100 stars", "hundred"),
 }
 METAL_POOR = -1.0
+CAPTION = (
+    "Figure 3. [Fe/H] of {stars:,} test stars, predicted from 16,106 to 16,220 Å (vacuum), against "
+    "the catalogue's: by a network trained from scratch on 100 stars, and by the model pre-trained "
+    "on synthetic spectra, then fine-tuned on the first half of the observed band, then on the "
+    "same 100 stars. Points are stars, their colour is the predicted error; errors beyond the 1st "
+    "and the 99th percentile have the colours of the ends. Triangles on an edge are stars beyond "
+    "it; on the dashed line prediction and catalogue agree. Shaded: [Fe/H] < −1, where none of the "
+    "100 stars lies. RMSE: of all stars, and of those in the shaded range. "
+    "The histograms show the [Fe/H] of the stars that each was last trained on."
+)
 
 
 def read_training_stars(path: Path) -> dict[str, np.ndarray]:
@@ -82,21 +95,19 @@ def draw_panel(
     predicted, actual, error = (table[f"FE_H_{k}"].to_numpy() for k in ("pred", "actual", "err"))
     poor = actual < METAL_POOR
     every, few = (label_metrics(predicted[k], actual[k])["rmse"] for k in (slice(None), poor))
-    text = f"RMSE {format_value(every)} dex\nRMSE {format_value(few)} dex at [Fe/H] < −1"
-    axes.axvspan(limits[0], METAL_POOR, color="0.94", lw=0, zorder=0)
+    text = f"RMSE {format_value(every)} dex\nshaded: {format_value(few)} dex"
     options = {"limits": limits, "norm": norm, "text": text, "corner": "lower right"}
     points = plot_predicted_against_actual(axes, predicted, actual, error, label="FE_H", **options)
-    above.hist(trained_on, bins=bins, color=COLORS["sky"], edgecolor="white", lw=0.3)
-    above.axvspan(limits[0], METAL_POOR, color="0.94", lw=0, zorder=0)
-    above.set(yscale="log", ylim=(0.7, None), xlim=limits)
+    above.hist(trained_on, bins=bins, color=COLORS["sky"], edgecolor="white", lw=0.2)
+    for shaded in (axes, above):
+        shaded.axvspan(limits[0], METAL_POOR, color=SHADE, lw=0, zorder=0)
+    above.set(yscale="log", ylim=(0.7, 2e4), xlim=limits)
     above.tick_params(axis="x", labelbottom=False)
     above.annotate(
-        f"{len(trained_on):,} training stars",
-        (0.04, 0.92),
+        *(f"{len(trained_on):,} training stars", (0.04, 0.95)),
         xycoords="axes fraction",
         va="top",
-        fontsize="small",
-        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 2},
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
     )
     return points
 
@@ -104,9 +115,11 @@ def draw_panel(
 def draw(tables: dict[str, pd.DataFrame], trained_on: dict[str, np.ndarray]) -> Figure:
     """Draw the four panels from predictions of the same stars."""
     use_style()
-    figure = Figure(figsize=(14.5, 4.85), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04)
-    grid = figure.subplots(2, len(PANELS), gridspec_kw={"height_ratios": [1, 3.4]}, sharex="col")
+    figure = Figure(figsize=(PAGE_WIDTH, 2.75), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    grid = figure.subplots(
+        *(2, len(PANELS)), height_ratios=[1, 2.6], sharex="col", sharey="row", squeeze=False
+    )
     actual = tables["scratch"]["FE_H_actual"]
     low, high = np.nanquantile(actual, [0.0005, 0.9995])
     limits = float(low) - 0.15, float(high) + 0.15
@@ -116,12 +129,12 @@ def draw(tables: dict[str, pd.DataFrame], trained_on: dict[str, np.ndarray]) -> 
     for column, (key, (title, stars)) in enumerate(PANELS.items()):
         above, axes = grid[:, column]
         points = draw_panel(axes, above, tables[key], trained_on[stars], bins, limits, norm)
-        above.set_title(title, fontweight="bold")
+        above.set_title(textwrap.fill(title, 20), fontweight="bold")
         if column:
             axes.set_ylabel("")
         else:
             above.set_ylabel("stars")
-    error_bar(figure, points, "FE_H", grid[1, :], location="right", aspect=25, pad=0.01)
+    error_bar(figure, points, "FE_H", grid[1, :], location="right", aspect=22, pad=0.01)
     return figure
 
 
@@ -138,14 +151,15 @@ def main() -> None:
         required=True,
         help="survey file or folder, or labels_train.npy as published",
     )
-    parser.add_argument("--output", type=output_file, required=True, help="picture to write (PNG)")
+    parser.add_argument("--output", type=output_picture, required=True, help="picture (PNG)")
     arguments = parser.parse_args()
     try:
         paths = {key: getattr(arguments, key) for key in PANELS}
         tables = {key: read_predictions(path, COMMAND, ["FE_H"]) for key, path in paths.items()}
         require_same_stars({str(paths[key]): table for key, table in tables.items()})
         trained_on = read_training_stars(arguments.training_labels)
-        save_figure(draw(tables, trained_on), arguments.output)
+        caption = CAPTION.format(stars=len(tables["scratch"]))
+        save_figure(draw(tables, trained_on), arguments.output, caption)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     print(arguments.output)

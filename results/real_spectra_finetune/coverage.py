@@ -2,8 +2,8 @@ r"""Coverage: share of the test stars whose predicted labels are within k sigma 
 
 A panel for each label that stage 2 predicts from the first half of the observed band, and one for
 [Fe/H] that stage 3 predicts from the chunk. Sigma is the predicted error alone, or with the
-catalogue's added in quadrature; beside them stands what Gaussian errors would give. Curves above
-it are of errors that are too large, curves below it of errors that are too small.
+catalogue's added in quadrature; beside them stands what Gaussian errors would give. Beside the
+picture lie the same as PDF, and the caption.
 
     python coverage.py --finetuned runs/laptop/evaluation/2_realfinetune_firsthalf_on_observed.csv \
         --hundred runs/laptop/evaluation/3_fefinetune_chunk_fehpredictions.csv \
@@ -23,19 +23,26 @@ from matplotlib.figure import Figure
 from stellarperceptron.evaluation.metrics import coverage
 from stellarperceptron.evaluation.predictions import predicted_labels, read_predictions
 from stellarperceptron.labels import label as label_named
-from stellarperceptron.utils.arguments import HelpFormatter, output_file, run_script
-from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
+from stellarperceptron.utils.arguments import HelpFormatter, output_picture, run_script
+from stellarperceptron.utils.plotting import COLORS, PAGE_WIDTH, save_figure, use_style
 
-MOST_COLUMNS = 6  # panels side by side; more go below
+MOST_COLUMNS = 4  # panels side by side; more go below
 SIGMAS = np.linspace(0.0, 3.0, 61)
 COMMAND = "make reproduce"
+CAPTION = (
+    "Fraction of the test stars whose predicted label lies within a number of sigma of the "
+    "catalogue's: {first:,} stars from the first half of the observed band (stage 2), {second:,} "
+    "from 16,106 to 16,220 Å (stage 3, chunk). Sigma is the predicted error alone (light) or with "
+    "the catalogue's added in quadrature (dark). Dashed: Gaussian errors; a curve above it is of "
+    "errors that are too large, a curve below it of errors that are too small."
+)
 
 
 def draw_panel(axes: Axes, table: pd.DataFrame, label: str) -> None:
     """Draw the curves of one label."""
     found, actual, error = (table[f"{label}_{key}"].to_numpy() for key in ("pred", "actual", "err"))
     gaussian = [math.erf(sigma / math.sqrt(2)) for sigma in SIGMAS]
-    axes.plot(SIGMAS, gaussian, color=COLORS["black"], lw=0.8, ls="--", label="Gaussian")
+    axes.plot(SIGMAS, gaussian, color=COLORS["black"], lw=0.6, ls="--", label="Gaussian")
     curves = {"predicted error alone": (error, "sky")}
     if f"{label}_actual_err" in table:
         total = np.hypot(error, table[f"{label}_actual_err"].to_numpy())
@@ -44,7 +51,7 @@ def draw_panel(axes: Axes, table: pd.DataFrame, label: str) -> None:
         known = np.isfinite(found) & np.isfinite(actual) & np.isfinite(sigma)
         share = coverage((found - actual)[known], sigma[known], SIGMAS)
         axes.plot(SIGMAS, share, color=COLORS[color], label=words)
-    axes.set(xlim=(0, SIGMAS[-1]), ylim=(0, 1.02), xlabel="sigma")
+    axes.set(xlim=(0, SIGMAS[-1]), ylim=(0, 1.02), xlabel="residual / sigma")
 
 
 def draw(finetuned: pd.DataFrame, hundred: pd.DataFrame) -> Figure:
@@ -54,7 +61,7 @@ def draw(finetuned: pd.DataFrame, hundred: pd.DataFrame) -> Figure:
     panels += [(hundred, label, "stage 3, chunk") for label in predicted_labels(hundred)]
     rows = math.ceil(len(panels) / MOST_COLUMNS)
     columns = math.ceil(len(panels) / rows)
-    figure = Figure(figsize=(2.5 * columns, 2.8 * rows), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 1.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (table, label, model) in zip(grid.flat, panels, strict=False):
         draw_panel(axes, table, label)
@@ -62,8 +69,8 @@ def draw(finetuned: pd.DataFrame, hundred: pd.DataFrame) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
-        axes.set_ylabel("share of stars")
-    grid[0, 0].legend(loc="lower right", fontsize="small")
+        axes.set_ylabel("fraction of stars")
+    grid[0, 0].legend(loc="lower right")
     return figure
 
 
@@ -76,12 +83,13 @@ def main() -> None:
     parser.add_argument(
         "--hundred", type=Path, required=True, help="predictions of stage 3 from the chunk (CSV)"
     )
-    parser.add_argument("--output", type=output_file, required=True, help="picture to write (PNG)")
+    parser.add_argument("--output", type=output_picture, required=True, help="picture (PNG)")
     arguments = parser.parse_args()
     try:
         finetuned = read_predictions(arguments.finetuned, COMMAND)
         hundred = read_predictions(arguments.hundred, COMMAND, ["FE_H"])
-        save_figure(draw(finetuned, hundred), arguments.output)
+        caption = CAPTION.format(first=len(finetuned), second=len(hundred))
+        save_figure(draw(finetuned, hundred), arguments.output, caption)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     print(arguments.output)

@@ -5,7 +5,7 @@ windows of it, and from spectra to which noise was added. The windows lie at fou
 quarter of the stars each. OUTPUT gets
 
 errors_by_range.csv     metrics by label, fraction of the band and signal-to-noise ratio
-errors_by_range.png     the same, drawn
+errors_by_range.png     the same, drawn; also as PDF, and the caption as Markdown
 
     python errors_by_range.py --data runs/laptop/survey.h5 --output runs/laptop/figures \
         --checkpoint runs/laptop/2_realfinetune_firsthalf
@@ -40,6 +40,12 @@ ROWS = {  # panels of the figure
     "total_within_1_sigma": "fraction within 1 sigma",
 }
 GAUSSIAN = 0.6827
+CAPTION = (
+    "Stage 2 from windows of the first half of the observed band (left), and from all of it after "
+    "white noise was added (right), at most {stars:,} test stars. Top: mad_std over that of the "
+    "whole spectrum. Bottom: fraction of the test stars within 1 sigma, the quadrature sum of the "
+    "predicted error and the catalogue's. Colours are labels; dashed: Gaussian errors."
+)
 
 
 def measure(
@@ -93,7 +99,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 y = values[metric].to_numpy()
                 if metric == "mad_std":
                     y = y / y[values["noise_snr"].argmax() if column else 0]
-                axes.plot(values[key], y, marker="o", ms=3, label=label_named(label).symbol)
+                axes.plot(values[key], y, marker="o", label=label_named(label).symbol)
             axes.set(xscale="log")
     for axes in grid[1]:
         axes.axhline(GAUSSIAN, color="black", lw=0.6, ls="--")
@@ -107,7 +113,7 @@ def draw(table: pd.DataFrame) -> Figure:
     names = [*(f"{noise:g}" for noise in NOISE), "none"]
     grid[1, 1].set_xticks([*NOISE, 2 * max(NOISE)], labels=names)
     grid[1, 1].minorticks_off()
-    grid[0, 0].legend(fontsize="small", ncols=2)
+    grid[0, 0].legend(ncols=2)
     return figure
 
 
@@ -137,7 +143,8 @@ def main() -> None:
         sys.exit(f"{Path(__file__).name}: {error}")
     with atomic_output(arguments.output / "errors_by_range.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.7g")
-    save_figure(draw(table), arguments.output / "errors_by_range.png")
+    caption = CAPTION.format(stars=arguments.stars)
+    save_figure(draw(table), arguments.output / "errors_by_range.png", caption)
     shown = ["label", "pixels", "noise_snr", "mad_std", "total_pull_std", "total_within_1_sigma"]
     print(table[shown].to_string(index=False, float_format="%.4g"))
 

@@ -10,7 +10,8 @@ bad (N, P)          true for bad pixels
 labels (N, 3)       effective temperature [K], log g, [M/H]; label_names (3,) TEFF, LOGG, M_H
 
 OUTPUT gets few_labels.csv (each split), few_labels.md (mad_std, mean of the splits) and
-few_labels.png. What is in few_labels.csv already is not run again.
+few_labels.png (and .pdf), whose caption is below the table. What is in few_labels.csv already is
+not run again.
 
     python few_labels.py --stars-file apogee_window100.npz --output runs/laptop/few_labels \
         --checkpoint runs/laptop/1_basemodel_synthetic
@@ -44,7 +45,7 @@ from stellarperceptron.utils.arguments import HelpFormatter, output_folder, posi
 from stellarperceptron.utils.arrays import check_array_archive, sentinels_to_nan
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
-from stellarperceptron.utils.plotting import axis_label, save_figure, use_style
+from stellarperceptron.utils.plotting import PAGE_WIDTH, axis_label, save_figure, use_style
 
 # Fine-tuning the pre-trained model: all settings are here.
 FINE_TUNING = {
@@ -69,6 +70,12 @@ TOKENS = {"TEFF": "TEFF", "LOGG": "LOGG", "M_H": "FE_H"}  # what the model calls
 HEADINGS = {"TEFF": "Teff [K]", "LOGG": "log g", "M_H": "[M/H]"}
 RIDGE, QUADRATIC = "ridge regression", "quadratic regression"
 NETWORK, FINE_TUNED = "network from scratch", "pre-trained, fine-tuned"
+CAPTION = (
+    "few_labels.png: mad_std of predicted minus catalogue labels of the stars not learned "
+    "from, against the number of stars that each method learned from, on logarithmic axes. Points "
+    "are means of the random splits, bars reach from the best to the worst split; colours are "
+    "methods."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +251,7 @@ def main() -> None:
         sys.exit(f"{Path(__file__).name}: {error}")
     text = markdown_table(mean_table(table))
     with atomic_output(arguments.output / "few_labels.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(f"{text}\n{CAPTION}\n", encoding="utf-8")
     draw(table, arguments.output / "few_labels.png")
     print(text, end="")
 
@@ -317,18 +324,18 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw errors against the number of labelled stars, a panel for each label."""
     use_style()
     labels = table["label"].unique()
-    figure = Figure(figsize=(3.4 * len(labels), 3.2), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 2.4), layout="constrained")
     for axes, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
         for method, part in table[table["label"] == label].groupby("method", sort=False):
             values = part.groupby("labelled_stars")["mad_std"].agg(["mean", "min", "max"])
             around = np.abs(values[["min", "max"]].sub(values["mean"], axis=0)).T.to_numpy()
-            axes.errorbar(values.index, values["mean"], around, marker="o", ms=4, label=method)
+            axes.errorbar(values.index, values["mean"], around, marker="o", label=method)
         numbers = sorted(table["labelled_stars"].unique())
-        axes.set(xscale="log", yscale="log", xlabel="labelled stars")
+        axes.set(xscale="log", yscale="log", xlabel="number of labelled stars")
         axes.set_xticks(numbers, labels=list(map(str, numbers)))
         axes.minorticks_off()
         axes.set_ylabel(f"mad_std of {axis_label(TOKENS[label]).replace('Fe/H', 'M/H')}")
-    figure.axes[0].legend(fontsize="small")
+    figure.axes[0].legend()
     save_figure(figure, path)
 
 

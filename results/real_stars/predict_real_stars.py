@@ -11,7 +11,7 @@ predictions.csv     labels and errors (K, dex), flags of answers that should not
                     radial-velocity pipeline from the headers (rv_), the rms of the spectrum less
                     the emulator's, the picture's name
 failures.csv        files that could not be used, and why; only if there are any (exit status 1)
-STAR.png            spectrum, emulator `nature` at the predicted labels, residual; of a further
+STAR.png, .pdf      spectrum, emulator `nature` at the predicted labels, residual; of a further
                     file of the same star STAR_FILE.png
 
     python predict_real_stars.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
@@ -59,7 +59,7 @@ from stellarperceptron.utils.arguments import (
     run_script,
 )
 from stellarperceptron.utils.data_utils import atomic_output, check_output_folder, escaped
-from stellarperceptron.utils.plotting import COLORS, save_figure, use_style
+from stellarperceptron.utils.plotting import COLORS, PAGE_WIDTH, save_figure, use_style
 
 LABELS_PER_LINE = 6  # in the titles of the figures
 RESIDUAL_BELOW = 0.13  # how far the residual lies below the spectrum in the figures
@@ -137,7 +137,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"{script}: {error}")
     report(table, labels)
-    write_failures(failures, output / "failures.csv")
+    write_failures(failures, "predictions.csv", output / "failures.csv")
     if failures:
         reasons = "\n".join(f"  {reason}" for _, reason in failures)
         sys.exit(f"{script}: {len(failures)} of {len(files)} files could not be used:\n{reasons}")
@@ -230,43 +230,43 @@ def draw(
     """Draw a spectrum and the emulator's, a panel for each chip."""
     use_style()
     chips = spectrum.instrument.chips
-    figure = Figure(figsize=(13, max(3 * len(chips), 4)), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, max(1.9 * len(chips), 2.6)), layout="constrained")
     panels = figure.subplots(len(chips), 1, squeeze=False)[:, 0]
     # All but the outermost pixels: a spike must not press the spectrum flat.
     bottom, top = np.nanquantile([observed, comparison.flux], [0.0005, 0.9995])
     level = bottom - RESIDUAL_BELOW
     for axes, (chip, pixels) in zip(panels, chips.items(), strict=True):
         wavelength, residual = spectrum.wavelength[pixels], (observed - comparison.flux)[pixels]
-        axes.plot(wavelength, observed[pixels], color=COLORS["black"], lw=0.9, label="observed")
+        axes.plot(wavelength, observed[pixels], color=COLORS["black"], lw=0.5, label="observed")
         axes.plot(
             wavelength,
             comparison.flux[pixels],
             color=COLORS["vermilion"],
-            lw=0.9,
+            lw=0.5,
             alpha=0.85,
             label=f"emulator at the predicted labels ({comparison.broadening})",
         )
-        axes.axhline(level, color=COLORS["grey"], lw=0.5)
+        axes.axhline(level, color=COLORS["grey"], lw=0.4)
         axes.plot(
             wavelength,
             level + residual,
             color=COLORS["blue"],
-            lw=0.6,
+            lw=0.4,
             label=f"observed − emulator (rms {comparison.rms:.3f}), about the grey line",
         )
         axes.set(
             xlim=wavelength[[0, -1]],
-            ylim=(level - RESIDUAL_BELOW, top + 0.12),
-            ylabel=f"flux / continuum\n{chip} chip",
+            ylim=(level - RESIDUAL_BELOW, top + 0.14),
+            ylabel=f"flux / continuum\n({chip} detector)",
         )
         for positions, name in LINES:
             if wavelength[0] < positions[0] < wavelength[-1]:
-                axes.vlines(positions, top + 0.02, top + 0.05, color=COLORS["grey"], lw=0.9)
+                axes.vlines(positions, top + 0.02, top + 0.05, color=COLORS["grey"], lw=0.6)
                 middle = (positions[0] + positions[-1]) / 2
-                axes.text(middle, top + 0.06, name, ha="center", fontsize=8, color=COLORS["grey"])
+                axes.text(middle, top + 0.06, name, ha="center", color=COLORS["grey"])
     panels[-1].set_xlabel("vacuum wavelength in the star's rest frame [Å]")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(title(row, labels, spectrum), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(title(row, labels, spectrum), x=0.01, ha="left")
     return figure
 
 

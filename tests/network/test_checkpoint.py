@@ -14,7 +14,7 @@ from conftest import LABELS, make_model
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
-from stellarperceptron.network.checkpoint import read_checkpoint
+from stellarperceptron.network.checkpoint import read_checkpoint, weights_sha256
 from stellarperceptron.utils import data_utils
 
 NAMES = [f"syn_apogee{i}" for i in range(40)]
@@ -57,6 +57,60 @@ def test_half_precision_keeps_the_weights_to_its_rounding(model, saved, tmp_path
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, expected, rtol=2**-11, atol=1e-7)
     assert (tmp_path / "half/weights.pt").stat().st_size < (saved / "weights.pt").stat().st_size
+
+
+def test_safetensors_hold_the_same(model, tmp_path, spectra, wavelengths):
+    pytest.importorskip("safetensors")
+    model.epoch = 5
+    model.save(tmp_path / "both", safetensors=True)
+    (tmp_path / "both/weights.pt").unlink()
+    loaded = StellarPerceptron.load(tmp_path / "both", device="cpu")
+    assert loaded.epoch == 5
+    np.testing.assert_array_equal(
+        answers(loaded, spectra, wavelengths), answers(model, spectra, wavelengths)
+    )
+    model.save(tmp_path / "both", overwrite=True)  # a checkpoint like any other
+    assert weights_sha256(tmp_path / "both")
+
+
+def test_damaged_safetensors_are_refused(model, tmp_path):
+    pytest.importorskip("safetensors")
+    model.save(tmp_path / "both", safetensors=True)
+    (tmp_path / "both/weights.pt").unlink()
+    path = tmp_path / "both/weights.safetensors"
+    content = path.read_bytes()
+    for damaged in (content[:-7], content[: len(content) // 2], b"", b"{" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"weights\.safetensors is damaged"):
+            StellarPerceptron.load(tmp_path / "both", device="cpu")
+
+
+def test_safetensors_are_checked_as_other_weights(model, tmp_path):
+    torch_files = pytest.importorskip("safetensors.torch")
+    model.save(tmp_path / "both", safetensors=True)
+    (tmp_path / "both/weights.pt").unlink()
+    path = tmp_path / "both/weights.safetensors"
+    tensors = torch_files.load_file(path)
+    name = next(iter(tensors))
+    for wrong, message in (
+        (torch.full_like(tensors[name], torch.nan), "are NaN or infinite"),
+        (tensors[name].long(), "is not the name of a plain tensor"),
+        (tensors[name][..., :1].clone(), "has shape"),
+    ):
+        torch_files.save_file({**tensors, name: wrong}, path)
+        with pytest.raises(ValueError, match=message):
+            StellarPerceptron.load(tmp_path / "both", device="cpu")
+
+
+def test_a_checkpoint_says_what_it_is(model, tmp_path):
+    model = make_model(7514, ["TEFF", "FE_H"], context_length=64, pixels_per_token=16)
+    model.trained_on = {"stars": 3, "provenance": {"generator": "by hand"}}
+    model.save(tmp_path / "c")
+    about = json.loads((tmp_path / "c/config.json").read_text())["stellarperceptron"]
+    assert about["units"] == {"TEFF": "K", "FE_H": "dex"}
+    assert about["written_by"] == data_utils.written_by()
+    loaded = StellarPerceptron.load(tmp_path / "c", device="cpu")
+    assert loaded.trained_on == about["trained_on"] == model.trained_on
 
 
 def test_files_are_the_published_ones(saved):

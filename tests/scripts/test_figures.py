@@ -23,8 +23,8 @@ def drawn(script, *arguments):
     """The figure that a script saves."""
     figures, save = [], plotting.save_figure
 
-    def note(figure, path):
-        save(figure, path)
+    def note(figure, path, caption=""):
+        save(figure, path, caption)
         figures.append(figure)
 
     with mock.patch.object(plotting, "save_figure", note):
@@ -71,14 +71,47 @@ def assert_stars(axes, table, label):
 def test_figure_2_has_a_row_for_each_table_and_a_column_for_each_label(tables, tmp_path):
     given = ("--pretrained", tables["pretrained"], "--finetuned", tables["finetuned"])
     figure = drawn(FIGURE_2, *given, "--output", tmp_path / "Figure2.png")
-    panels = figure.axes[:4]
-    for axes, (model, label) in zip(
-        panels,
-        [(model, label) for model in ("pretrained", "finetuned") for label in SPREAD],
-        strict=True,
-    ):
-        assert_stars(axes, pd.read_csv(tables[model]), label)
+    assert figure.get_size_inches()[0] <= plotting.PAGE_WIDTH
+    columns = np.reshape(figure.axes, (len(SPREAD), 6))
+    for panels, label in zip(columns, SPREAD, strict=True):
+        for i, model in enumerate(("pretrained", "finetuned")):
+            table = pd.read_csv(tables[model])
+            above, below = panels[2 * i : 2 * i + 2]
+            assert_stars(above, table, label)
+            assert above.get_xlim() == below.get_xlim()
+            residual = table[f"{label}_pred"] - table[f"{label}_actual"]
+            points = np.concatenate([part.get_offsets() for part in below.collections])
+            expected = residual.clip(*below.get_ylim())
+            np.testing.assert_allclose(np.sort(points[:, 1]), np.sort(expected))
     assert imread(tmp_path / "Figure2.png").ndim == 3
+    assert (tmp_path / "Figure2.pdf").read_bytes().startswith(b"%PDF")
+    caption = (tmp_path / "Figure2.md").read_text()
+    assert caption.startswith("Figure 2. Predicted against catalogue labels of 60 test stars")
+
+
+def test_figure_2_counts_all_pulls(tables, tmp_path):
+    given = ("--pretrained", tables["pretrained"], "--finetuned", tables["finetuned"])
+    figure = drawn(FIGURE_2, *given, "--output", tmp_path / "Figure2.png")
+    for number, label in enumerate(SPREAD):
+        axes = figure.axes[6 * number + 4]
+        finetuned, pretrained = axes.patches  # the filled one below
+        for patch, model in ((finetuned, "finetuned"), (pretrained, "pretrained")):
+            table = pd.read_csv(tables[model])
+            total = np.hypot(table[f"{label}_err"], table[f"{label}_actual_err"])
+            pulls = (table[f"{label}_pred"] - table[f"{label}_actual"]) / total
+            expected = np.histogram(pulls.clip(-5, 5), np.linspace(-5, 5, 41), density=True)[0]
+            outline = patch.get_xy()
+            assert outline[:, 1].max() == pytest.approx(expected.max())
+            centres = np.linspace(-4.875, 4.875, 40)
+            corners = outline[: 2 * 40 + 1]
+            heights = [corners[np.isclose(corners[:, 0], x + 0.125), 1].max() for x in centres]
+            assert np.all(np.array(heights) >= expected - 1e-9)
+
+
+def test_pictures_are_png(tables, tmp_path, capsys):
+    given = ("--pretrained", tables["pretrained"], "--finetuned", tables["finetuned"])
+    assert run_here(FIGURE_2, *given, "--output", tmp_path / "Figure2.jpg") == 2
+    assert "Figure2.jpg must end in .png" in capsys.readouterr().err
 
 
 @pytest.mark.slow

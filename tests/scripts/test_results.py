@@ -208,6 +208,7 @@ def test_report_holds_everything(evaluated, survey, tmp_path):
         path = run / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         shutil.copy(run / "1_basemodel_synthetic" / "loss.png", path)
+        path.with_suffix(".md").write_text(f"All about {path.stem}.\n")
     make_shares().to_csv(run / "attention/attention_shares.csv", index=False)
     make_masking().to_csv(run / "attention/masking.csv", index=False)
     make_stars().to_csv(run / "real_stars/predictions.csv", index=False)
@@ -222,7 +223,14 @@ def test_report_holds_everything(evaluated, survey, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert len(links) == len(figures) + 3 and all((run / link).is_file() for link in links)
-    for words in ("[Fe/H], all", "astroNN catalogue, paper", "| sum | 8 |", "Provenance", '"seed"'):
+    for words in (
+        "All about Figure2.",
+        "[Fe/H], all",
+        "astroNN catalogue, paper",
+        "| sum | 8 |",
+        "Provenance",
+        '"seed"',
+    ):
         assert words in text
     # The baseline has half of the errors of stage 2.
     assert "Stage 2 is better than every baseline in 0 of 5 labels by mad_std" in text
@@ -255,12 +263,13 @@ def test_figures_are_published_with_captions(evaluated, survey, tmp_path):
     for name in ("figures/Figure2", "figures/Figure3", *ATTENTION_FIGURES):
         (run / name).parent.mkdir(exist_ok=True)
         shutil.copy(run / "1_basemodel_synthetic" / "loss.png", run / f"{name}.png")
+        (run / f"{name}.md").write_text("What is shown.\n")
     assert not run_here("results/publish_figures.py", *arguments)
     assert (tmp_path / "out/fe/Figure3.png").is_file()
     caption = (tmp_path / "out/attention/Figure4.md").read_text()
     assert re.fullmatch(
-        r"Figure4, profile smoke, .* 20\d\d\. Mock survey, 240 training and 40 test stars, "
-        r"seed 3\.\n",
+        r"What is shown\.\n\nProfile smoke, .* 20\d\d\. Mock survey, 240 training and 40 test "
+        r"stars, seed 3\.\n",
         caption,
     )
 

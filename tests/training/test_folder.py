@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from conftest import make_model
 from test_loop import SCRIPT, train_here
 
 from stellarperceptron.training.run.folder import RunFolder
+from stellarperceptron.utils.data_utils import written_by
 from stellarperceptron.utils.locks import BusyError
 
 
@@ -79,7 +79,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, file):
 def test_log_says_how_far_it_is(tmp_path):
     train_here(make_model(), folder=RunFolder(tmp_path / "run", {}), epochs=3)
     log = (tmp_path / "run" / "training.log").read_text()
-    assert f"stellarperceptron {version('stellarperceptron')}: " in log
+    assert f"stellarperceptron {', commit '.join(written_by().values())}: " in log
     assert re.findall(r"epoch (\d/\d), [\d:]+ left  time", log) == ["1/3", "2/3", "3/3"]
     assert "epoch 3/3, 0:00:00 left" in log
 

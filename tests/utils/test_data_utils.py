@@ -1,14 +1,17 @@
 """Outputs appear whole or not at all, and never in the place of something else."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
-from stellarperceptron.utils import locks
+from stellarperceptron.utils import data_utils, locks
 from stellarperceptron.utils.data_utils import (
     atomic_output,
     check_output_file,
@@ -16,6 +19,20 @@ from stellarperceptron.utils.data_utils import (
     room_to_close,
 )
 from stellarperceptron.utils.locks import BusyError
+
+
+def test_a_checkout_knows_its_commit(tmp_path, monkeypatch):
+    made = data_utils.written_by()
+    assert made["version"] == version("stellarperceptron")
+    root = Path(__file__).parents[2]
+    git = shutil.which("git")
+    if git and (root / ".git").exists():
+        head = subprocess.check_output([git, "-C", root, "rev-parse", "HEAD"], text=True)
+        assert head.startswith(made["commit"].removesuffix("-dirty"))
+    data_utils._commit.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert data_utils.written_by() == {"version": made["version"]}
+    data_utils._commit.cache_clear()
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):

@@ -4,7 +4,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -16,11 +15,12 @@ from stellarperceptron.evaluation.predictions import (
     predictions_table,
     write_predictions,
 )
-from stellarperceptron.labels import resolve_label_names
+from stellarperceptron.labels import label, resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.training.stages import require_labels, require_same_instrument
 from stellarperceptron.utils.arguments import HelpFormatter, computing_arguments, output_folder
+from stellarperceptron.utils.data_utils import written_by
 
 __all__ = ["evaluate", "evaluation_labels", "evaluation_parser", "load_network", "print_metrics"]
 
@@ -180,7 +180,8 @@ def evaluate(
         "data": {"path": str(dataset.path), **dataset.identity},
         "seconds": round(seconds, 2),
         "stars_per_s": round(len(spectra) / seconds, 1),
-        "version": version("stellarperceptron"),
+        "units": {name: label(name).unit for name in labels},
+        **written_by(),
         "torch": torch.__version__,
     }
     table = predictions_table(predicted, dataset.test)

@@ -22,6 +22,7 @@ from stellarperceptron.evaluation.tables import (
     label_heading,
 )
 from stellarperceptron.labels import label as label_named
+from stellarperceptron.utils.data_utils import written_by
 
 __all__ = [
     "attention_text",
@@ -370,6 +371,7 @@ def machine_table() -> pd.DataFrame:
             rows[package] = version(package)
         except PackageNotFoundError:
             continue
+    rows["commit"] = written_by().get("commit", "none: installed package")
     return pd.DataFrame({"": rows.keys(), "this machine": rows.values()})
 
 

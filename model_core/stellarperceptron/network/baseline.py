@@ -19,7 +19,7 @@ from stellarperceptron.network.checkpoint import (
 from stellarperceptron.network.kernels.linear import Linear
 from stellarperceptron.network.tensor_files import save_tensors, tensor_bytes
 from stellarperceptron.utils.arrays import as_array, is_constant, sentinels_to_nan
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, written_by
 
 __all__ = ["BaselineNetwork"]
 
@@ -115,6 +115,7 @@ class BaselineNetwork(nn.Module):
                 "network": "baseline",
                 "pixels": self.flux_statistics.shape[1],
                 "label": self.label,
+                "written_by": written_by(),
             }
             (temporary / "config.json").write_text(json.dumps(content), encoding="utf-8")
             save_tensors(weights, temporary / "weights.pt")

@@ -1,7 +1,8 @@
 """The checkpoint folder, in the published format; nothing in it is ever executed.
 
 ``config.json``, ``weights.pt`` and ``embed_map.npz`` have the format of the published code
-(Koblischke & Bovy 2024), which can read folders of this package, and the other way round.
+(Koblischke & Bovy 2024), which can read folders of this package, and the other way round. The
+weights may also lie in ``weights.safetensors``, which is read where there is no ``weights.pt``.
 """
 
 import glob
@@ -20,13 +21,15 @@ from torch import Tensor, nn
 from stellarperceptron.network.tensor_files import (
     MOST_TOKENS,
     check_network_size,
+    load_safetensors,
     load_tensors,
     not_finite,
+    save_safetensors,
     save_tensors,
     tensor_bytes,
 )
 from stellarperceptron.utils.arrays import check_array_archive
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, written_by
 
 __all__ = [
     "CARD",
@@ -38,6 +41,7 @@ __all__ = [
     "read_weights",
     "require_finite",
     "require_replaceable",
+    "weights_file",
     "weights_sha256",
     "write_checkpoint",
 ]
@@ -48,7 +52,7 @@ CARD = "card.md"
 """File of a checkpoint's model card."""
 _FILES = {
     *("config.json", "weights.pt", "embed_map.npz", "reference.npz", "training_state.pt"),
-    *(CARD, "pinned.json"),
+    *(CARD, "pinned.json", "weights.safetensors"),
 }
 _LONGEST_CARD = 100_000  # bytes
 # Files that file browsers create.
@@ -102,14 +106,14 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         holds, or a weight is NaN or infinite.
     """
     folder = Path(folder)
-    missing = [name for name in ("config.json", "weights.pt") if not (folder / name).is_file()]
+    path = weights_file(folder)
+    missing = [file.name for file in (folder / "config.json", path) if not file.is_file()]
     if missing:
         what = f"has no {' and no '.join(missing)}" if folder.is_dir() else "is not a folder"
         set_aside = sorted(folder.parent.glob(f"{glob.escape(folder.name)}.*.previous"))
         hint = f"; a save was cut short, rename {set_aside[0]} to it" if set_aside else ""
         raise FileNotFoundError(f"{folder} is no checkpoint: it {what}{hint}")
     config = read_config(folder)
-    path = folder / "weights.pt"
     weights, state = read_weights(path)
     epoch = weights.get("epoch") or 0
     if not isinstance(epoch, int):
@@ -140,15 +144,21 @@ def _read_card(path: Path) -> str:
         return file.read(_LONGEST_CARD).decode("utf-8", "replace")
 
 
+def weights_file(folder: Path) -> Path:
+    """`weights.pt` of a checkpoint, or `weights.safetensors` where only that is there."""
+    path, other = folder / "weights.pt", folder / "weights.safetensors"
+    return other if other.is_file() and not path.is_file() else path
+
+
 def read_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-    """Read `weights.pt`: all of its content, and the weights by name.
+    """Read a file of weights: all of its content, and the weights by name.
 
     Raises
     ------
     FileNotFoundError, ValueError
         See `load_tensors`; the weights are missing or are not floating-point tensors with names.
     """
-    content = load_tensors(path)
+    content = load_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
     state = content.get("model_state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds no 'model_state_dict'")
@@ -197,7 +207,7 @@ def weights_sha256(folder: str | os.PathLike) -> str:
     FileNotFoundError, ValueError
         See `read_weights`.
     """
-    _, state = read_weights(Path(folder) / "weights.pt")
+    _, state = read_weights(weights_file(Path(folder)))
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{_without_prefixes(name)} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -331,6 +341,7 @@ def write_checkpoint(
     reference: Mapping[str, np.ndarray] | None = None,
     dtype: torch.dtype = torch.float32,
     card: str = "",
+    safetensors: bool = False,
 ) -> Path:
     """Write a checkpoint folder; a failed save leaves nothing behind.
 
@@ -361,6 +372,8 @@ def write_checkpoint(
         Type of the weights in the file.
     card
         Text of a model card; none is written if it is empty.
+    safetensors
+        Write `weights.safetensors` as well.
 
     Raises
     ------
@@ -384,6 +397,10 @@ def write_checkpoint(
         "optimizer": type(optimizer).__name__,
         "epoch": int(epoch),
     }
+    config["stellarperceptron"] = {
+        **config.get("stellarperceptron", {}),
+        "written_by": written_by(),
+    }
     # As in the published files, padding (row 0) comes last.
     keys = np.append(np.arange(1, len(embed_map)), 0)
     with atomic_output(folder, expected_bytes=tensor_bytes(content)) as temporary:
@@ -399,6 +416,8 @@ def write_checkpoint(
             (temporary / CARD).write_text(card, encoding="utf-8")
         np.savez_compressed(temporary / "embed_map.npz", keys=keys, values=embed_map[keys])
         save_tensors(content, temporary / "weights.pt")
+        if safetensors:
+            save_safetensors(state, int(epoch), temporary / "weights.safetensors")
         if reference is not None:
             np.savez_compressed(temporary / "reference.npz", **dict(reference))  # type: ignore
         if training_state is not None:

@@ -16,8 +16,10 @@ __all__ = [
     "check_network_size",
     "check_tensor_file",
     "check_tensors",
+    "load_safetensors",
     "load_tensors",
     "not_finite",
+    "save_safetensors",
     "save_tensors",
     "tensor_bytes",
 ]
@@ -184,6 +186,60 @@ def save_tensors(content: Any, path: Path) -> None:
     """
     with open(path, "wb") as file:
         torch.save(content, file)
+
+
+def load_safetensors(path: Path) -> dict[str, Any]:
+    """Read a file of the safetensors format, which holds tensors and texts, and never code.
+
+    Returns
+    -------
+    dict
+        `model_state_dict`, the tensors by name, and `epoch`, as in the published `weights.pt`.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged.
+    ModuleNotFoundError
+        safetensors is not installed.
+    """
+    library = _safetensors()
+    try:
+        with library.safe_open(path, framework="pt", device="cpu") as file:
+            about = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {"model_state_dict": state, "epoch": int(about.get("epoch", 0))}
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # of the library, or a damaged header
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def save_safetensors(weights: Mapping[str, Tensor], epoch: int, path: Path) -> None:
+    """Write a file that `load_safetensors` can read.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        safetensors is not installed.
+    OSError
+        The disk is full, among others.
+    """
+    _safetensors()
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    path.write_bytes(save(tensors, metadata={"epoch": str(epoch)}))
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "safetensors is not installed: pip install 'stellarperceptron[safetensors]'"
+        ) from error
+    return safetensors
 
 
 def tensor_bytes(content: Any) -> int:

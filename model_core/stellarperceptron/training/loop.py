@@ -5,7 +5,6 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,6 +16,7 @@ from stellarperceptron.training.prefetch import made_ahead, spare_cores
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.step import Task, Trainer
+from stellarperceptron.utils.data_utils import written_by
 from stellarperceptron.utils.distributed import Process, Termination
 
 __all__ = ["PEAK_FLOPS", "TrainingError", "run_training"]
@@ -291,7 +291,7 @@ def _description(trainer: Trainer) -> str:
     trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
     effective = options.batch_size * process.world_size * options.gradient_accumulation
     return (
-        f"stellarperceptron {version('stellarperceptron')}: "
+        f"stellarperceptron {', commit '.join(written_by().values())}: "
         f"{len(trainer.training.rows)} training and {len(trainer.validation.rows)} validation "
         f"stars; {trainable} trainable parameters; {process.world_size} processes on "
         f"{process.device.type}; effective batch {options.batch_size} x {process.world_size} x "

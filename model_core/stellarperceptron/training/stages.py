@@ -208,6 +208,7 @@ def place_stars(
     require_same_instrument(model, dataset)
     require_labels(model, stars.label_names)
     data = profile.data
+    model.trained_on = {**dataset.identity, "spectra": data.kind, "pixels": data.pixels}
     augment = None
     if data.augment:
         augment = _augmentation(dataset.instrument, stars.wavelengths, profile)

@@ -22,6 +22,7 @@ __all__ = [
     "describe_sections",
     "output_file",
     "output_folder",
+    "output_picture",
     "override_sections",
     "positive",
     "positive_float",
@@ -99,6 +100,13 @@ def output_file(text: str) -> Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(error.strerror or str(error)) from error
     return path
+
+
+def output_picture(text: str) -> Path:
+    """A picture, NAME.png, that can be written; its PDF and its caption go beside it."""
+    if Path(text).suffix != ".png":
+        raise argparse.ArgumentTypeError(f"{text} must end in .png")
+    return output_file(text)
 
 
 def output_folder(text: str) -> Path:

@@ -1,15 +1,18 @@
-"""Files written whole or not at all, where they are kept, and texts that are safe in tables."""
+"""Files written whole or not at all: by whom, where they are kept; texts safe in tables."""
 
 import ctypes
 import errno
+import functools
 import glob
 import os
 import secrets
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ __all__ = [
     "plain_text",
     "room_to_close",
     "user_cache",
+    "written_by",
 ]
 
 # The disk, the user's share of it, or the size of a file.
@@ -41,6 +45,32 @@ def user_cache() -> Path:
     """Cache folder of the user for everything that this package downloads."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base).expanduser() / "stellarperceptron"
+
+
+def written_by() -> dict[str, str]:
+    """What made a file: `version` of this package and, run from a checkout, its git `commit`.
+
+    A commit with changes that are not committed ends in "-dirty".
+    """
+    commit = _commit()
+    return {"version": version("stellarperceptron")} | ({"commit": commit} if commit else {})
+
+
+@functools.cache
+def _commit() -> str:
+    """Commit of the checkout that holds this file; empty for an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    if not ((root / ".git").exists() and (root / "model_core").is_dir()):
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    unlocked = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            [*command, "--abbrev=12"], env=unlocked, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):  # no git
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _size(n_bytes: int) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from apogee_files import apstar_hdus, apvisit_hdus
+from astropy import units as u
+from astropy.io import fits
 from astropy.table import Table
 from conftest import make_model
 
@@ -67,7 +69,7 @@ def predict(checkpoint, stars, tmp_path):
 
 def read(path: Path) -> Table:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="'dex' did not parse as fits unit")
+        warnings.simplefilter("error")
         table = Table.read(path)
     table.convert_bytestring_to_unicode()
     return table
@@ -102,8 +104,12 @@ def test_columns_have_units_and_descriptions(predict):
         table = read(predict(output=output))
         assert all(column.description for column in table.itercols())
         assert table["TEFF"].unit == table["TEFF_error"].unit == "K"
-        assert str(table["FE_H"].unit) == str(table["LOGG_error"].unit) == "dex"
+        assert table["FE_H"].unit == table["LOGG_error"].unit == u.dex
         assert table["radial_velocity"].unit == "km/s"
+        assert set(table.meta) >= {"WEIGHTS", "VERSION", "MODEL", "PIXELS"}
+    header = fits.getheader(predict("--overwrite"), 1)
+    number = 1 + table.colnames.index("FE_H")
+    assert header[f"TTYPE{number}"] == "FE_H" and header[f"TCOMM{number}"].endswith(" [dex]")
 
 
 def test_all_formats_hold_the_same(predict):
@@ -211,8 +217,17 @@ def test_bad_files_are_listed_and_the_others_done(predict, stars, tmp_path):
     failures = pd.read_csv(tmp_path / "failures.csv")
     assert failures["file"].tolist() == [str(tmp_path / "text.fits")]
     assert "damaged" in failures["reason"][0]
+    predict(output="other.fits")  # of another catalogue in the same folder
+    assert pd.read_csv(tmp_path / "failures.csv").equals(failures)
     predict("--overwrite")
     assert not (tmp_path / "failures.csv").exists()
+
+
+def test_a_foreign_list_of_failures_is_left_alone(predict, tmp_path):
+    (tmp_path / "failures.csv").write_text("day,failure\n1,rain\n")
+    with pytest.raises(SystemExit, match=r"failures\.csv is no list of this command's failures"):
+        predict()
+    assert (tmp_path / "failures.csv").read_text().endswith("rain\n")
 
 
 def test_nothing_but_bad_files_gives_an_empty_catalogue(predict, tmp_path):

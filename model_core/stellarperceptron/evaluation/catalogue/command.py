@@ -14,12 +14,15 @@ from stellarperceptron.utils.arguments import HelpFormatter, positive
 
 # PyTorch takes seconds to import: `--help` and wrong arguments need not wait for it.
 if TYPE_CHECKING:
+    import pandas as pd
+
     from stellarperceptron.evaluation.catalogue.parts import Failure, Plan
     from stellarperceptron.model import StellarPerceptron
 
 __all__ = ["main", "make_survey", "survey_arguments"]
 
 SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
+FAILURE_COLUMNS = ["catalogue", "file", "reason"]
 SHOWN = 10  # failures that are printed; all are in failures.csv
 
 PREDICT = """Predict labels of spectra and write a catalogue, a row a file.
@@ -217,6 +220,7 @@ def check_predict(options: argparse.Namespace) -> None:
     if options.output.suffix not in SUFFIXES:
         raise ValueError(f"--output {options.output} must end in {', '.join(SUFFIXES)}")
     check_output_file(options.output)
+    read_failures(options.output.with_name("failures.csv"))
     if options.output.exists() and not options.overwrite:
         raise FileExistsError(f"{options.output} exists: choose another name, or give --overwrite")
     if (options.array_index is None) != (options.array_count is None):
@@ -255,6 +259,7 @@ def run_predict(options: argparse.Namespace) -> None:
         folder=output.with_name(f"{output.name}.parts"),
         instrument=instrument,
         template=template_of(model),
+        about={"MODEL": options.checkpoint, "PIXELS": options.pixels},
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = output.with_name(f".{output.name}.parts.lock")
@@ -286,7 +291,7 @@ def merge(plan: "Plan", output: Path) -> None:
 
     catalogue, failures = merge_parts(plan)
     write_catalogue(catalogue, output)
-    write_failures(failures, output.with_name("failures.csv"))
+    write_failures(failures, output.name, output.with_name("failures.csv"))
     shutil.rmtree(plan.folder)
     print(f"{output}: {len(catalogue):,} of {len(plan.files):,} files")
     if failures:
@@ -298,18 +303,40 @@ def merge(plan: "Plan", output: Path) -> None:
         )
 
 
-def write_failures(failures: "Sequence[Failure]", path: Path) -> None:
-    """List the files that could not be used, with reasons; no list where there are none."""
+def read_failures(path: Path) -> "pd.DataFrame":
+    """Read a list of files that could not be used; a ValueError says that it is something else."""
     import pandas as pd
 
-    from stellarperceptron.utils.data_utils import atomic_output, escaped
+    if not path.is_file():
+        return pd.DataFrame(columns=FAILURE_COLUMNS)
+    try:
+        earlier = pd.read_csv(path, dtype=str)
+    except ValueError:  # no table
+        earlier = pd.DataFrame()
+    if list(earlier) != FAILURE_COLUMNS:
+        raise ValueError(f"{path} is no list of this command's failures: move it away")
+    return earlier
 
-    if not failures:
+
+def write_failures(failures: "Sequence[Failure]", catalogue: str, path: Path) -> None:
+    """List the files that could not be used, with reasons; no list where there are none.
+
+    What the list says of other catalogues in the same folder is kept.
+    """
+    import pandas as pd
+
+    from stellarperceptron.utils.data_utils import atomic_output, escaped, plain_text
+
+    rows = [(catalogue, *failure) for failure in failures]
+    failed = escaped(pd.DataFrame(rows, columns=FAILURE_COLUMNS))
+    earlier = read_failures(path)
+    others = earlier[earlier["catalogue"] != plain_text(catalogue)]
+    failed = pd.concat([others, failed], ignore_index=True)
+    if failed.empty:
         path.unlink(missing_ok=True)
         return
     with atomic_output(path) as temporary:
-        failed = pd.DataFrame(failures, columns=["file", "reason"])
-        escaped(failed).to_csv(temporary, index=False)
+        failed.to_csv(temporary, index=False)
 
 
 # --- models and surveys -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from stellarperceptron.evaluation.catalogue.table import catalogue_table, predic
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.data_utils import atomic_output, written_by
 
 __all__ = ["PART_FILES", "Failure", "Plan", "make_parts", "merge_parts"]
 
@@ -53,6 +53,8 @@ class Plan:
         Whose spectra are read.
     template : (P,) or None
         Spectrum to measure velocities with; see `read_normalized`.
+    about : dict of str to str
+        What the catalogue's header says of the model.
     """
 
     files: list[Path]
@@ -63,6 +65,7 @@ class Plan:
     folder: Path
     instrument: Instrument = APOGEE
     template: np.ndarray | None = None
+    about: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_parts(self) -> int:
@@ -207,5 +210,6 @@ def merge_parts(plan: Plan) -> tuple[Table, list[Failure]]:
     # An empty part does not know how long texts are, or would make numbers of them.
     filled = [part for part in parts if len(part)] or parts[:1]
     catalogue = vstack(filled, metadata_conflicts="silent")
-    catalogue.meta = {"WEIGHTS": plan.checkpoint}
+    origin = {key.upper(): value for key, value in written_by().items()}
+    catalogue.meta = {"WEIGHTS": plan.checkpoint, **origin, **plan.about}
     return catalogue, failures

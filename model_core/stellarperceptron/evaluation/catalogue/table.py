@@ -3,20 +3,19 @@
 import math
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from astropy.io import fits
-from astropy.table import Column, Table
+from astropy.table import Column, QTable, Table
 
 from stellarperceptron.data.flags import Flag
 from stellarperceptron.evaluation.catalogue.files import Reading
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.utils.data_utils import atomic_output, escaped
+from stellarperceptron.utils.data_utils import atomic_output, escaped, written_by
 
 __all__ = [
     "SUFFIXES",
@@ -160,8 +159,7 @@ def catalogue_table(
     add("kind", [s.kind for s in spectra], str, "kind of file")
     add("file", map(str, files), str, "path of the file")
     add("checkpoint", [checkpoint[:16]] * n, str, "first 16 digits of the weights' SHA-256")
-    made = version("stellarperceptron")
-    add("version", [made] * n, str, "version of stellarperceptron")
+    add("version", [written_by()["version"]] * n, str, "version of stellarperceptron")
     return table
 
 
@@ -173,11 +171,14 @@ def write_catalogue(table: Table, path: Path) -> None:
         elif path.suffix == ".ecsv":
             table.write(temporary, format="ascii.ecsv")
         else:
+            # The standard of FITS does not know dex. Astropy finds the units of quantities in the
+            # header's comments, other programs find them with the descriptions.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*'dex' could not be saved")
-                table.write(temporary, format="fits")
-            # The standard of FITS does not know dex; the survey's own catalogues write it so, too.
+                QTable(table).write(temporary, format="fits")
             with fits.open(temporary, mode="update") as hdus:
                 for number, name in enumerate(table.colnames, start=1):
-                    if str(table[name].unit) == "dex":
-                        hdus[1].header.set(f"TUNIT{number}", "dex", after=f"TFORM{number}")
+                    unit = f" [{table[name].unit}]" if table[name].unit else ""
+                    hdus[1].header.set(
+                        f"TCOMM{number}", f"{table[name].description}{unit}", after=f"TFORM{number}"
+                    )

@@ -95,6 +95,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.nan_policy = one_of("nan_policy", nan_policy, _NAN_POLICIES)
         self.device = usable_device(device)
         self.epoch = 0
+        self.trained_on: dict[str, Any] = {}  # the survey, where there is one
         self.reference: Reference | None = None  # what the training spectra are like
         self._warned_of_range = False
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -160,8 +161,12 @@ class StellarPerceptronBase(StellarPerceptronCore):
     def get_config(self) -> dict[str, dict[str, Any]]:
         """Everything but the weights, with the instrument; see `StellarPerceptronCore`."""
         config = super().get_config()
+        section = config["stellarperceptron"]
         if self.instrument is not None:
-            config["stellarperceptron"]["instrument"] = self.instrument.to_dict()
+            section["instrument"] = self.instrument.to_dict()
+            section["units"] = {name: label.unit for name, label in self.labels.items()}
+        if self.trained_on:
+            section["trained_on"] = self.trained_on
         return config
 
     def _check_wavelengths(self, wavelengths, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:

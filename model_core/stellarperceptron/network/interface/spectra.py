@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from stellarperceptron.network.interface.export import FluxToLabels, write_onnx
 from stellarperceptron.network.interface.perception import PerceivingModel
 from stellarperceptron.network.patches import Patch, split_into_patches
 from stellarperceptron.utils.arrays import as_array, as_names, as_spectra, sentinels_to_nan
+from stellarperceptron.utils.data_utils import written_by
 
 __all__ = ["SpectraModel", "holds_labels"]
 
@@ -151,7 +151,7 @@ class SpectraModel(PerceivingModel):
                 "labels": json.dumps(names),
                 "units": json.dumps([label_named(name).unit for name in names]),
                 "wavelengths_angstrom": json.dumps([round(float(w), 5) for w in wavelengths]),
-                "version": version("stellarperceptron"),
+                **written_by(),
             }
             with self._evaluation():
                 write_onnx(network, path, len(tokens), about)

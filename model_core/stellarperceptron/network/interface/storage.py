@@ -44,8 +44,12 @@ class StoredModel(StellarPerceptronBase):
         overwrite: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
         dtype: torch.dtype = torch.float32,
+        safetensors: bool = False,
     ) -> None:
         """Save a checkpoint folder, which the published code can load as well.
+
+        Section `stellarperceptron` of `config.json` names the version and commit of this package,
+        the survey that the model was trained on, and the units of its labels.
 
         Parameters
         ----------
@@ -57,9 +61,14 @@ class StoredModel(StellarPerceptronBase):
             Optimizer whose state is saved with the weights.
         dtype
             Type of the weights in the file; torch.float16 halves its size.
+        safetensors
+            Write the weights to `weights.safetensors` as well, a format without code that other
+            programs read. `load` takes it where there is no `weights.pt`.
 
         Raises
         ------
+        ModuleNotFoundError
+            safetensors is not installed.
         FileExistsError
             The folder exists and `overwrite` is False.
         """
@@ -74,6 +83,7 @@ class StoredModel(StellarPerceptronBase):
             reference=None if self.reference is None else self.reference.to_arrays(),
             dtype=dtype,
             card=self.card,
+            safetensors=safetensors,
         )
 
     @classmethod
@@ -100,6 +110,9 @@ class StoredModel(StellarPerceptronBase):
         known = {field.name for field in fields(ModelConfig)}
         entries = config["nn_config"] | config.get("stellarperceptron", {})
         instrument = entries.pop("instrument", None)
+        trained_on = entries.pop("trained_on", {})
+        for name in ("units", "written_by"):  # for whoever reads the file
+            entries.pop(name, None)
         calibration = Calibration(entries.pop("calibration", None))
         unknown = [k for k in entries if k not in known and not k.startswith("backend_")]
         if unknown:
@@ -116,6 +129,7 @@ class StoredModel(StellarPerceptronBase):
         )
         model.standardizer = Standardizer.from_config(config["norm_config"], model.vocab_size + 1)
         model.calibration = calibration
+        model.trained_on = dict(trained_on)
         return model
 
     @classmethod
@@ -131,8 +145,8 @@ class StoredModel(StellarPerceptronBase):
         Parameters
         ----------
         folder
-            Folder with `config.json`, `weights.pt` and, unless every token has its own row,
-            `embed_map.npz`. Nothing in these files is executed.
+            Folder with `config.json`, `weights.pt` (or `weights.safetensors`) and, unless every
+            token has its own row, `embed_map.npz`. Nothing in these files is executed.
         device, nan_policy
             See the class.
 
@@ -256,5 +270,6 @@ class StoredModel(StellarPerceptronBase):
         load_weights(grown.torch_model, weights, f"weights of {folder}")
         grown.calibration = Calibration(old.calibration.factors)
         grown.reference = old.reference
+        grown.trained_on = old.trained_on
         grown.epoch = old.epoch
         return grown

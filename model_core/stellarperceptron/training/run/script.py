@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stellarperceptron.network.checkpoint import weights_file
 from stellarperceptron.training.profiles import describe_entries, find_profile, read_profile
 from stellarperceptron.training.run.configuration import (
     CHECKPOINT_SHA256,
@@ -133,7 +134,7 @@ def resolve_checkpoint(path: Path) -> Path:
     epochs = [p for p in path.glob("epoch_*") if p.name[6:].isdigit()]
     last = sorted(epochs, key=lambda p: int(p.name[6:]))[-1:]
     for folder in (path, path / "selected", *last):
-        if (folder / "weights.pt").is_file():
+        if weights_file(folder).is_file():
             return folder
     raise FileNotFoundError(
         f"there is no checkpoint in {path}: run the stage before with --output {path}, or make "
