@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
@@ -39,6 +40,7 @@ ROWS = {  # panels of the figure
     "mad_std": "mad_std over that of\nthe whole spectrum",
     "total_within_1_sigma": "fraction within 1 sigma",
 }
+TICKS = (1, 2, 3, 5, 10)
 GAUSSIAN = 0.6827
 CAPTION = (
     "Stage 2 from windows of the first half of the observed band (left), and from all of it after "
@@ -105,7 +107,8 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.axhline(GAUSSIAN, color="black", lw=0.6, ls="--")
         axes.set_ylim(0.4, 0.9)
     for axes in grid[0]:
-        axes.set_yscale("log")
+        axes.set(yscale="log", yticks=TICKS, yticklabels=map(str, TICKS))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for axes, words in zip(grid[:, 0], ROWS.values(), strict=True):
         axes.set_ylabel(words)
     grid[1, 0].set_xlabel("pixels of the window")

@@ -125,7 +125,7 @@ def test_late_dwarfs_are_flagged(shipped, shared):
 
 
 def test_stars_of_a_survey_are_not_flagged(shipped, stars):
-    # 0.7 % of 5,000 stars are flagged; of 240, more than six are with a probability of 0.2 %.
+    # 0.8 % of 5,000 stars are flagged; of 240, more than six are with a probability of 0.2 %.
     assert np.count_nonzero(flags_of(shipped, stars[:, HALF])) <= 6
 
 
