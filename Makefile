@@ -210,9 +210,9 @@ $(REPORT): $(RUN)/tables/Table1.md $(RUN)/figures/Figure2.png $(RUN)/figures/Fig
 	$(BIN)/python results/report.py $(RUN) --profile $(PROFILE) --data $(DATA)
 
 publish-figures: $(INSTALLED)
-	$(BIN)/python results/publish_figures.py $(RUN) --profile $(PROFILE) --data $(DATA)
 	$(BIN)/python results/publish_checkpoint.py --checkpoint $(STAGE_2) --data $(DATA) \
 	  --predictions $(ON_OBSERVED_2) --output model_core/stellarperceptron/checkpoints/$(PROFILE)
+	$(BIN)/python results/publish_figures.py $(RUN) --profile $(PROFILE) --data $(DATA)
 
 clean:
 	rm -rf .venv build
