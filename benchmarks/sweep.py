@@ -9,6 +9,9 @@ shows them; the table that is printed says when each recipe reached the publishe
 What OUTPUT.json has already is not trained again.
 
     python -m benchmarks.sweep --output benchmarks/results/<date>-<hardware>-sweep
+
+With `--pixels-per-token` the tokens are bins of the first half of the band, all of which are in one
+context, and spectra are augmented, as in profile laptop.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import json
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,10 @@ from tqdm.auto import tqdm
 from benchmarks.common import record
 from benchmarks.inference import LABELS, paper_model
 from benchmarks.scaling import MODEL
+from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.data.mock.survey import MockSurvey
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.kernels.memory import freed_memory_kept
@@ -54,7 +61,8 @@ CAPTION = (
     "stars that a recipe has been shown. Black: the published recipe. Colours: stars in a batch; "
     "paler: lower learning rates; dashed: one label of a star at a time, solid: all."
 )
-SHARED = ("stars", "dim")  # what recipes must have in common to be compared
+# What recipes must have in common to be compared, and what older records, which lack it, had.
+SHARED = {"stars": None, "dim": None, "pixels_per_token": 1}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,7 +72,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--stars", type=int, default=16_384, help="mock stars (default %(default)s)")
+    add("--data", type=Path, help="survey file whose first stars are taken; none: they are made")
     add("--dim", type=int, default=64, help="dimensions of a token (default %(default)s)")
+    add("--pixels-per-token", type=int, default=1, help="pixels of a bin (default %(default)s)")
     add("--epochs", type=int, default=8, help="of each recipe (default %(default)s)")
     add("--published-epochs", type=int, default=24, help="0: leave it out (default %(default)s)")
     add("--batches", type=int, nargs="+", default=[64, 256, 1024], help="stars (%(default)s)")
@@ -74,8 +84,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--limit", type=float, default=3600, help="begin no recipe after so many seconds")
     add("--output", type=Path, default=Path("sweep"), help="path without ending, of both files")
     arguments = parser.parse_args()
-    if arguments.dim < 1 or arguments.dim % MODEL["embedding_dim"]:
-        parser.error(f"--dim {arguments.dim} is no multiple of {MODEL['embedding_dim']}")
+    if arguments.dim < 1 or arguments.dim % 32:
+        parser.error(f"--dim {arguments.dim} is no multiple of 32")
+    if arguments.pixels_per_token > 1 and arguments.published_epochs:
+        parser.error("the published recipe has tokens of one pixel: --published-epochs 0")
     return arguments
 
 
@@ -98,8 +110,16 @@ def recipes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def mock_stars(number: int) -> dict[str, np.ndarray]:
+def mock_stars(number: int, data: Path | None = None) -> dict[str, np.ndarray]:
     """Synthetic spectra (N, 7514), labels and their errors (N, 5) of mock stars."""
+    if data is not None:
+        with SpectraDataset.open(data, LABELS) as dataset:
+            train, rows = dataset.train, slice(0, number)
+            return {
+                "synthetic": train.read("synthetic", rows),
+                "labels": train.labels[rows],
+                "label_errors": train.label_errors[rows],
+            }
     blocks = list(MockSurvey(1).blocks("train", number))
     return {
         name: np.concatenate([block[name] for block in blocks])
@@ -107,22 +127,48 @@ def mock_stars(number: int) -> dict[str, np.ndarray]:
     }
 
 
-def prepare(stars: dict[str, np.ndarray], dim: int) -> tuple[Any, TrainingData]:
-    """A model with fresh weights, always the same, and its stars."""
-    scale = dim // MODEL["embedding_dim"]
-    sizes = {name: size if "head" in name else size * scale for name, size in MODEL.items()}
-    model = paper_model(context_length=CONTEXT, **sizes)
-    names = APOGEE.pixel_names(APOGEE_WAVELENGTH)
+def fresh_model(names: list[str], dim: int, pixels_per_token: int) -> StellarPerceptron:
+    """A model with fresh weights, always the same."""
+    sizes = {
+        name: size if "head" in name else size * dim // MODEL["embedding_dim"]
+        for name, size in MODEL.items()
+    }
+    if pixels_per_token == 1:
+        return paper_model(context_length=CONTEXT, **sizes)
+    sizes |= {"encoder_dropout_rate": 0.0, "decoder_dropout_rate": 0.0}
+    context = math.ceil(len(APOGEE) / pixels_per_token) + len(APOGEE.chips)  # bins end with chips
+    return StellarPerceptron(
+        [*names, *LABELS],
+        device="cpu",
+        seed=0,
+        instrument=APOGEE,
+        context_length=context,
+        pixels_per_token=pixels_per_token,
+        **sizes,
+    )
+
+
+def prepare(
+    stars: dict[str, np.ndarray], dim: int, pixels_per_token: int = 1
+) -> tuple[Any, TrainingData]:
+    """A model with fresh weights and its stars; those of bins are augmented."""
+    part = slice(None) if pixels_per_token == 1 else APOGEE.pixel_range("first_half")
+    wavelength = APOGEE_WAVELENGTH[part]
+    names = list(APOGEE.pixel_names(wavelength))
+    model = fresh_model(names, dim, pixels_per_token)
+    flux = stars["synthetic"][:, part]
     given = Stars(
-        stars["synthetic"].__getitem__,
+        flux.__getitem__,
         names,
-        APOGEE_WAVELENGTH,
+        wavelength,
         stars["labels"],
-        stars["label_errors"],
+        # Theory is made from the labels of the catalogue, which are exact for it.
+        stars["label_errors"] if pixels_per_token == 1 else None,
         LABELS,
     )
     fit_standardization(model, given)
-    return model, prepare_training_data(model, given, dtype=torch.float16)
+    augment = None if pixels_per_token == 1 else partial(Augmentation(), pixels=part)
+    return model, prepare_training_data(model, given, dtype=torch.float16, augment=augment)
 
 
 def schedule_of(recipe: dict[str, Any], steps: int) -> Schedule:
@@ -142,6 +188,7 @@ def curve(recipe: dict[str, Any], model: Any, data: TrainingData) -> dict[str, l
         batch_size=recipe["batch"],
         learning_rate=recipe["rate"],
         labels_per_star=recipe["labels"],
+        choice="star" if model.config.pixels_per_token == 1 else "batch",
         max_gradient_norm=0.0 if recipe["name"] == "published" else 1.0,
     )
     schedule = schedule_of(recipe, math.ceil(len(training) / recipe["batch"]) * recipe["epochs"])
@@ -155,7 +202,13 @@ def curve(recipe: dict[str, Any], model: Any, data: TrainingData) -> dict[str, l
     )
     # The same question for everybody: all labels of every validation star.
     trainer.validation = TrainingGenerator(
-        data, validation, 256, CONTEXT, labels_per_star="all", fixed=True
+        data,
+        validation,
+        256,
+        model.config.context_length,
+        choice=options.choice,
+        labels_per_star="all",
+        fixed=True,
     )
     model.torch_model.train()
     seconds, result = 0.0, {"cpu_s": [], "visits": [], "loss": []}
@@ -168,7 +221,7 @@ def curve(recipe: dict[str, Any], model: Any, data: TrainingData) -> dict[str, l
             seconds += time.process_time() - begin
             result["cpu_s"].append(seconds)
             result["visits"].append((epoch + 1) * len(training))
-            result["loss"].append(trainer.validate()[0] / len(LABELS))
+            result["loss"].append(trainer.validate()["loss"] / len(LABELS))
     return result
 
 
@@ -201,11 +254,12 @@ def known_results(path: Path, arguments: argparse.Namespace) -> list[dict[str, A
     if not path.exists():
         return []
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
-    for name in SHARED:
-        if results[name] != getattr(arguments, name):
+    for name, earlier in SHARED.items():
+        known, asked = results.get(name, earlier), getattr(arguments, name)
+        if known != asked:
+            option = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{path} has recipes of --{name} {results[name]}, not {getattr(arguments, name)}: "
-                "give another --output"
+                f"{path} has recipes of {option} {known}, not {asked}: give another --output"
             )
     return results["recipes"]
 
@@ -253,13 +307,14 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     todo = left(recipes(arguments), results)
-    stars = mock_stars(arguments.stars) if todo else {}
+    stars = mock_stars(arguments.stars, arguments.data) if todo else {}
     begin = time.perf_counter()
     for number, recipe in enumerate(tqdm(todo, unit="recipe", disable=None)):
         if time.perf_counter() - begin > arguments.limit:
             print(f"{len(todo) - number} recipes are left out after {arguments.limit:g} s")
             break
-        results.append({**recipe, **curve(recipe, *prepare(stars, arguments.dim))})
+        prepared = prepare(stars, arguments.dim, arguments.pixels_per_token)
+        results.append({**recipe, **curve(recipe, *prepared)})
         shared = {name: getattr(arguments, name) for name in SHARED}
         record("sweep", {**shared, "recipes": results}, path)
         draw(results, path.with_suffix(".png"))
