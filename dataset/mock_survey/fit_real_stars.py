@@ -28,7 +28,6 @@ from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.data.apogee.spectra import Spectrum, read_spectrum
 from stellarperceptron.data.apogee.spectrum_files import BAD_PIXEL, PixelMask
 from stellarperceptron.data.mock.emulator import Emulator
-from stellarperceptron.data.mock.examples import FILES, WHEEL
 from stellarperceptron.data.mock.line_spread import FWHM
 from stellarperceptron.data.mock.stellar_labels import (
     CARBON_LIMIT,
@@ -36,6 +35,7 @@ from stellarperceptron.data.mock.stellar_labels import (
     microturbulence,
     standard_labels,
 )
+from stellarperceptron.data.readers.examples import FILES, WHEEL
 from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT, interpolate
 from stellarperceptron.evaluation.catalogue.comparison import LINES
 from stellarperceptron.utils.arguments import HelpFormatter, run_script

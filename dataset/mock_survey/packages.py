@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from stellarperceptron.data.mock.examples import (
+from stellarperceptron.data.readers.examples import (
     REQUIREMENT,
     SHA256,
     WHEEL,

@@ -32,8 +32,8 @@ from tqdm.auto import tqdm
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.spectra import RVFit, Spectrum
 from stellarperceptron.data.flags import flag_names
-from stellarperceptron.data.mock.examples import fetch_example_spectra
 from stellarperceptron.data.mock.stellar_labels import LABELS as EMULATOR_LABELS
+from stellarperceptron.data.readers.examples import fetch_example_spectra
 from stellarperceptron.evaluation.catalogue.command import write_failures
 from stellarperceptron.evaluation.catalogue.comparison import (
     LINES,

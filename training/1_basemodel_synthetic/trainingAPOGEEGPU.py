@@ -4,9 +4,10 @@ One process:
     python trainingAPOGEEGPU.py --data survey.h5 --output runs/laptop/1_basemodel_synthetic
 Several GPUs:
     torchrun --nproc-per-node=4 trainingAPOGEEGPU.py --profile gpu --data survey.h5 --output runs/1
+Fresh stars of the emulator, without a survey file:
+    python trainingAPOGEEGPU.py --set data.source=emulator --set data.stars=100000 --output out
 """
 
-from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.prepare import fit_standardization
 from stellarperceptron.training.run.calibration import calibrate_stage
@@ -17,6 +18,7 @@ from stellarperceptron.training.run.script import (
 )
 from stellarperceptron.training.stages import (
     new_model,
+    open_stars,
     place_stars,
     read_stars,
     split_rows,
@@ -32,7 +34,7 @@ def main() -> None:
     profile = arguments.profile_settings
     with (
         process_group(arguments.device) as process,
-        SpectraDataset.open(arguments.data) as dataset,
+        open_stars(arguments.data, profile, process) as dataset,
         stage_folder(arguments.output, process, fresh=arguments.no_resume),
     ):
         model = new_model(dataset, profile, process.device)

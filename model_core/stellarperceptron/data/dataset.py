@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from stellarperceptron.data.mock.emulated import EmulatedSpectra
 from stellarperceptron.data.sources import REMEDY, DatasetError, Source, open_source
 from stellarperceptron.data.survey_file import ERRORS, KINDS, SPLITS
 from stellarperceptron.utils.arrays import as_rows, sentinels_to_nan
@@ -174,6 +175,11 @@ class Split:
                 f"{self._source} is damaged in {self.name}/{name} ({error}): {REMEDY}"
             ) from error
         return out
+
+    def recipe(self, kind: str) -> EmulatedSpectra | None:
+        """What makes the spectra of this kind when they are read; None where they are stored."""
+        array = self._arrays.get(kind)
+        return array if isinstance(array, EmulatedSpectra) else None
 
     def validation_split(
         self, fraction: float = 0.1, seed: int = 0

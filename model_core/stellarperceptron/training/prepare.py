@@ -4,6 +4,7 @@
 `TrainingData.standardized` augments and standardizes it, and `TrainingData.tokens` groups it.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 BLOCK = 4096  # stars read at a time
+EMULATED_STARS = 20_000  # that a standardization is fitted to, where spectra are made anew
 LARGEST_ERROR = 1e6  # of a label, in scatters of all stars: with more, nothing is known of it
 
 
@@ -57,6 +59,9 @@ class Stars:
         (N, Q), NaN where missing. `label_errors` may be None: no errors.
     label_names : sequence of str
         (Q,) names of the labels.
+    coefficients, decode : Tensor and callable, or None
+        (N, k), and the function of (B, k) that makes the values (B, n) of these on any device, if
+        values are not stored; see `EmulatedSpectra`.
     """
 
     read: Callable[[slice], np.ndarray]
@@ -65,13 +70,16 @@ class Stars:
     labels: np.ndarray
     label_errors: np.ndarray | None
     label_names: Sequence[str]
+    coefficients: Tensor | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def blocks(self) -> list[slice]:
-        """Slices of `BLOCK` stars, the last one shorter."""
-        return [slice(i, min(i + BLOCK, len(self))) for i in range(0, len(self), BLOCK)]
+    def blocks(self, size: int | None = None) -> list[slice]:
+        """Slices of `BLOCK` stars, the last one shorter, of all stars or of the first `size`."""
+        size = len(self) if size is None else size
+        return [slice(i, min(i + BLOCK, size)) for i in range(0, size, BLOCK)]
 
 
 def survey_stars(
@@ -106,6 +114,7 @@ def survey_stars(
     columns = [dataset.label_names.index(label) for label in label_names]
     rows = np.arange(len(split)) if rows is None else as_rows(rows, len(split))
     wavelengths = dataset.wavelength[part]
+    recipe = split.recipe(kind)
     return Stars(
         read=lambda block: split.read(kind, rows[block], part),
         names=dataset.instrument.pixel_names(wavelengths),
@@ -113,6 +122,8 @@ def survey_stars(
         labels=split.labels[rows][:, columns],
         label_errors=split.label_errors[rows][:, columns],
         label_names=list(label_names),
+        coefficients=None if recipe is None else recipe.coefficients[torch.from_numpy(rows)],
+        decode=None if recipe is None else functools.partial(recipe.flux, pixels=part),
     )
 
 
@@ -205,8 +216,10 @@ def fit_standardization(
     """
     tokens, label_tokens = model.tokenize(stars.names), model.tokenize(stars.label_names)
     if len(model.standardizer.missing(tokens)):
-        values = np.empty((len(stars), len(tokens)), dtype=np.float32)
-        for block in stars.blocks():
+        # The spectra of all emulated stars may be too many for the memory.
+        used = min(len(stars), EMULATED_STARS) if stars.decode else len(stars)
+        values = np.empty((used, len(tokens)), dtype=np.float32)
+        for block in stars.blocks(used):
             values[block] = _read(model, stars, block, tokens)
         model.fit_standardization(values, tokens, device)
     new = model.standardizer.missing(label_tokens)
@@ -236,7 +249,8 @@ class TrainingData:
     ----------
     values : Tensor
         (N, n) differences from `center` in physical units, NaN where missing, in single or half
-        precision. They may be in the memory of the host; everything else is on the device.
+        precision; or (N, k) coefficients for `decode`. They may be in the memory of the host;
+        everything else is on the device.
     center, scale, limit : Tensor
         (n,) standardization of the values, see `Standardizer`.
     groups : Tensor
@@ -255,6 +269,8 @@ class TrainingData:
         (N, T) vacuum [Angstrom], if every star has its own.
     encode_wavelength : callable or None
         Function that encodes them; see `NonLinearEmbedding.encode_wavelength`.
+    decode : callable or None
+        Makes values (B, n) in physical units from coefficients (B, k); see `Stars`.
     """
 
     values: Tensor
@@ -270,6 +286,7 @@ class TrainingData:
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     wavelengths: Tensor | None = None
     encode_wavelength: Callable[[Tensor], Tensor] | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -281,7 +298,7 @@ class TrainingData:
 
     def standardized(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Standardize rows of `values` (B, n); given a generator, augment them first."""
-        difference = values.float()
+        difference = values.float() if self.decode is None else self.decode(values) - self.center
         if generator is not None and self.augment is not None:
             flux = self.augment(difference + self.center, generator)
             difference = flux - self.center
@@ -337,7 +354,7 @@ def prepare_training_data(
         Device on which batches are made; None: the model's.
     dtype
         Precision of the stored values, which are differences from the median. float16 halves the
-        memory and rounds a flux by less than 1e-4.
+        memory and rounds a flux by less than 1e-4. Coefficients stay in single precision.
     memory
         Memory of the values; see `prefetch.memory_for`.
     augment
@@ -352,18 +369,20 @@ def prepare_training_data(
     tokens, label_ids = model.tokenize(stars.names), model.tokenize(stars.label_names)
     model.require_standardization(np.append(tokens, label_ids))
     groups, encoding, wavelengths = _token_groups(model, stars, tokens, device)
-    size = len(stars) * len(tokens) * dtype.itemsize
-    values = torch.empty(
-        (len(stars), len(tokens)), dtype=dtype, device=memory_for(size, device, memory)
-    )
     standardizer, like = model.standardizer, torch.empty(0, device=device)
     center, scale, limit = standardizer.statistics(tokens, like)
-    for block in stars.blocks():
-        difference = torch.from_numpy(_read(model, stars, block, tokens)).to(device) - center
-        if augment is None:  # what is out of range stays so
-            z = difference / scale
-            difference = difference.masked_fill((z.abs() > limit) | z.isinf(), math.nan)
-        values[block] = difference.to(dtype)
+    if stars.decode is not None:
+        values = stars.coefficients.to(memory_for(stars.coefficients.nbytes, device, memory))
+    else:
+        size = len(stars) * len(tokens) * dtype.itemsize
+        place = memory_for(size, device, memory)
+        values = torch.empty((len(stars), len(tokens)), dtype=dtype, device=place)
+        for block in stars.blocks():
+            difference = torch.from_numpy(_read(model, stars, block, tokens)).to(device) - center
+            if augment is None:  # what is out of range stays so
+                z = difference / scale
+                difference = difference.masked_fill((z.abs() > limit) | z.isinf(), math.nan)
+            values[block] = difference.to(dtype)
     labels = standardizer.standardize(np.asarray(stars.labels, dtype=np.float64), label_ids)
     errors = np.zeros_like(labels) if stars.label_errors is None else stars.label_errors
     errors = np.nan_to_num(standardizer.standardize_error(errors, label_ids), nan=0.0)
@@ -383,6 +402,7 @@ def prepare_training_data(
         augment=augment,
         wavelengths=wavelengths,
         encode_wavelength=model.torch_model.embedding_layer.encode_wavelength,
+        decode=stars.decode,
     )
 
 

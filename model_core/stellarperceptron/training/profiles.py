@@ -49,6 +49,7 @@ __all__ = [
 STAGES = ("stage_1", "stage_2", "stage_3", "baseline")
 # Entries with a fixed set of values.
 CHOICES = {
+    ("data", "source"): ("survey", "emulator"),
     ("data", "kind"): ("synthetic", "observed"),
     ("data", "memory"): MEMORIES,
     ("training", "precision"): tuple(PRECISIONS),
@@ -153,6 +154,10 @@ class DataProfile:
 
     Parameters
     ----------
+    source
+        "survey": the spectra of a survey file. "emulator" (stage 1 only): synthetic spectra of
+        `stars` stars of the mock survey whose seed is that of the training, made in every batch
+        from their coefficients on the device, without a survey file.
     kind
         "synthetic" or "observed" spectra.
     pixels
@@ -168,7 +173,8 @@ class DataProfile:
         pixels and exact labels. Fine-tuning on a part of the observed spectra then keeps what the
         model knows about the other pixels.
     stars
-        Number of stars for training and validation, the first of a seeded shuffle; 0: all.
+        Number of stars for training and validation, the first of a seeded shuffle; 0: all, which
+        needs a survey file.
     validation_split
         Fraction of the training stars used for validation; 0: none.
     metal_poor_copies
@@ -184,6 +190,7 @@ class DataProfile:
         them on the device if they take at most half of its free memory.
     """
 
+    source: str = "survey"
     kind: str = "synthetic"
     pixels: str = "full"
     labels: tuple[str, ...] | str = PUBLISHED_LABELS
@@ -304,6 +311,10 @@ class Profile:
             yield f"data.synthetic_share = {self.data.synthetic_share} is not in [0, 0.5]"
         if self.data.synthetic_share and self.data.kind == "synthetic":
             yield "data.synthetic_share is for observed spectra; data.kind is 'synthetic'"
+        if self.data.source == "emulator" and self.data.kind != "synthetic":
+            yield "data.source = 'emulator' has synthetic spectra only; data.kind is 'observed'"
+        if self.data.source == "emulator" and self.data.stars == 0:
+            yield "data.source = 'emulator' needs data.stars, the number of stars to draw"
         if self.data.metal_poor_copies < 1:
             yield f"data.metal_poor_copies = {self.data.metal_poor_copies} is below 1"
         if self.data.stars < 0:
@@ -380,6 +391,8 @@ def read_profile(path: str | os.PathLike, stage: str, overrides: Sequence[str] =
     read, mistakes = read_sections(sections, typing.get_type_hints(Profile))
     profile = Profile(**read)
     problems += [*mistakes, *profile._problems()]
+    if stage != "stage_1" and profile.data.source == "emulator":
+        problems.append("data.source = 'emulator' is for stage 1")
     if problems:
         raise ValueError(f"{path}, {stage}: " + "; ".join(problems))
     return profile

@@ -15,11 +15,13 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.mock.emulated import emulated_source
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.model_core import Calibration
 from stellarperceptron.network.config import ModelConfig
+from stellarperceptron.training.prefetch import spare_cores
 from stellarperceptron.training.prepare import (
     Stars,
     TrainingData,
@@ -42,6 +44,7 @@ __all__ = [
     "label_columns",
     "label_names",
     "new_model",
+    "open_stars",
     "place_stars",
     "read_stars",
     "require_labels",
@@ -49,6 +52,17 @@ __all__ = [
     "split_rows",
     "train_stage",
 ]
+
+
+def open_stars(path: Path | None, profile: Profile, process: Process) -> SpectraDataset:
+    """The survey at a path, or the stars of the emulator that the profile asks for."""
+    data = profile.data
+    if data.source == "survey":
+        return SpectraDataset.open(path)
+    workers = 1 + max(0, spare_cores(process.world_size))
+    return SpectraDataset(
+        emulated_source(data.stars, profile.training.seed, data.labels, workers=workers)
+    )
 
 
 def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:

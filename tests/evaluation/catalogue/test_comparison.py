@@ -26,10 +26,10 @@ from stellarperceptron.data.apogee.grid import (
 )
 from stellarperceptron.data.apogee.spectrum_files import PixelMask
 from stellarperceptron.data.flags import flag_names
-from stellarperceptron.data.mock import examples
 from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.observation import SpectraBank
 from stellarperceptron.data.mock.stellar_labels import standard_labels
+from stellarperceptron.data.readers import examples
 from stellarperceptron.evaluation.catalogue.comparison import (
     compare_with_emulator,
     evolutionary_class,

@@ -238,6 +238,17 @@ class MockSurvey:
         broadening = broadening_index(true, broadening_velocity(true, rng))
         return Stars(true, columns, missing, nature, theory, group, broadening, rng)
 
+    def catalogue(self, stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels (BLOCK, L) of the catalogue, NaN where it lacks them, errors, and true labels."""
+        labels, errors, true = (
+            np.stack(values, axis=1).astype(np.float32)
+            for values in zip(*(stars.columns[name] for name in self.label_names), strict=True)
+        )
+        abundances = [i for i, name in enumerate(self.label_names) if label(name).is_abundance]
+        for array in (labels, errors):
+            array[np.ix_(stars.missing, abundances)] = np.nan
+        return labels, errors, true
+
     def observed_stars(self, stars: Stars) -> np.ndarray:
         """Which stars (BLOCK,) the instrument observes: those that its emulators reach."""
         if self.spectrograph is None:
@@ -262,13 +273,7 @@ class MockSurvey:
             synthetic, observed = self._apogee(stars)
         else:
             synthetic, observed = self._other_instrument(self.spectrograph, stars, split, index)
-        catalogue, errors, true = (
-            np.stack(values, axis=1).astype(np.float32)
-            for values in zip(*(stars.columns[name] for name in self.label_names), strict=True)
-        )
-        abundances = [i for i, name in enumerate(self.label_names) if label(name).is_abundance]
-        for array in (catalogue, errors):
-            array[np.ix_(stars.missing, abundances)] = np.nan
+        catalogue, errors, true = self.catalogue(stars)
         rows = np.flatnonzero(self.observed_stars(stars)[:size])
         first = index * BLOCK
         return {

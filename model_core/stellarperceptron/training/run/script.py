@@ -67,7 +67,11 @@ def stage_arguments(
         help=f"one of {', '.join(profiles)}, or the path of a TOML file",
     )
     parser.add_argument(
-        "--data", type=Path, required=True, help="survey file or folder of published arrays"
+        "--data",
+        type=Path,
+        required=needs_checkpoint or stage == "baseline",
+        help="survey file or folder of published arrays"
+        + ("; none with data.source=emulator" if stage == "stage_1" else ""),
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of logs and checkpoints")
     if needs_checkpoint:
@@ -115,6 +119,8 @@ def stage_arguments(
         )
         if needs_checkpoint:
             arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
+        if arguments.data is None and arguments.profile_settings.data.source == "survey":
+            raise ValueError("--data is needed: data.source is 'survey'")
         usable_device(arguments.device)
         check_output_folder(arguments.output)
     except (OSError, ValueError) as error:

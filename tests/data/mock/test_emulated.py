@@ -1,0 +1,87 @@
+"""Spectra that are made when they are read, beside those of the survey."""
+
+import numpy as np
+import pytest
+import torch
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.mock.emulated import emulated_source
+from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
+from stellarperceptron.training.prepare import (
+    fit_standardization,
+    prepare_training_data,
+    survey_stars,
+)
+
+pytestmark = pytest.mark.slow
+
+STARS = BLOCK + 100
+
+
+@pytest.fixture(scope="module")
+def emulated() -> SpectraDataset:
+    return SpectraDataset(emulated_source(STARS, seed=5))
+
+
+@pytest.fixture(scope="module")
+def block() -> dict:
+    """The second block of the survey of this seed."""
+    return MockSurvey(5).block("train", 1, 100)
+
+
+def test_stars_are_those_of_the_survey(emulated, block):
+    rows = slice(BLOCK, STARS)
+    assert len(emulated.train) == STARS and len(emulated.test) == 0
+    assert emulated.train.ids[rows].tolist() == block["ids"]
+    np.testing.assert_array_equal(emulated.train.labels[rows], block["labels"])
+    np.testing.assert_array_equal(emulated.train.label_errors[rows], block["label_errors"])
+    np.testing.assert_array_equal(emulated.train.true_labels[rows], block["true_labels"])
+
+
+def test_spectra_are_those_of_the_survey(emulated, block):
+    spectra = emulated.train.read("synthetic", slice(BLOCK, STARS))
+    difference = spectra - block["synthetic"]
+    assert np.nanmax(np.abs(difference)) < 1e-3
+    assert np.sqrt(np.nanmean(difference**2)) < 2e-5
+    # Flux at the limit of what counts as a measurement may fall on either side.
+    assert (np.isnan(spectra) != np.isnan(block["synthetic"])).mean() < 1e-5
+
+
+def test_parts_are_parts_of_the_whole(emulated):
+    rows = np.array([1100, 3, 700])
+    part = emulated.train.read("synthetic", rows, slice(100, 300))
+    whole = emulated.train.read("synthetic")[rows, 100:300]
+    np.testing.assert_allclose(part, whole, rtol=0, atol=2e-6)
+
+
+def test_the_seed_makes_them_repeatable(emulated):
+    again = emulated_source(50, seed=5).splits["train"]["synthetic"]
+    mine = emulated.train.recipe("synthetic")
+    assert torch.equal(again.coefficients, mine.coefficients[:50])
+    fluxes = again.flux(again.coefficients), mine.flux(mine.coefficients[:50])
+    torch.testing.assert_close(*fluxes, rtol=0, atol=0, equal_nan=True)
+
+
+def test_training_data_hold_coefficients_and_make_the_same_values(emulated):
+    rows = np.arange(0, STARS, 9)
+    stars = survey_stars(emulated, "synthetic", "first_half", rows=rows)
+    model = StellarPerceptron([*stars.names, *stars.label_names], device="cpu")
+    fit_standardization(model, stars)
+    data = prepare_training_data(model, stars)
+    coefficients = emulated.train.recipe("synthetic").coefficients[rows]
+    assert torch.equal(data.values, coefficients)
+    stored = stars.read(slice(0, len(stars)))
+    expected = model.standardizer.standardize(stored, model.tokenize(stars.names))
+    torch.testing.assert_close(
+        data.standardized(data.values),
+        torch.from_numpy(expected).float(),
+        rtol=1e-3,
+        atol=2e-3,
+        equal_nan=True,
+    )
+
+
+def test_no_stars_are_refused():
+    with pytest.raises(ValueError, match="stars = 0: say how many"):
+        emulated_source(0)
