@@ -10,10 +10,12 @@ from reference_attention import expected
 from small_training import make_data
 from train_tiny import NAMES, STARS, WAVELENGTHS, tiny_data
 
+from stellarperceptron.data.mock.emulated import emulated_source
 from stellarperceptron.network.kernels.compiled_attention import compiled_self_attention
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.profiles import TrainingOptions
-from stellarperceptron.training.tasks import train
+from stellarperceptron.training.step import Trainer
+from stellarperceptron.training.tasks import PerceptronTask, train
 from stellarperceptron.utils.distributed import Process
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -72,6 +74,55 @@ def test_training_is_the_same_compiled_and_on_a_cpu(labels):
     for history in (plain, compiled):
         for name in ("loss", "val_loss"):
             assert history[-1][name] == pytest.approx(on_cpu[-1][name], rel=2e-3)
+
+
+BINS = {"choice": "batch", "window_share": 0.5, "subset_share": 0.2, "window_tokens": 2}
+
+
+def trained_on_bins(device, **options):
+    """History of a short training on bins, with an incomplete last batch, and what was warned."""
+    bins = {"pixels_per_token": 4, "context_length": 11, **WIDE}
+    model, same = make_model(device=device, **bins), make_model(**bins)
+    model.torch_model.load_state_dict(same.torch_model.state_dict())
+    given = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "labels_per_star": "all"}
+    data = tiny_data(model)
+    settings = TrainingOptions(**(given | BINS | options))
+    process = Process(0, 1, torch.device(device))
+    return train(model, data, np.arange(61), np.arange(64, STARS), settings, process)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_training_of_cuda_graphs_is_the_same_as_on_a_cpu(compile):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="no CUDA graph")
+        replayed = trained_on_bins("cuda", cuda_graphs=True, compile=compile)
+    on_cpu = trained_on_bins("cpu")
+    for name in ("loss", "val_loss"):
+        assert replayed[-1][name] == pytest.approx(on_cpu[-1][name], rel=2e-3)
+
+
+def test_no_step_waits_for_the_device():
+    model = model_on("cuda")
+    options = TrainingOptions(batch_size=8, cuda_graphs=True, max_gradient_norm=1.0)
+    process = Process(0, 1, torch.device("cuda"))
+    task = PerceptronTask(model, tiny_data(model), np.arange(64), np.arange(0), options, process)
+    trainer = Trainer(task, options, process)
+    batches = list(trainer.training.batches())
+    for batch in batches:  # the graph is recorded meanwhile
+        trainer.train_batch(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            trainer.train_batch(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_emulated_spectra_are_those_of_a_cpu():
+    spectra = emulated_source(50, seed=2).splits["train"]["synthetic"]
+    here = spectra.flux(spectra.coefficients)
+    there = spectra.flux(spectra.coefficients.cuda())
+    torch.testing.assert_close(there.cpu(), here, rtol=0, atol=2e-5)
 
 
 def test_training_in_bfloat16_learns():

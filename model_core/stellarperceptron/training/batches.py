@@ -114,6 +114,9 @@ class TrainingGenerator:
     subset_share
         Fraction of the batches that show a random subset of the tokens, at least `window_tokens` of
         them ("batch" only). The remaining batches show all tokens.
+    one_shape
+        Batches that show a window or a subset have all tokens, too: the values of the others are
+        missing ("batch" only; "star" has one shape anyway).
     seed
         Seed of all random choices.
     rank, world_size
@@ -142,6 +145,7 @@ class TrainingGenerator:
         window_share: float = 0.0,
         window_tokens: int = 0,
         subset_share: float = 0.0,
+        one_shape: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -181,6 +185,7 @@ class TrainingGenerator:
         self.labels_per_star = labels_per_star
         self.outputs_padding = outputs_padding
         self.window_share, self.subset_share = window_share, subset_share
+        self.one_shape = one_shape
         least = context_length if choice == "star" else 1
         self.window_tokens = min(window_tokens or least, total)
         self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
@@ -191,7 +196,8 @@ class TrainingGenerator:
         self._label_hash = scramble(torch.arange(data.labels.shape[1], device=device).int() - 1000)
         # Without augmentation it is known beforehand which values are bad: only those of the chosen
         # tokens need to be standardized.
-        self._standardize_chosen = choice == "star" and data.augment is None
+        stored = data.augment is None and data.decode is None
+        self._standardize_chosen = choice == "star" and stored
         order = torch.arange(data.groups.shape[0], device=device)
         self._ordered = data.groups.shape[1] == 1 and bool((data.groups[:, 0] == order).all())
 
@@ -289,9 +295,18 @@ class TrainingGenerator:
         length = min(total, round(math.exp(random.uniform(low, high))))
         if kind >= self.window_share:
             chosen = torch.as_tensor(np.sort(random.permutation(total)[:length]))
+            if self.one_shape:
+                hidden = torch.ones(total, 1, dtype=torch.bool)
+                hidden[chosen] = False
+                return self._all_but(self._sent(hidden), values, stars)
             return self.data.tokens(values, chosen.to(self.data.device), stars)
         size = groups.shape[1]
         start = int(random.integers((total - length) * size + 1))  # in pixels
+        if self.one_shape:
+            place = torch.arange(groups.numel(), device=self.data.device).view(groups.shape)
+            hidden = (place < start) | (place >= start + length * size)
+            hidden &= (~hidden & (self.data.ids != 0)).any()  # none if it lies between two chips
+            return self._all_but(hidden, values, stars)
         tokens = self.data.tokens(values, everything[start // size :][: length + 1], stars)
         place = torch.arange(tokens.ids.numel(), device=self.data.device).view(tokens.ids.shape)
         outside = (place < start % size) | (place >= start % size + length * size)
@@ -301,6 +316,18 @@ class TrainingGenerator:
         values = tokens.values.masked_fill(outside, math.nan)[:, seen]
         encoding = None if tokens.encoding is None else tokens.encoding[seen]
         return Tokens(tokens.ids[seen], values, encoding)
+
+    def _all_but(self, hidden: Tensor, values: Tensor, stars: Tensor) -> Tokens:
+        """All tokens (T, P), without the values of those that are hidden (T, P) or (T, 1)."""
+        everything = torch.arange(len(self.data.groups), device=self.data.device)
+        tokens = self.data.tokens(values, everything, stars)
+        return tokens._replace(values=tokens.values.masked_fill(hidden, math.nan))
+
+    def _sent(self, small: Tensor) -> Tensor:
+        """A tensor of the host on the device, without waiting for the device."""
+        if self.data.device.type == "cuda":
+            small = small.pin_memory()
+        return small.to(self.data.device, non_blocking=True)
 
     def _own_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
         """Tokens that each star shows: a choice among its valid ones, without replacement."""

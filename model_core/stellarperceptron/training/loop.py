@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.network.tensor_files import load_tensors, not_finite
-from stellarperceptron.training.prefetch import made_ahead, spare_cores
+from stellarperceptron.training.prefetch import made_ahead, made_beside, spare_cores
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.step import Task, Trainer
@@ -228,7 +228,9 @@ def _train_epoch(
     shown = time.monotonic()
     batches = trainer.training.batches(trainer.epoch, start=trainer.batch)
     if process.device.type == "cpu" and spare_cores(process.world_size) > 0:
-        batches = made_ahead(batches)  # on a GPU, the GPU makes them
+        batches = made_ahead(batches)
+    elif trainer.captured is not None:
+        batches = made_beside(batches, process.device)
     for batch in batches:
         stepped = trainer.train_batch(batch)
         bar.update()

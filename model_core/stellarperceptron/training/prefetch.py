@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["MEMORIES", "batches_of_values", "made_ahead", "memory_for", "spare_cores"]
+from stellarperceptron.network.kernels.graphs import tensors_of
+
+__all__ = [
+    "MEMORIES",
+    "batches_of_values",
+    "made_ahead",
+    "made_beside",
+    "memory_for",
+    "spare_cores",
+]
 
 MEMORIES = ("auto", "device", "host")
 # The rest of the free memory is left for network, optimizer and activations.
@@ -44,6 +53,40 @@ def made_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
         while (item := coming.popleft().result()) is not end:
             coming.append(pool.submit(next, source, end))
             yield item
+
+
+def made_beside(items: Iterable[Item], device: torch.device, ahead: int = 2) -> Iterator[Item]:
+    """Iterate over items that a thread prepares in advance on another stream of a GPU.
+
+    Parameters
+    ----------
+    items
+        See `made_ahead`; items are batches in the sense of `tensors_of`.
+    device
+        The GPU.
+    ahead
+        Number of items prepared in advance.
+    """
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+
+    def on_side() -> Iterator[tuple[Item, torch.cuda.Event]]:
+        source = iter(items)
+        end: Any = object()
+        while True:
+            with torch.cuda.device(device), torch.cuda.stream(side):
+                item = next(source, end)
+                made = side.record_event()
+            if item is end:
+                return
+            yield item, made
+
+    for item, made in made_ahead(on_side(), ahead):
+        now = torch.cuda.current_stream(device)
+        now.wait_event(made)
+        for tensor in tensors_of(item):
+            tensor.record_stream(now)
+        yield item
 
 
 def _free_memory(device: torch.device) -> int:

@@ -89,6 +89,10 @@ class TrainingOptions:
         Precision of matrix products: "float32", "bfloat16", or "float16" with loss scaling.
     compile
         Compile the network with `torch.compile`.
+    cuda_graphs
+        Launch a step on a GPU as one CUDA graph, and make batches on another stream. All batches
+        then have the shape of the whole spectrum, in which windows and subsets are masked; the
+        results are the same. On a CPU only the shape differs.
     checkpoint_every_n_epochs
         Interval between checkpoints [epochs]; 0: at the end only.
     keep_checkpoints
@@ -114,6 +118,7 @@ class TrainingOptions:
     max_gradient_norm: float = 0.0
     precision: str = "float32"
     compile: bool = False
+    cuda_graphs: bool = False
     checkpoint_every_n_epochs: int = 1
     keep_checkpoints: int = 3
     terminate_on_nan: bool = True
@@ -142,6 +147,10 @@ class TrainingOptions:
         for name in ("window_share", "subset_share"):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"{name} = {getattr(self, name)} is not in [0, 1]"
+        if self.cuda_graphs and self.gradient_accumulation > 1:
+            yield "cuda_graphs needs gradient_accumulation = 1"
+        if self.cuda_graphs and self.precision == "float16":
+            yield "cuda_graphs needs precision float32 or bfloat16, which need no loss scaling"
         for name in ("precision", "labels_per_star", "choice"):
             known = CHOICES["training", name]
             if getattr(self, name) not in known:

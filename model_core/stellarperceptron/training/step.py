@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.network.config import PRECISIONS
+from stellarperceptron.network.kernels.graphs import CapturedGradients
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.utils.distributed import Process, precise
 
@@ -126,6 +128,18 @@ class Trainer:
                 device_ids=[process.device] if gpu else None,
                 broadcast_buffers=False,  # the only buffer, embed_map, never changes
             )
+        # Several processes add their gradients, which happens outside of a graph.
+        alone = process.device.type == "cuda" and process.world_size == 1
+        self.captured = None
+        if options.cuda_graphs and alone:
+            parameters = self.optimizer.param_groups[0]["params"]
+            self.captured = CapturedGradients(self._new_gradients, parameters)
+        elif options.cuda_graphs:
+            warnings.warn(
+                "training.cuda_graphs needs one process on a GPU: here every kernel is launched by "
+                "itself, the result is the same",
+                stacklevel=2,
+            )
         self.epoch = self.batch = 0
         self.logged: tuple[str, ...] = ()  # logged names, known after the first batch
         self.sums = self.no_sums()
@@ -149,6 +163,21 @@ class Trainer:
         dtype = precise(self.process.device)
         return loss, {name: value.detach().to(dtype) for name, value in logged.items()}
 
+    def _clip(self) -> None:
+        """Clip the gradients, if the options ask for it."""
+        if self.options.max_gradient_norm:
+            nn.utils.clip_grad_norm_(
+                self.optimizer.param_groups[0]["params"], self.options.max_gradient_norm
+            )
+
+    def _new_gradients(self, batch: Any) -> dict[str, Tensor]:
+        """Set the clipped gradients of a step that has one batch; values to log."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, logged = self._losses(self.module, batch)
+        loss.backward()
+        self._clip()
+        return logged
+
     @staticmethod
     def _add(sums: dict[str, Tensor], logged: dict[str, Tensor], stars: int) -> dict[str, Tensor]:
         """Sums after another batch."""
@@ -163,18 +192,20 @@ class Trainer:
         torch.manual_seed(_dropout_seed(options.seed, self.epoch, self.batch, self.process.rank))
         steps = self.batch == first + group - 1
         waits = self.process.world_size > 1 and not steps
-        with self.module.no_sync() if waits else contextlib.nullcontext():
-            loss, logged = self._losses(self.module, batch)
-            self.scaler.scale(loss / group).backward()
+        if self.captured is not None:
+            logged = self.captured(batch)
+        else:
+            with self.module.no_sync() if waits else contextlib.nullcontext():
+                loss, logged = self._losses(self.module, batch)
+                self.scaler.scale(loss / group).backward()
         if steps:
-            self.scaler.unscale_(self.optimizer)
-            if options.max_gradient_norm:
-                nn.utils.clip_grad_norm_(
-                    self.optimizer.param_groups[0]["params"], options.max_gradient_norm
-                )
+            if self.captured is None:
+                self.scaler.unscale_(self.optimizer)
+                self._clip()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
+            if self.captured is None:  # a graph writes its gradients where they were
+                self.optimizer.zero_grad(set_to_none=True)
             if self.scheduler is not None and getattr(self.scheduler, "every_step", False):
                 self.scheduler.step()
         # Everything stays on the device: reading a number would make it wait.

@@ -94,7 +94,7 @@ class PerceptronTask:
         lengths = self.training.lengths()
         flops = [model.flops_per_star(int(length), labels, training=True) for length in lengths]
         self.flops_per_star = float(np.mean(flops))
-        self.shapes_vary = lengths.min() < lengths.max()
+        self.shapes_vary = lengths.min() < lengths.max() and not options.cuda_graphs
 
     def _training_batches(self, data, rows, options, shared) -> TrainingGenerator:
         return TrainingGenerator(
@@ -106,6 +106,7 @@ class PerceptronTask:
             window_share=options.window_share,
             window_tokens=options.window_tokens,
             subset_share=options.subset_share,
+            one_shape=options.cuda_graphs,
             **shared,
         )
 
