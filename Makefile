@@ -11,6 +11,8 @@
 #                               leaves out since it is slow, and write the report again
 # make published                train stage 3 and baseline again, with the paper's choice of the epoch,
 #                               which uses labels of other stars; evaluate them beside `reproduce`'s
+# make gpu-check                all that is to be measured and trained on a GPU, in ten minutes; see
+#                               benchmarks/gpu_check.sh
 # make publish-figures          copy the figures of a run to the scripts that draw them, and its
 #                               stage 2, in half precision and with a model card, to the package's
 #                               checkpoints
@@ -35,7 +37,7 @@ STARS := $(STARS_$(PROFILE))
 BASELINE_STARS_smoke := 100
 PROFILES := smoke, laptop, laptop_pixel, paper or gpu
 
-.PHONY: install test test-fast lint reproduce baselines publish-figures clean published
+.PHONY: install test test-fast lint reproduce baselines gpu-check publish-figures clean published
 
 install: $(INSTALLED)
 
@@ -213,6 +215,9 @@ publish-figures: $(INSTALLED)
 	$(BIN)/python results/publish_checkpoint.py --checkpoint $(STAGE_2) --data $(DATA) \
 	  --predictions $(ON_OBSERVED_2) --output model_core/stellarperceptron/checkpoints/$(PROFILE)
 	$(BIN)/python results/publish_figures.py $(RUN) --profile $(PROFILE) --data $(DATA)
+
+gpu-check: $(INSTALLED)
+	bash benchmarks/gpu_check.sh
 
 clean:
 	rm -rf .venv build

@@ -7,6 +7,7 @@ Results are written after each benchmark, so that an interrupted run keeps what 
 """
 
 import argparse
+import json
 import os
 import time
 import traceback
@@ -35,11 +36,15 @@ def main() -> None:
         help="JSON file (default: by date and hardware, below results/)",
     )
     parser.add_argument("--only", nargs="+", help="names of benchmarks; the others are left out")
+    parser.add_argument(
+        "--add", action="store_true", help="keep what OUTPUT has from other benchmarks"
+    )
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try everything")
     arguments = parser.parse_args()
     if arguments.suite == "gpu" and not torch.cuda.is_available() and not arguments.small:
         parser.error("there is no GPU that PyTorch can use; --suite cpu needs none")
-    benchmarks = dict(SUITES[arguments.suite](arguments.small))
+    given = {"fastest_of": arguments.output} if arguments.suite == "gpu" else {}
+    benchmarks = dict(SUITES[arguments.suite](arguments.small, **given))
     unknown = set(arguments.only or ()) - set(benchmarks)
     if unknown:
         parser.error(f"--only {' '.join(sorted(unknown))}: known are {', '.join(benchmarks)}")
@@ -48,9 +53,12 @@ def main() -> None:
     name = f"suite-{arguments.suite}"
     results = {"small": arguments.small, "load_before": os.getloadavg()[0]}
     results |= {"seconds": {}, "failed": {}, "rows": {}}
+    if arguments.add and arguments.output is not None and arguments.output.exists():
+        results |= json.loads(arguments.output.read_text(encoding="utf-8"))["results"]
     for benchmark in arguments.only or benchmarks:
         print(f"{benchmark} ...", flush=True)
         begin = time.perf_counter()
+        results["failed"].pop(benchmark, None)
         try:
             found = benchmarks[benchmark]()
         except Exception as error:  # the others are still worth measuring

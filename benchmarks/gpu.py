@@ -5,8 +5,11 @@ have to be moved at least over the rate of a large copy in the GPU's memory. The
 measured in float32 with the published batch of 64.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 from benchmarks.common import ceilings, measure_in_turn, row, synchronized
 from benchmarks.cpu import SPECTRUM_BYTES
 from benchmarks.inference import LABELS, paper_model
+from benchmarks.scaling import MODEL
 from benchmarks.training import (
     EPOCHS,
     STARS,
@@ -48,6 +52,8 @@ class Sizes:
     ----------
     device, precision, compile
         Where and how the network runs.
+    network
+        Its sizes, where they are not the published ones.
     batches
         Stars of a training step, and of one in an epoch.
     published_batch
@@ -63,6 +69,7 @@ class Sizes:
     device: str = "cuda"
     precision: str = "bfloat16"
     compile: bool = True
+    network: Mapping[str, int] = field(default_factory=dict)
     batches: tuple[int, ...] = (256, 1024)
     published_batch: int = 64
     epoch_stars: int = STARS
@@ -71,10 +78,21 @@ class Sizes:
     repeats: int = 3
 
 
+# Ways to take a step: options of the training. Those that need no compiler come first.
+WAYS = {
+    "eager": {"compile": False, "cuda_graphs": False},
+    "graphs": {"compile": False, "cuda_graphs": True},
+    "compiled": {"compile": True, "cuda_graphs": False},
+    "compiled graphs": {"compile": True, "cuda_graphs": True},
+}
+
+
 # To try everything, also where there is no GPU.
 SMALL = Sizes(
     device="cuda" if torch.cuda.is_available() else "cpu",
+    precision="bfloat16" if torch.cuda.is_available() else "float32",
     compile=False,
+    network={"context_length": 64, **MODEL},
     batches=(2,),
     published_batch=2,
     epoch_stars=6,
@@ -95,36 +113,42 @@ def used(flop_per_star: float, seconds_per_star: float) -> float | None:
     return flop_per_star / seconds_per_star / peak() if peak() else None
 
 
-def step_rows(sizes: Sizes) -> dict[str, Any]:
-    """A training step on a batch that lies ready, at several batch sizes, and the making of it."""
+def step_rows(sizes: Sizes, way: str) -> dict[str, Any]:
+    """A training step on a batch that lies ready, at several batch sizes, in one of `WAYS`."""
     limits = ceilings(sizes.device)
     device, precision = torch.device(sizes.device), getattr(torch, sizes.precision)
     flux, labels = random_survey(max(sizes.batches))
 
-    def step(batch_size: int, ours: bool):
-        model = paper_model(device)
+    def step(batch_size: int, ours: bool = True):
+        model = paper_model(device, **sizes.network)
         data = prepare(model, flux, labels)
-        generator = TrainingGenerator(data, np.arange(batch_size), batch_size, 512)
+        context = model.config.context_length
+        generator = TrainingGenerator(data, np.arange(batch_size), batch_size, context)
         optimizer = torch.optim.AdamW(model.torch_model.parameters(), lr=1e-4, fused=ours or None)
         batch = next(iter(generator))
         if not ours:
             return synchronized(published_step_of(model, data, batch, optimizer))
-        if sizes.compile:
+        if WAYS[way]["compile"] and sizes.compile:
             model.torch_model.compile(dynamic=False)
-        return synchronized(step_of(model, data, batch, optimizer, precision))
+        graphs = WAYS[way]["cuda_graphs"]
+        return synchronized(step_of(model, data, batch, optimizer, precision, graphs))
 
-    flop = paper_model().flops_per_star(training=True)
-    first = sizes.published_batch
-    times = measure_in_turn({"published": step(first, False)}, sizes.repeats)
-    published = times["published"]["wall_s"] / first
+    flop = paper_model(**sizes.network).flops_per_star(training=True)
+    first, published = sizes.published_batch, None
+    if way == "eager":
+        times = measure_in_turn({"published": step(first, ours=False)}, sizes.repeats)
+        published = times["published"]["wall_s"] / first
     rows = {}
     for batch_size in sizes.batches:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        times = measure_in_turn({"ours": step(batch_size, True)}, 5 * sizes.repeats)
+        function = step(batch_size)
+        for _ in range(4):  # of which the last records the graph
+            function()
+        times = measure_in_turn({"ours": function}, 5 * sizes.repeats)
         ours = times["ours"]["wall_s"] / batch_size
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        rows[f"training step, paper's model, batch {batch_size}"] = row(
+        rows[f"training step, paper's model, batch {batch_size}, {way}"] = row(
             ours,
             flop / limits["flop_per_s"],
             "9.3 GFLOP a star: three forward passes' products at context 512",
@@ -133,21 +157,44 @@ def step_rows(sizes: Sizes) -> dict[str, Any]:
             clock="wall clock",
             mfu=used(flop, ours),
             memory_bytes=memory,
+            batch=batch_size,
+            way=way,
             ceilings=limits,
         )
-
-    data = prepare(paper_model(device), flux, labels)
-    generator = TrainingGenerator(data, np.arange(len(flux)), sizes.batches[-1], 512)
-    times = measure_in_turn({"ours": synchronized(lambda: list(generator))}, sizes.repeats)
-    rows["batch making, 512 of 7,514 pixels"] = row(
-        times["ours"]["wall_s"] / len(flux),
-        SPECTRUM_BYTES / limits["bytes_per_s"],
-        "copying a spectrum (30 kB)",
-        published_manner="made on the CPU: see there",
-        clock="wall clock",
-        ceilings=limits,
-    )
     return rows
+
+
+def batch_rows(sizes: Sizes) -> dict[str, Any]:
+    """The making of batches."""
+    limits, device = ceilings(sizes.device), torch.device(sizes.device)
+    flux, labels = random_survey(max(sizes.batches))
+    model = paper_model(device, **sizes.network)
+    data, context = prepare(model, flux, labels), model.config.context_length
+    generator = TrainingGenerator(data, np.arange(len(flux)), sizes.batches[-1], context)
+    times = measure_in_turn({"ours": synchronized(lambda: list(generator))}, sizes.repeats)
+    ours = times["ours"]["wall_s"] / len(flux)
+    return {
+        "batch making, 512 of 7,514 pixels": row(
+            ours,
+            SPECTRUM_BYTES / limits["bytes_per_s"],
+            "copying a spectrum (30 kB)",
+            published_manner="made on the CPU: see there",
+            clock="wall clock",
+            ceilings=limits,
+        )
+    }
+
+
+def fastest_step(record: Path | None, sizes: Sizes) -> tuple[int, str]:
+    """Batch and way of the fastest step in a record; the last ones without a record."""
+    rows = {}
+    if record is not None and record.exists():
+        rows = json.loads(record.read_text(encoding="utf-8"))["results"]["rows"]
+    steps = [line for line in rows.values() if "way" in line]
+    if not steps:
+        return sizes.batches[-1], list(WAYS)[-1]
+    best = min(steps, key=lambda line: line["ours_s_per_star"])
+    return best["batch"], best["way"]
 
 
 def mock_data(model, sizes: Sizes) -> TrainingData:
@@ -173,29 +220,22 @@ def mock_data(model, sizes: Sizes) -> TrainingData:
     return prepare_training_data(model, stars, dtype=torch.float16)
 
 
-def epoch_rows(sizes: Sizes) -> dict[str, Any]:
+def epoch_rows(sizes: Sizes, batch_size: int, way: str) -> dict[str, Any]:
     """Whole epochs as `tasks.train` takes them, batches and losses included."""
     limits = ceilings(sizes.device)
-    rows = {}
-    for batch_size in sizes.batches:
-        model = paper_model(sizes.device)
-        data = mock_data(model, sizes)
-        options = TrainingOptions(
-            epochs=3, batch_size=batch_size, precision=sizes.precision, compile=sizes.compile
-        )
-        stars = usable_stars(data)
-        history = train(
-            model,
-            data,
-            stars,
-            stars[:0],
-            options,
-            Process(0, 1, torch.device(model.device)),
-            progress=False,
-        )
-        rate = max(epoch["stars_per_s"] for epoch in history[1:])  # the first one compiles
-        flop = model.flops_per_star(training=True)
-        rows[f"epoch, paper's model, batch {batch_size}"] = row(
+    model = paper_model(sizes.device, **sizes.network)
+    data = mock_data(model, sizes)
+    settings = {**WAYS[way], "compile": WAYS[way]["compile"] and sizes.compile}
+    options = TrainingOptions(
+        epochs=2, batch_size=batch_size, precision=sizes.precision, **settings
+    )
+    stars = usable_stars(data)
+    process = Process(0, 1, torch.device(model.device))
+    history = train(model, data, stars, stars[:0], options, process, progress=False)
+    rate = history[-1]["stars_per_s"]  # the first one compiles
+    flop = model.flops_per_star(training=True)
+    return {
+        f"epoch, paper's model, batch {batch_size}, {way}": row(
             1 / rate,
             flop / limits["flop_per_s"],
             "9.3 GFLOP a star: three forward passes' products at context 512",
@@ -206,13 +246,13 @@ def epoch_rows(sizes: Sizes) -> dict[str, Any]:
             minutes_for_325_epochs_of_92472_stars=EPOCHS * STARS / rate / 60,
             ceilings=limits,
         )
-    return rows
+    }
 
 
 def inference_rows(sizes: Sizes) -> dict[str, Any]:
     """Labels and attention of spectra of 3,757 pixels that lie in the host's memory."""
     limits = ceilings(sizes.device)
-    model, wavelengths = paper_model(sizes.device), APOGEE_WAVELENGTH[:3757]
+    model, wavelengths = paper_model(sizes.device, **sizes.network), APOGEE_WAVELENGTH[:3757]
     flux = random_survey(min(sizes.predicted, 1000))[0][:, :3757]
     spectra = np.resize(flux, (sizes.predicted, 3757))
     few = spectra[: max(1, sizes.predicted // 10)]
@@ -254,9 +294,17 @@ def inference_rows(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def suite(small: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Names and functions of all benchmarks, in the order in which they run."""
+def suite(
+    small: bool, fastest_of: Path | None = None
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Names and functions of all benchmarks, in the order in which they run.
+
+    The epoch is trained as the fastest step in the record `fastest_of` was, if there is one.
+    """
     sizes = SMALL if small else Sizes()
-    yield "step", lambda: step_rows(sizes)
-    yield "epoch", lambda: epoch_rows(sizes)
+    for way in WAYS:
+        name = "step" if way == "eager" else "step-" + way.replace(" ", "-")
+        yield name, partial(step_rows, sizes, way)
+    yield "batches", lambda: batch_rows(sizes)
+    yield "epoch", lambda: epoch_rows(sizes, *fastest_step(fastest_of, sizes))
     yield "inference", lambda: inference_rows(sizes)

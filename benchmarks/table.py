@@ -358,8 +358,11 @@ def main() -> None:
     compared = [r for r in sweeps if sweep.goal(r["results"]["recipes"]) is not None]
     if compared:
         pages["sweep"] = sweep_table(compared[0])
-    if len(compared) < len(sweeps):
-        pages["width"] = width_table([r for r in sweeps if r not in compared])
+    others = [r for r in sweeps if r not in compared]
+    for name, bins in (("width", False), ("width-bins", True)):
+        chosen = [r for r in others if (r["results"].get("pixels_per_token", 1) > 1) == bins]
+        if chosen:
+            pages[name] = width_table(chosen)
     write(arguments.pages / "README.md", pages)
 
     grown = stored("suite-cpu", "scaling")

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from benchmarks.common import OwnProcess, large_products, measure_in_turn, record
 from benchmarks.inference import LABELS, paper_model, plain, plain_dropout, published_block
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
+from stellarperceptron.network.kernels.graphs import CapturedGradients
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.nn_utils import robust_mean_squared_error
 from stellarperceptron.training.batches import TrainingGenerator
@@ -47,19 +48,26 @@ def prepare(model, flux, labels):
     return prepare_training_data(model, stars)
 
 
-def step_of(model, data, batch, optimizer, precision=None):
+def step_of(model, data, batch, optimizer, precision=None, cuda_graphs=False):
     """One training step of ours, as `training` takes it, as a function."""
     network = model.torch_model.train()
 
-    def step():
+    def gradients(batch):
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(model.device.type, precision, enabled=precision is not None):
             value, logvar = network(batch.tokens._replace(complete=True), batch.request_ids)
         loss = robust_mean_squared_error(
             batch.labels, value.float(), logvar.float(), batch.label_errors
         )
         loss.backward()
+        return loss.detach()
+
+    if cuda_graphs:
+        gradients = CapturedGradients(gradients, network.parameters())
+
+    def step():
+        gradients(batch)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     return step
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from benchmarks import __main__ as main
-from benchmarks import scaling, sweep, table
+from benchmarks import gpu, scaling, sweep, table
 from benchmarks.common import row
 
 pytestmark = pytest.mark.slow
@@ -100,6 +100,29 @@ def test_a_benchmark_that_fails_does_not_lose_the_others(tmp_path, monkeypatch, 
     assert "3.0 times faster" in capsys.readouterr().out
 
 
+def test_benchmarks_are_added_to_a_record(tmp_path, monkeypatch):
+    output = tmp_path / "results.json"
+    for name in ("one", "two"):
+        found = {name: row(0.1, 0.05, "FLOP")}
+        monkeypatch.setitem(main.SUITES, "cpu", lambda small, n=name, f=found: [(n, lambda: f)])
+        arguments = ["benchmarks", "--suite", "cpu", "--add", "--output", str(output)]
+        monkeypatch.setattr("sys.argv", arguments)
+        main.main()
+    assert list(json.loads(output.read_text())["results"]["rows"]) == ["one", "two"]
+
+
+def test_the_epoch_is_trained_as_the_fastest_step_was(tmp_path):
+    path = tmp_path / "steps.json"
+    sizes = gpu.Sizes()
+    assert (
+        gpu.fastest_step(path, sizes) == gpu.fastest_step(None, sizes) == (1024, "compiled graphs")
+    )
+    steps = [(256, "graphs", 0.1), (1024, "compiled", 0.05), (1024, "eager", 0.2)]
+    rows = {f"{b} {w}": row(s, 0.01, "FLOP", batch=b, way=w) for b, w, s in steps}
+    path.write_text(json.dumps({"results": {"rows": {"other": row(0.001, 0.001, ""), **rows}}}))
+    assert gpu.fastest_step(path, sizes) == (1024, "compiled")
+
+
 def test_options_are_compared_with_the_first():
     cases = [(1, "float32", "training step", 0.2), (1, "float32", "inference", 0.1)]
     cases += [(2, "float32", "training step", 0.1), (2, "float32", "inference", 0.08)]
@@ -139,7 +162,7 @@ def test_markers_are_filled_again_and_again():
 def test_pages_have_the_markers(measured):
     pages = table.HERE
     page = (pages / "README.md").read_text()
-    for name in ("cpu", "options", "gpu", "sweep", "width"):
+    for name in ("cpu", "options", "gpu", "sweep", "width", "width-bins"):
         table.fill(page, name, "")
     scaling_page = (pages / "SCALING.md").read_text()
     for name in [*table.scaling_tables(measured), "surveys"]:
@@ -192,8 +215,11 @@ def test_sweep_goes_on_where_it_was(tmp_path):
     path = tmp_path / "sweep.json"
     recipe = {"name": "published", "epochs": 1}
     path.write_text(json.dumps({"results": {"stars": 10, "dim": 64, "recipes": [recipe]}}))
-    same, other = (SimpleNamespace(stars=n, dim=64) for n in (10, 20))
+    same, other = (SimpleNamespace(stars=n, dim=64, pixels_per_token=1) for n in (10, 20))
     assert sweep.known_results(path, same) == [recipe]
+    bins = SimpleNamespace(stars=10, dim=64, pixels_per_token=128)
+    with pytest.raises(ValueError, match="--pixels-per-token 1, not 128"):
+        sweep.known_results(path, bins)
     assert sweep.known_results(tmp_path / "nothing.json", same) == []
     with pytest.raises(ValueError, match="--stars 10, not 20"):
         sweep.known_results(path, other)
