@@ -305,7 +305,10 @@ def width_table(records: list[dict[str, Any]]) -> str:
     rates = sorted({rate for _, rate in losses})
     lines = (
         [str(dim)]
-        + [f"{losses.get((dim, rate), math.nan):.3f}".replace("-", "−") for rate in rates]
+        + [
+            f"{losses[dim, rate]:.3f}".replace("-", "−") if (dim, rate) in losses else "–"
+            for rate in rates
+        ]
         for dim in sorted({dim for dim, _ in losses})
     )
     return markdown(["dimensions", *(f"rate {rate:g}" for rate in rates)], lines)

@@ -146,7 +146,7 @@ def test_losses_by_width():
         return {"results": {"dim": dim, "recipes": recipes}}
 
     text = table.width_table([record(128, {1e-3: -0.25}), record(64, {1e-3: 0.1, 2e-3: 0.2})])
-    assert text.splitlines()[2:] == ["| 64 | 0.100 | 0.200 |", "| 128 | −0.250 | nan |"]
+    assert text.splitlines()[2:] == ["| 64 | 0.100 | 0.200 |", "| 128 | −0.250 | – |"]
 
 
 def test_markers_are_filled_again_and_again():
