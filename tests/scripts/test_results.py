@@ -168,8 +168,8 @@ def test_figures_of_other_stars_are_refused(evaluated, survey, tmp_path):
     run = copy_of(evaluated, tmp_path / "run")
     path = run / "evaluation" / f"{OBSERVED['--finetuned']}.csv"
     table(run, OBSERVED["--finetuned"])[1:].to_csv(path, index=False)
-    for name in ("Figure2", "Table1"):
-        message = run_here(f"{FINETUNE}/{name}.py", *observed(run), "--output", tmp_path / "out")
+    for name, output in (("Figure2", "out/Figure2.png"), ("Table1", "out")):
+        message = run_here(f"{FINETUNE}/{name}.py", *observed(run), "--output", tmp_path / output)
         assert "not predictions of the same stars: 40 against 39" in message
     assert not (tmp_path / "out").exists()
 
