@@ -1,6 +1,10 @@
 # make test                     run all tests, on two cores where there are two
 # make test-fast                run the quick tests, in about 90 seconds on two cores
 # make lint                     check lint, format and types
+# make docs                     build the documentation site in build/site and check its links;
+#                               EXTERNAL=1 also those to other sites
+# make notebooks                execute all notebooks and store them with their outputs; takes minutes,
+#                               and compare_to_AstroNN needs runs/laptop
 # make reproduce PROFILE=smoke  make survey, models, evaluation, figures, attention, real stars and
 #                               report in runs/smoke; continues an interrupted run
 #                               profiles: smoke, laptop, laptop_pixel, paper, gpu (training/profiles)
@@ -37,7 +41,8 @@ STARS := $(STARS_$(PROFILE))
 BASELINE_STARS_smoke := 100
 PROFILES := smoke, laptop, laptop_pixel, paper or gpu
 
-.PHONY: install test test-fast lint reproduce baselines gpu-check publish-figures clean published
+.PHONY: install test test-fast lint docs notebooks reproduce baselines gpu-check publish-figures \
+  clean published
 
 install: $(INSTALLED)
 
@@ -56,7 +61,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "PyTorch: the CPU build from $(PYTORCH_CPU)"; \
 	  $(TORCH) $(PYTORCH_CPU) --retries 0 --timeout 10 2>/dev/null || \
 	  echo "which cannot be had: the build of the ordinary index"; fi
-	$(PIP) install -c constraints.txt -e '.[dev,notebooks]'
+	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Each test file stays in one process, so that its fixtures are made once.
@@ -74,6 +79,25 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The site is laid out like the repository, so that links between its pages hold in both.
+PAGES := '*.md' '*.ipynb' '*.png' '*.cff' environment.yml
+EXTRAS := docs notebooks
+$(EXTRAS:%=.venv/%): .venv/%: $(INSTALLED)
+	$(PIP) install -c constraints.txt -e '.[$*]'
+	@touch $@
+
+docs: .venv/docs
+	rm -rf build/pages && mkdir -p build/pages
+	git ls-files -coz --exclude-standard $(PAGES) | tar --null -T - -cf - | tar -xf - -C build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	$(BIN)/linkchecker --no-status $(if $(EXTERNAL),--check-extern) build/site/index.html
+
+NOTEBOOKS := results/quickstart.ipynb results/real_spectra_finetune/compare_to_AstroNN.ipynb \
+  $(wildcard docs/tutorials/*.ipynb)
+notebooks: .venv/notebooks
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 
 # Complete steps are not run again. A stage is complete once its folder has a file `complete`, any
 # other step once its output exists. A stage whose starting point was retrained is retrained, too.

@@ -170,7 +170,8 @@ class QuadraticRegression(Baseline):
     """Ridge regression on principal components of the fluxes and on the products of the first.
 
     How many components and products are used, and the strength of the ridge, are chosen for each
-    label on held-out stars (`_held_out_folds`). The RMSE of these serves as predicted error.
+    label on held-out stars (`_held_out_folds`). The RMSE of these serves as predicted error. After
+    `fit`, `chosen` has size and strength by label.
 
     Parameters
     ----------
@@ -179,8 +180,6 @@ class QuadraticRegression(Baseline):
         stars, fewer are used.
     strengths
         Of the ridge, with components of variance 1.
-
-    After `fit`, `chosen` has size and strength by label.
     """
 
     sizes: Sequence[tuple[int, int]] = ((10, 0), (30, 10), (100, 20), (200, 30), (300, 40))
