@@ -91,6 +91,9 @@ docs: .venv/docs
 	rm -rf build/pages && mkdir -p build/pages
 	git ls-files -coz --exclude-standard $(PAGES) | tar --null -T - -cf - | tar -xf - -C build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@# Links of notebooks to pages are left as they are by mkdocs-jupyter.
+	find build/site -name '*.html' -exec perl -pi -e \
+	  's/(href="[^":]*)README\.md/$$1index.html/g; s/(href="[^":]*)\.md/$$1.html/g' {} +
 	$(BIN)/linkchecker --no-status $(if $(EXTERNAL),--check-extern) build/site/index.html
 
 NOTEBOOKS := results/quickstart.ipynb results/real_spectra_finetune/compare_to_AstroNN.ipynb \

@@ -18,6 +18,8 @@ from stellarperceptron.data.mock.survey import MockSurvey, create_survey
 from stellarperceptron.instruments import GAIA_RVS, GALAH, IGRINS_H, INSTRUMENTS, MOONS_H
 from stellarperceptron.instruments.spectrograph import Instrument
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 24
 
 

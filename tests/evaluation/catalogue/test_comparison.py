@@ -38,6 +38,8 @@ from stellarperceptron.evaluation.catalogue.comparison import (
 from stellarperceptron.evaluation.catalogue.files import find_files, read_normalized
 from stellarperceptron.labels import PUBLISHED_LABELS
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "results" / "real_stars" / "predict_real_stars.py"
 HALF = pixel_range("first_half")
 GIANT = {"TEFF": 4600.0, "LOGG": 2.3, "O_FE": 0.1, "MG_FE": 0.1, "FE_H": -0.2}
@@ -214,7 +216,6 @@ def run(script, checkpoint, output, *arguments):
         script.main()
 
 
-@pytest.mark.slow
 def test_all_kinds_are_predicted_and_drawn(script, checkpoint, tmp_path):
     apstar_hdus().writeto(tmp_path / "apStar.fits")
     apvisit_hdus().writeto(tmp_path / "apVisit.fits")  # the same star
@@ -250,7 +251,6 @@ def test_predictions_are_means_over_shuffles(script, checkpoint, tmp_path):
     assert predicted == pytest.approx(np.mean(shuffles), rel=1e-4)
 
 
-@pytest.mark.slow
 def test_the_old_name_of_an_option_is_understood(script, checkpoint, tmp_path):
     apstar_hdus().writeto(tmp_path / "apStar.fits")
     for name, option in (("old", "--deals"), ("new", "--shuffles")):
@@ -356,7 +356,6 @@ def test_a_single_label_needs_no_emulator(script, checkpoint, tmp_path):
     assert np.isfinite(table.FE_H[0]) and np.isnan(table.emulator_rms[0])
 
 
-@pytest.mark.slow
 def test_one_star_in_several_folders_has_a_picture_for_each(script, checkpoint, tmp_path):
     folders = [tmp_path / name for name in ("dr16", "dr17", "dr19")]
     for folder in folders:
