@@ -25,6 +25,8 @@ from stellarperceptron.instruments import APOGEE
 from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.network.checkpoint import weights_sha256
 
+pytestmark = pytest.mark.slow
+
 HALF = APOGEE.pixel_range("first_half")
 N_FILES = 7
 
@@ -192,7 +194,6 @@ def test_changed_files_are_read_again(predict, tmp_path):
     assert read(predict(files=[folder]))["kind"].tolist() == ["apVisit"]
 
 
-@pytest.mark.slow
 def test_several_workers_make_the_same_catalogue(predict):
     one = predict(output="one.ecsv").read_text()
     assert predict("--workers", 2, output="two.ecsv").read_text() == one
@@ -300,7 +301,6 @@ def test_info_of_a_model(capsys, checkpoint):
     assert "What it must not be used for" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_survey_and_its_info(capsys, tmp_path):
     path = tmp_path / "survey.h5"
     words = ("survey", "--stars", 4, "--test-stars", 2, "--seed", 5, "-o", path)
