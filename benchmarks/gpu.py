@@ -33,13 +33,9 @@ from stellarperceptron.evaluation.attention import decoder_attention
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.loop import PEAK_FLOPS
-from stellarperceptron.training.prepare import (
-    Stars,
-    TrainingData,
-    prepare_training_data,
-    usable_stars,
-)
+from stellarperceptron.training.prepare import TrainingData, prepare_training_data, usable_stars
 from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.stars.labelled import Stars
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process
 

@@ -41,13 +41,13 @@ from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.prepare import (
-    Stars,
     TrainingData,
     fit_standardization,
     prepare_training_data,
     usable_stars,
 )
 from stellarperceptron.training.profiles import Schedule, TrainingOptions
+from stellarperceptron.training.stars.labelled import Stars
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import PerceptronTask
 from stellarperceptron.utils.distributed import Process

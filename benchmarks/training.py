@@ -23,7 +23,8 @@ from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.nn_utils import robust_mean_squared_error
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.loop import PEAK_FLOPS
-from stellarperceptron.training.prepare import Stars, fit_standardization, prepare_training_data
+from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
+from stellarperceptron.training.stars.labelled import Stars
 from stellarperceptron.utils.arguments import output_file
 
 EPOCHS, STARS = 325, 92_472

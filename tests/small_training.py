@@ -3,7 +3,8 @@
 import numpy as np
 from conftest import LABELS, make_model, make_spectra
 
-from stellarperceptron.training.prepare import Stars, fit_standardization, prepare_training_data
+from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
+from stellarperceptron.training.stars.labelled import Stars
 
 NAMES = [f"syn_apogee{i}" for i in range(40)]
 WAVELENGTHS = 15200.0 + 0.21 * np.arange(40)

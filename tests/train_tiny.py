@@ -12,9 +12,10 @@ import torch
 from conftest import LABELS, make_model, make_spectra
 
 from stellarperceptron.nn_utils import cosine_annealing_warm_restarts, linear_warmup_cosine
-from stellarperceptron.training.prepare import Stars, fit_standardization, prepare_training_data
+from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run.folder import RunFolder
+from stellarperceptron.training.stars.labelled import Stars
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import process_group

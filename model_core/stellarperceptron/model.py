@@ -150,8 +150,8 @@ class StellarPerceptron(PredictingModel):
             The loss became NaN.
         """
 
-        from stellarperceptron.training.prepare import array_stars, survey_stars
         from stellarperceptron.training.stages import fit_model
+        from stellarperceptron.training.stars.labelled import array_stars, survey_stars
 
         if standardization_file is not None:
             norm = read_config(standardization_file)["norm_config"]

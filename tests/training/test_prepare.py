@@ -9,12 +9,12 @@ from small_training import NAMES, WAVELENGTHS, make_data
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.prepare import (
-    Stars,
     fewest_tokens,
     fit_standardization,
     prepare_training_data,
     usable_stars,
 )
+from stellarperceptron.training.stars.labelled import Stars
 
 
 def test_augmentation_receives_fluxes_before_they_are_standardized():

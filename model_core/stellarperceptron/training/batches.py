@@ -15,9 +15,9 @@ from torch import Tensor
 
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.kernels.hashing import LARGEST, scramble, smallest
-from stellarperceptron.training.prefetch import batches_of_values
 from stellarperceptron.training.prepare import TrainingData
 from stellarperceptron.training.profiles import CHOICES
+from stellarperceptron.training.stars.prefetch import batches_of_values
 
 __all__ = ["Batch", "MixedGenerator", "TrainingGenerator"]
 

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from stellarperceptron.network.kernels.memory import freed_memory_kept
 from stellarperceptron.network.tensor_files import load_tensors, not_finite
-from stellarperceptron.training.prefetch import made_ahead, made_beside, spare_cores
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run.folder import RunFolder
+from stellarperceptron.training.stars.prefetch import made_ahead, made_beside, spare_cores
 from stellarperceptron.training.step import Task, Trainer
 from stellarperceptron.utils.data_utils import written_by
 from stellarperceptron.utils.distributed import Process, Termination

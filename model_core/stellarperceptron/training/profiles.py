@@ -24,7 +24,7 @@ from stellarperceptron.nn_utils import (
     linear_warmup_cosine,
     warmup_cosine_annealing_warm_restarts,
 )
-from stellarperceptron.training.prefetch import MEMORIES
+from stellarperceptron.training.stars.prefetch import MEMORIES
 from stellarperceptron.utils.arguments import (
     describe_sections,
     override_sections,

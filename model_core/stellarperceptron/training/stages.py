@@ -21,18 +21,17 @@ from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.model_core import Calibration
 from stellarperceptron.network.config import ModelConfig
-from stellarperceptron.training.prefetch import spare_cores
 from stellarperceptron.training.prepare import (
-    Stars,
     TrainingData,
     fit_standardization,
     prepare_training_data,
-    survey_stars,
     usable_stars,
 )
 from stellarperceptron.training.profiles import Profile, TrainingOptions
 from stellarperceptron.training.run.configuration import describe_augmentation, describe_schedule
 from stellarperceptron.training.run.folder import RunFolder
+from stellarperceptron.training.stars.labelled import Stars, survey_stars
+from stellarperceptron.training.stars.prefetch import spare_cores
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.arrays import as_rows
 from stellarperceptron.utils.distributed import Process

@@ -8,11 +8,8 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.emulated import emulated_source
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
-from stellarperceptron.training.prepare import (
-    fit_standardization,
-    prepare_training_data,
-    survey_stars,
-)
+from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
+from stellarperceptron.training.stars.labelled import survey_stars
 
 pytestmark = pytest.mark.slow
 

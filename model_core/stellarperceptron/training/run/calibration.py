@@ -8,9 +8,9 @@ import pandas as pd
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.flags import Reference
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.training.prepare import survey_stars
 from stellarperceptron.training.profiles import Profile
 from stellarperceptron.training.stages import label_names, read_stars
+from stellarperceptron.training.stars.labelled import survey_stars
 
 __all__ = ["calibrate_stage", "describe_training"]
 

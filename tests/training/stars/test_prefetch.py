@@ -10,7 +10,7 @@ from small_training import make_data
 from stellarperceptron.training import batches as batches_module
 from stellarperceptron.training import prefetch
 from stellarperceptron.training.batches import TrainingGenerator
-from stellarperceptron.training.prefetch import memory_for
+from stellarperceptron.training.stars.prefetch import memory_for
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Stars with known labels: where they come from, and where they are kept."""
