@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stellarperceptron.data.standardizer import CONDITIONS
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.block import ACTIVATIONS, TransformerBlock
 from stellarperceptron.network.kernels.dropout import Dropout
@@ -45,12 +46,16 @@ class Tokens(NamedTuple):
         token has a wavelength.
     complete : bool
         True if every token is known to hold a value. Attention then needs no mask.
+    conditions : Tensor or None
+        (N, L, C) or (L, C) what is known of the observation, standardized, NaN where unknown, in
+        the order of `stellarperceptron.data.standardizer.CONDITIONS`; None: nothing is known.
     """
 
     ids: Tensor
     values: Tensor
     encoding: Tensor | None = None
     complete: bool = False
+    conditions: Tensor | None = None
 
     def present(self) -> Tensor:
         """(N, L) tokens that hold at least one value."""
@@ -96,13 +101,14 @@ def wavelength_encoding(
 
 
 class NonLinearEmbedding(nn.Module):
-    """Embed tokens of P pixels: ``gelu(sum_i v_i (E[t_i] x_i + V[t_i]) + B) + PE(w)``.
+    """Embed tokens of P pixels: ``gelu(sum_i v_i (E[t_i] x_i + V[t_i]) + B + K) + PE(w)``.
 
     The sum runs over the pixels of a token; x_i is the standardized flux of pixel i, t_i its name
     in the vocabulary, and v_i is 1 for a valid pixel, 0 for a missing one. With P = 1 and one row
     of E and V for all pixels this is the embedding of Koblischke & Bovy (2024, section 2); with
-    P = 1 and a row for each pixel, that of Leung & Bovy (2023, section 3.1). Neither has B. A
-    request has no value; its embedding is ``E[t]``.
+    P = 1 and a row for each pixel, that of Leung & Bovy (2023, section 3.1). Neither has B. With
+    conditions, K is the sum of ``A_c x_c + C_c`` over those conditions c of `Tokens.conditions`
+    that are known. A request has no value; its embedding is ``E[t]``.
 
     Parameters
     ----------
@@ -119,6 +125,8 @@ class NonLinearEmbedding(nn.Module):
         See `wavelength_encoding` [Angstrom].
     pixels_per_token
         P.
+    conditions
+        Whether there are A and C. They start small, so that what is unknown matters little.
     """
 
     def __init__(
@@ -129,6 +137,7 @@ class NonLinearEmbedding(nn.Module):
         embed_map: Tensor | None = None,
         wavelength_range: tuple[float, float] = APOGEE.encoding_range,
         pixels_per_token: int = 1,
+        conditions: bool = False,
     ):
         super().__init__()
         self.embedding_dim = embedding_dim
@@ -139,6 +148,8 @@ class NonLinearEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.empty(vocabulary_size + 1, embedding_dim))
         if pixels_per_token > 1:
             self.bin_bias = nn.Parameter(torch.zeros(embedding_dim))
+        shape = (2 * len(CONDITIONS), embedding_dim)  # A of all conditions, then C
+        self.conditions = nn.Parameter(torch.empty(shape)) if conditions else None
         if embed_map is None:
             embed_map = torch.arange(vocabulary_size + 1)
         # Saved in the checkpoint's embed_map.npz, not among its weights.
@@ -151,6 +162,8 @@ class NonLinearEmbedding(nn.Module):
             nn.init.normal_(parameter)
             with torch.no_grad():
                 parameter[0] = 0.0
+        if self.conditions is not None:
+            nn.init.normal_(self.conditions, std=0.02)
 
     def encode_wavelength(self, wavelength: Tensor) -> Tensor:
         """`wavelength_encoding` with this layer's dimension and range."""
@@ -177,6 +190,10 @@ class NonLinearEmbedding(nn.Module):
             embedded = self._sum_of_pixels(rows, tokens.values) + self.bin_bias
         else:
             raise ValueError("tokens of several pixels must be the same for all stars of a batch")
+        if self.conditions is not None and tokens.conditions is not None:
+            known = ~tokens.conditions.isnan()
+            told = [tokens.conditions.nan_to_num(nan=0.0), known.to(tokens.conditions.dtype)]
+            embedded = embedded + torch.cat(told, dim=-1) @ self.conditions
         embedded = self.activation(embedded)
         return embedded if tokens.encoding is None else embedded + tokens.encoding
 

@@ -99,7 +99,7 @@ class StellarPerceptron(PredictingModel):
         label_names
             (Q,) names of the labels' columns.
         inputs_err
-            (N, n) standard deviations; only those of the labels are used.
+            (N, n) standard deviations. Those of the inputs are for a model that takes conditions.
         inputs_wavelength
             (n,) or (N, n) vacuum [Angstrom], 0 for columns without one. None: no wavelengths.
         kind, pixels
@@ -121,8 +121,9 @@ class StellarPerceptron(PredictingModel):
         new_names_for_embed_mapping
             Names that share the embedding row of the vocabulary's first name.
         augment
-            Function of fluxes (B, n) and a generator that returns a changed copy of the fluxes. It
-            is called whenever stars are drawn.
+            Function of fluxes (B, n) and a generator that returns a changed copy of the fluxes, or
+            that and the standard deviation (B,) of the noise in it, for a model that takes
+            conditions. It is called whenever stars are drawn.
         checkpoint_folder
             Folder for logs and checkpoints; None: none are written.
         resume

@@ -240,7 +240,7 @@ def bins_of(batch):
 def test_bins_hold_the_pixels_of_their_range():
     data = make_data(bad=0.2, pixels_per_token=4)
     (batch, *_) = shared(data).batches(0)
-    ids, values, encoding, _ = batch.tokens
+    ids, values, encoding, *_ = batch.tokens
     assert [[i - 1 for i in row if i] for row in ids.tolist()] == [
         np.flatnonzero(number == BINS).tolist() for number in range(11)
     ]

@@ -14,10 +14,15 @@ from torch import Tensor
 
 from stellarperceptron.utils.distributed import precise
 
-__all__ = ["MAXIMUM_DEVIATION", "Standardizer"]
+__all__ = ["CONDITIONS", "MAXIMUM_DEVIATION", "Standardizer", "standardized_condition"]
 
 MAXIMUM_DEVIATION = 10.0
 """Standardized values beyond this count as bad pixels (published implementation)."""
+
+CONDITIONS = {"resolving_power": (4.2, 0.35), "snr": (2.0, 0.5)}
+"""What a token can be told of its observation, the resolving power and the signal-to-noise ratio a
+pixel, with center and scale of their logarithms (base 10)."""
+_LARGEST_CONDITION = 3.0  # beyond, conditions count as this: signal-to-noise ratios of 3 and 3,200
 
 _ROUNDING = 1e-9  # relative deviations below this are rounding
 _COLUMNS = 256  # columns whose medians are computed at once
@@ -37,6 +42,14 @@ def _median_and_scale(x: np.ndarray, device: torch.device) -> tuple[np.ndarray, 
     if precise(device) == torch.float32:
         values = values.float()
     return _by_sorting(values.to(device))
+
+
+def standardized_condition(name: str, values: Tensor) -> Tensor:
+    """Standardize a condition of `CONDITIONS`: any shape; NaN where a value is not above zero."""
+    center, scale = CONDITIONS[name]
+    z = (torch.log10(values.float()) - center) / scale
+    z = z.clamp(-_LARGEST_CONDITION, _LARGEST_CONDITION)
+    return z.masked_fill(~(values > 0), math.nan)
 
 
 def _by_sorting(x: Tensor) -> tuple[np.ndarray, np.ndarray]:

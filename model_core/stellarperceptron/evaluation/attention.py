@@ -228,7 +228,7 @@ def masking_test(
 def _slopes(model: StellarPerceptron, pixels: Tensor, patch: Patch, request_ids: Tensor) -> Tensor:
     """Derivatives (N, Q, T, P) of the labels with respect to a patch's pixels (N, T, P)."""
     pixels = pixels.requires_grad_()
-    tokens = Tokens(patch.ids, pixels, patch.encoding)
+    tokens = Tokens(patch.ids, pixels, patch.encoding, conditions=patch.conditions)
     value, _ = model.torch_model(tokens, request_ids, model.nan_policy)
     slopes = [torch.autograd.grad(answer.sum(), pixels, retain_graph=True)[0] for answer in value.T]
     return torch.stack(slopes, dim=1)
@@ -259,6 +259,7 @@ def _in_patches(
             network.embedding_layer,
             context,
             seed,
+            resolving_power=model.resolving_power_at(wavelengths),
         )
     ]
     scores = model.config.encoder_head_num * context * (context + 1)

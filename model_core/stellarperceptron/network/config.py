@@ -56,6 +56,9 @@ class ModelConfig:
         Number of neighbouring pixels that make a token; published: 1.
     attention_dropout_rate
         Dropout probability of the encoder's attention weights.
+    conditions
+        Tell tokens of several pixels the resolving power and the signal-to-noise ratio, where they
+        are known.
 
     Raises
     ------
@@ -77,6 +80,7 @@ class ModelConfig:
     wavelength_range: tuple[float, float] = APOGEE.encoding_range
     pixels_per_token: int = 1
     attention_dropout_rate: float = 0.0
+    conditions: bool = False
 
     def __post_init__(self):
         for field in fields(self):  # NumPy's numbers become Python's, which JSON can hold
@@ -102,6 +106,10 @@ class ModelConfig:
                 yield f"{field.name} = {value!r} is not in [0, 1)"
             if field.name.endswith("_activation") and value not in ACTIVATIONS:
                 yield f"{field.name} = {value!r} is not one of {', '.join(ACTIVATIONS)}"
+        if not isinstance(self.conditions, bool):
+            yield f"conditions = {self.conditions!r} is neither true nor false"
+        elif self.conditions and self.pixels_per_token == 1:
+            yield "conditions = True needs pixels_per_token above 1"
         if whole["pixels_per_token"] and self.pixels_per_token > MOST_PIXELS:
             yield f"pixels_per_token = {self.pixels_per_token} is above {MOST_PIXELS}"
         if whole["embedding_dim"] and self.embedding_dim % 2:

@@ -7,16 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stellarperceptron.data.standardizer import CONDITIONS, standardized_condition
 from stellarperceptron.layers import NonLinearEmbedding, StellarPerceptronTorchModel, Tokens
 
 __all__ = [
     "Patch",
     "group_pixels",
     "group_values",
+    "known_conditions",
     "mean_wavelengths",
     "pixel_ids",
     "predict_patches",
     "split_into_patches",
+    "with_snr",
 ]
 
 
@@ -62,6 +65,45 @@ def pixel_ids(groups: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 def mean_wavelengths(groups: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
     """(T,) mean wavelength of each group [Angstrom]."""
     return np.nanmean(np.append(wavelengths, np.nan)[groups], axis=1)  # index -1: no pixel
+
+
+def known_conditions(groups: np.ndarray, resolving_power: np.ndarray) -> Tensor:
+    """Conditions of tokens that are the same for all stars; see `Tokens`.
+
+    Parameters
+    ----------
+    groups
+        (T, P) pixels of each token, -1 for a missing one.
+    resolving_power
+        (n,) at each pixel, NaN where unknown.
+
+    Returns
+    -------
+    Tensor
+        (T, C): the mean resolving power of each token, and NaN for the signal-to-noise ratio.
+    """
+    power = np.append(resolving_power, np.nan)[groups]
+    known = np.isfinite(power)
+    # Tokens without a known value have a sum of zero, which counts as unknown.
+    mean = np.where(known, power, 0).sum(axis=1) / known.sum(axis=1).clip(min=1)
+    conditions = torch.full((len(groups), len(CONDITIONS)), math.nan)
+    conditions[:, 0] = standardized_condition("resolving_power", torch.from_numpy(mean))
+    return conditions
+
+
+def with_snr(conditions: Tensor, snr: Tensor) -> Tensor:
+    """Conditions (N, T, C) of N stars.
+
+    Parameters
+    ----------
+    conditions
+        (T, C), see `known_conditions`.
+    snr
+        (N, T) signal-to-noise ratio a pixel, or (N, 1) if it is that of all tokens; NaN where
+        unknown.
+    """
+    power = conditions[:, 0].expand(len(snr), -1)
+    return torch.stack([power, standardized_condition("snr", snr).expand_as(power)], dim=-1)
 
 
 def group_values(
@@ -118,15 +160,25 @@ class Patch:
         (T, P) tokens of these pixels, 0 for a missing one.
     encoding : Tensor
         (T, D) wavelength encoding.
+    conditions : Tensor or None
+        (T, C), see `known_conditions`; None if the network takes none.
     """
 
     pixels: Tensor
     ids: Tensor
     encoding: Tensor
+    conditions: Tensor | None = None
 
-    def tokens(self, flux: Tensor, complete: bool = False) -> Tokens:
-        """Tokens of stars with standardized fluxes (N, n + 1); the last column is NaN."""
-        return Tokens(self.ids, flux[:, self.pixels], self.encoding, complete)
+    def tokens(self, flux: Tensor, complete: bool = False, snr: Tensor | None = None) -> Tokens:
+        """Tokens of stars with standardized fluxes (N, n + 1); the last column is NaN.
+
+        `snr` (N, n + 1) are signal-to-noise ratios of the pixels, of which a token is told the
+        median.
+        """
+        conditions = self.conditions
+        if snr is not None:
+            conditions = with_snr(conditions, snr[:, self.pixels].nanmedian(dim=2).values)
+        return Tokens(self.ids, flux[:, self.pixels], self.encoding, complete, conditions)
 
 
 def split_into_patches(
@@ -137,6 +189,7 @@ def split_into_patches(
     context_length: int,
     seed: int = 0,
     fill: bool = False,
+    resolving_power: np.ndarray | None = None,
 ) -> list[Patch]:
     """Split all tokens into as few patches of equal size as the context allows.
 
@@ -155,6 +208,8 @@ def split_into_patches(
         Seed of the shuffle (published: always 0).
     fill
         Add a padding token to the shorter patches if sizes differ by one.
+    resolving_power
+        (n,) at each pixel, NaN where unknown; None for a network that takes no conditions.
     """
     device = embedding_layer.embeddings.device
     groups = group_pixels(wavelengths, positions, embedding_layer.pixels_per_token)
@@ -167,6 +222,9 @@ def split_into_patches(
         padding = (0, len(parts[0]) - len(part) if fill else 0)
         pixels = np.pad(groups[part], (padding, (0, 0)), constant_values=-1)
         mean = np.pad(mean_wavelengths(groups[part], wavelengths), padding)
+        conditions = None
+        if resolving_power is not None:
+            conditions = known_conditions(pixels, resolving_power).to(device)
         patches.append(
             Patch(
                 torch.as_tensor(pixels, device=device),
@@ -174,6 +232,7 @@ def split_into_patches(
                 embedding_layer.encode_wavelength(
                     torch.as_tensor(mean, dtype=torch.float32, device=device)
                 ),
+                conditions,
             )
         )
     return patches
@@ -187,6 +246,7 @@ def predict_patches(
     combine: str = "mean",
     nan_policy: str = "mask",
     always_mask: bool = False,
+    snr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Perceive patch by patch and combine the answers.
 
@@ -206,6 +266,8 @@ def predict_patches(
         See `StellarPerceptronTorchModel.embed`.
     always_mask
         Do not check whether patches are complete. The check makes a GPU wait.
+    snr
+        (N, n) signal-to-noise ratios of the pixels, NaN where unknown; None: of none.
 
     Returns
     -------
@@ -214,9 +276,10 @@ def predict_patches(
     """
     # The last column (index -1) is a missing pixel.
     flux = torch.nn.functional.pad(flux, (0, 1), value=math.nan)
+    snr = None if snr is None else torch.nn.functional.pad(snr, (0, 1), value=math.nan)
     total = total_weight = total_error = 0.0
     for patch in patches:
-        tokens = patch.tokens(flux)
+        tokens = patch.tokens(flux, snr=snr)
         present = tokens.present()
         seen = present.any(dim=1, keepdim=True)
         complete = not always_mask and bool(present.all())

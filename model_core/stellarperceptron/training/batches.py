@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.kernels.hashing import LARGEST, scramble, smallest
+from stellarperceptron.network.patches import with_snr
 from stellarperceptron.training.prepare import TrainingData
 from stellarperceptron.training.profiles import CHOICES
 from stellarperceptron.training.stars.prefetch import batches_of_values
@@ -22,7 +23,8 @@ from stellarperceptron.training.stars.prefetch import batches_of_values
 __all__ = ["Batch", "MixedGenerator", "TrainingGenerator"]
 
 # Each kind of random choice has its own stream.
-_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW, _MIXTURE = range(6)
+_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW, _MIXTURE, _CONDITIONS = range(7)
+HIDDEN = 1 / 3  # share of the batches that are not told the signal-to-noise ratio
 
 
 def _seed_of(*numbers: int) -> int:
@@ -64,13 +66,11 @@ class Batch:
         if size == len(self.stars):
             return self
         rows = torch.arange(size, device=self.stars.device) % len(self.stars)
-        ids, values, encoding, complete = self.tokens
-        tokens = Tokens(
-            ids[rows] if ids.dim() == 3 else ids,
-            values[rows],
-            encoding[rows] if encoding is not None and encoding.dim() == 3 else encoding,
-            complete,
-        )
+        parts = self.tokens._asdict()
+        for name, part in parts.items():  # those that are the same for all stars stay
+            if isinstance(part, Tensor) and part.dim() == 3:
+                parts[name] = part[rows]
+        tokens = Tokens(**parts)
         request_ids = self.request_ids if self.request_ids.dim() == 1 else self.request_ids[rows]
         return replace(
             self,
@@ -250,14 +250,16 @@ class TrainingGenerator:
         parts = map(rows, range(start, len(self)))
         values_of_batches = batches_of_values(self.data.values, parts, self.data.device)
         for number, (stars, values) in enumerate(values_of_batches, start):
+            noise = None
             if augment:
                 generator = torch.Generator(device=values.device)
                 generator.manual_seed(abs(_seed_of(self.seed, epoch, _AUGMENTATION, number)))
-                values = self._own(self.data.standardized(values, generator))
-                stars = self._own(stars)
+                values, noise = self.data.augmented(values, generator)
+                values, stars = self._own(values), self._own(stars)
+                noise = None if noise is None else self._own(noise)
             elif not self._standardize_chosen:
                 values = self.data.standardized(values)
-            yield self._batch(stars, values, number)
+            yield self._batch(stars, values, number, noise)
 
     def _own(self, part: Tensor) -> Tensor:
         """The part of a batch that belongs to this process."""
@@ -272,11 +274,19 @@ class TrainingGenerator:
         star_hash = scramble(scramble(stars.int() ^ seed) + seed)
         return scramble(star_hash[:, None] ^ things).bitwise_and_(LARGEST)
 
-    def _batch(self, stars: Tensor, values: Tensor, number: int) -> Batch:
+    def _batch(self, stars: Tensor, values: Tensor, number: int, noise: Tensor | None) -> Batch:
         if self.choice == "batch":
             tokens = self._shared_tokens(stars, values, number)
         else:
             tokens = self._own_tokens(stars, values, number)
+        if self.data.conditions is not None:
+            snr = self.data.snr(stars, noise)[:, None]
+            random = np.random.default_rng(
+                abs(_seed_of(self.seed, self.epoch, _CONDITIONS, number))
+            )
+            if not self.fixed and random.random() < HIDDEN:
+                snr = torch.full_like(snr, math.nan)
+            tokens = tokens._replace(conditions=with_snr(tokens.conditions, snr))
         return Batch(stars, tokens, *self._choose_labels(stars))
 
     def _shared_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
@@ -314,8 +324,9 @@ class TrainingGenerator:
         if not seen.any():  # the window lies in a gap between two chips
             return self.data.tokens(values, everything, stars)
         values = tokens.values.masked_fill(outside, math.nan)[:, seen]
-        encoding = None if tokens.encoding is None else tokens.encoding[seen]
-        return Tokens(tokens.ids[seen], values, encoding)
+        shared = tokens.ids, tokens.encoding, tokens.conditions
+        ids, encoding, told = (None if part is None else part[seen] for part in shared)
+        return Tokens(ids, values, encoding, conditions=told)
 
     def _all_but(self, hidden: Tensor, values: Tensor, stars: Tensor) -> Tokens:
         """All tokens (T, P), without the values of those that are hidden (T, P) or (T, 1)."""

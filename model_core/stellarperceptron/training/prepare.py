@@ -16,6 +16,7 @@ from stellarperceptron.layers import Tokens
 from stellarperceptron.model_core import StellarPerceptronCore
 from stellarperceptron.network.patches import (
     group_pixels,
+    known_conditions,
     mean_wavelengths,
     pixel_ids,
 )
@@ -103,13 +104,19 @@ class TrainingData:
     label_ids : Tensor
         (Q,) integers.
     augment : callable or None
-        Function of values (B, n) in physical units and a generator that returns a changed copy.
+        Function of values (B, n) in physical units and a generator that returns a changed copy, or
+        that and the standard deviation (B,) of the noise in it.
     wavelengths : Tensor or None
         (N, T) vacuum [Angstrom], if every star has its own.
     encode_wavelength : callable or None
         Function that encodes them; see `NonLinearEmbedding.encode_wavelength`.
     decode : callable or None
         Makes values (B, n) in physical units from coefficients (B, k); see `Stars`.
+    conditions : Tensor or None
+        (T, C), see `known_conditions`; None for a model that takes none.
+    noise : Tensor or None
+        (N,) inverse signal-to-noise ratio a pixel of the values, NaN where unknown; None if
+        `conditions` is.
     """
 
     values: Tensor
@@ -126,6 +133,8 @@ class TrainingData:
     wavelengths: Tensor | None = None
     encode_wavelength: Callable[[Tensor], Tensor] | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    conditions: Tensor | None = None
+    noise: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -135,14 +144,35 @@ class TrainingData:
         """Device on which batches are made."""
         return self.labels.device
 
-    def standardized(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Standardize rows of `values` (B, n); given a generator, augment them first."""
+    def standardized(self, values: Tensor) -> Tensor:
+        """Standardize rows of `values` (B, n)."""
+        return self.augmented(values)[0]
+
+    def augmented(
+        self, values: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Standardize rows of `values` (B, n); given a generator, augment them first.
+
+        Returns the noise (B,) that was added, too, where the augmentation says it.
+        """
+        noise = None
         difference = values.float() if self.decode is None else self.decode(values) - self.center
         if generator is not None and self.augment is not None:
             flux = self.augment(difference + self.center, generator)
+            flux, noise = flux if isinstance(flux, tuple) else (flux, None)
             difference = flux - self.center
         z = difference / self.scale
-        return z.masked_fill_((z.abs() > self.limit) | z.isinf(), math.nan)
+        return z.masked_fill_((z.abs() > self.limit) | z.isinf(), math.nan), noise
+
+    def snr(self, stars: Tensor, added: Tensor | None) -> Tensor:
+        """Signal-to-noise ratio a pixel (B,) of stars (B,), NaN where it is unknown.
+
+        `added` (B,) is what `augmented` has added to the noise of the values.
+        """
+        noise = self.noise[stars]
+        if added is not None:  # where the noise of the values is unknown, it is left out
+            noise = torch.hypot(noise.nan_to_num(nan=0.0), added.to(noise))
+        return 1 / noise
 
     def tokens(self, standardized: Tensor, positions: Tensor, stars: Tensor) -> Tokens:
         """Tokens of a batch of stars.
@@ -169,7 +199,8 @@ class TrainingData:
             encoding = self.encode_wavelength(own)
         elif self.encoding is not None:
             encoding = self.encoding[positions]
-        return Tokens(ids, values, encoding)
+        told = None if self.conditions is None else self.conditions[positions]
+        return Tokens(ids, values, encoding, conditions=told)
 
 
 def prepare_training_data(
@@ -197,7 +228,7 @@ def prepare_training_data(
     memory
         Memory of the values; see `prefetch.memory_for`.
     augment
-        Function of values (B, n) and a generator on `device` that returns a changed copy.
+        Function of values (B, n) and a generator on `device`; see `TrainingData`.
 
     Raises
     ------
@@ -208,6 +239,11 @@ def prepare_training_data(
     tokens, label_ids = model.tokenize(stars.names), model.tokenize(stars.label_names)
     model.require_standardization(np.append(tokens, label_ids))
     groups, encoding, wavelengths = _token_groups(model, stars, tokens, device)
+    conditions = noise = None
+    if model.config.conditions:
+        power = model.resolving_power_at(stars.wavelengths)
+        conditions = known_conditions(groups, power).to(device)
+        noise = torch.as_tensor(_noise(model, stars, tokens), device=device)
     standardizer, like = model.standardizer, torch.empty(0, device=device)
     center, scale, limit = standardizer.statistics(tokens, like)
     if stars.decode is not None:
@@ -242,7 +278,21 @@ def prepare_training_data(
         wavelengths=wavelengths,
         encode_wavelength=model.torch_model.embedding_layer.encode_wavelength,
         decode=stars.decode,
+        conditions=conditions,
+        noise=noise,
     )
+
+
+def _noise(model: StellarPerceptronCore, stars: Stars, tokens: np.ndarray) -> np.ndarray:
+    """Median of error over flux (N,) of each star's valid pixels, NaN where it is unknown."""
+    noise = np.full(len(stars), np.nan, dtype=np.float32)
+    for block in stars.blocks() if stars.read_errors else ():
+        errors = stars.read_errors(block)
+        ratio = np.where(errors > 0, _read(model, stars, block, tokens) / errors, np.nan)
+        known = np.isfinite(ratio).any(axis=1)
+        snr = np.nanmedian(ratio[known], axis=1)
+        noise[block][known] = np.where(snr > 0, 1 / snr, np.nan)
+    return noise
 
 
 def _token_groups(

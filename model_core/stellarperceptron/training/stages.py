@@ -224,7 +224,10 @@ def place_stars(
     model.trained_on = {**dataset.identity, "spectra": data.kind, "pixels": data.pixels}
     augment = None
     if data.augment:
-        augment = _augmentation(dataset.instrument, stars.wavelengths, profile)
+        function = profile.augmentation
+        if model.config.conditions:
+            function = function.with_noise
+        augment = _augmentation(dataset.instrument, stars.wavelengths, function)
     return prepare_training_data(
         model,
         stars,
@@ -235,16 +238,16 @@ def place_stars(
 
 
 def _augmentation(
-    instrument: Instrument, wavelength: np.ndarray, profile: Profile
-) -> Callable[..., torch.Tensor]:
-    """The profile's augmentation of spectra at these wavelengths (n,)."""
+    instrument: Instrument, wavelength: np.ndarray, function: Callable
+) -> Callable[[torch.Tensor, torch.Generator], Any]:
+    """An augmentation of spectra at these wavelengths (n,)."""
     pixels = instrument.pixels_at(wavelength)
     if pixels[-1] - pixels[0] != len(pixels) - 1:
         raise ValueError(
             f"data.augment needs neighbouring pixels of {instrument}; the survey leaves some out"
         )
     part = slice(int(pixels[0]), int(pixels[-1]) + 1)
-    return functools.partial(profile.augmentation, pixels=part, instrument=instrument)
+    return functools.partial(function, pixels=part, instrument=instrument)
 
 
 def train_stage(

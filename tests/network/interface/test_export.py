@@ -19,7 +19,11 @@ def onnxruntime():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", [{}, {"pixels_per_token": 8}], ids=["patches", "bins"])
+@pytest.mark.parametrize(
+    "tokens",
+    [{}, {"pixels_per_token": 8}, {"pixels_per_token": 8, "conditions": True}],
+    ids=["patches", "bins", "conditions"],
+)
 def test_exported_models_answer_alike(onnxruntime, tmp_path, tokens):
     model = make_model(**tokens)
     model.calibration = Calibration({"TEFF": (0.3, -0.4)})

@@ -383,15 +383,33 @@ class Augmentation:
         pixels: slice = slice(None),
         instrument: Instrument = APOGEE,
     ) -> Tensor:
+        """Add errors to normalized spectra (N, P); see `with_noise`."""
+        return self.with_noise(flux, generator, pixels, instrument)[0]
+
+    def with_noise(
+        self,
+        flux: Tensor,
+        generator: torch.Generator | None = None,
+        pixels: slice = slice(None),
+        instrument: Instrument = APOGEE,
+    ) -> tuple[Tensor, Tensor]:
         """
-        Add errors to normalized spectra (N, P); the result has their device and type.
+        Add errors to normalized spectra.
 
         Parameters
         ----------
+        flux : (N, P)
+            The spectra; the result has their device and type.
         generator
             Source of randomness on the same device; None: PyTorch's own.
         pixels, instrument
             Which of the instrument's pixels the P are (a slice of step 1).
+
+        Returns
+        -------
+        flux : (N, P)
+        noise : (N,)
+            Standard deviation of the noise of a pixel.
         """
         n, device = len(flux), flux.device
 
@@ -408,4 +426,4 @@ class Augmentation:
         out *= 1.0 + continuum_ripple(uniform(*self.ripple), waves, pixels, instrument)
         sigma = torch.exp(-uniform(math.log(self.snr[0]), math.log(self.snr[1])))
         noise = correlate_noise(normal(*flux.shape), uniform(*self.correlation))
-        return out.addcmul_(sigma[:, None], noise).to(flux.dtype)
+        return out.addcmul_(sigma[:, None], noise).to(flux.dtype), sigma

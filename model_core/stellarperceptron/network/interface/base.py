@@ -54,6 +54,7 @@ def _build_network(config: ModelConfig, vocab_size: int, embed_map: np.ndarray):
             embed_map=torch.from_numpy(embed_map),
             wavelength_range=c.wavelength_range,
             pixels_per_token=c.pixels_per_token,
+            conditions=c.conditions,
         ),
         StellarPerceptronEncoder(
             c.embedding_dim,
@@ -168,6 +169,18 @@ class StellarPerceptronBase(StellarPerceptronCore):
         if self.trained_on:
             section["trained_on"] = self.trained_on
         return config
+
+    def resolving_power_at(self, wavelengths: np.ndarray) -> np.ndarray | None:
+        """Resolving power (n,) of the instrument at some wavelengths (n,), NaN where unknown.
+
+        None if the model takes no conditions (see `ModelConfig`).
+        """
+        if not self.config.conditions:
+            return None
+        power = None if self.instrument is None else self.instrument.resolving_power
+        if np.ndim(power):
+            power = np.interp(wavelengths, self.instrument.wavelength, power)
+        return np.broadcast_to(np.nan if power is None else power, np.shape(wavelengths))
 
     def _check_wavelengths(self, wavelengths, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
         wavelengths = as_array(wavelengths, unit="Angstrom", name="wavelengths")

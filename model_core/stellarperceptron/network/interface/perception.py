@@ -14,7 +14,7 @@ from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.interface.base import one_of
 from stellarperceptron.network.interface.storage import StoredModel
-from stellarperceptron.network.patches import group_values
+from stellarperceptron.network.patches import group_values, known_conditions
 from stellarperceptron.utils.arrays import as_array, as_names, is_constant, sentinels_to_nan
 
 __all__ = ["PerceivingModel"]
@@ -179,7 +179,7 @@ class PerceivingModel(StoredModel):
         inputs = self.measured(torch.from_numpy(inputs), tokens).numpy()
         values = self.standardizer.standardize(inputs, tokens)
         valid = (np.isfinite(values) & (tokens != 0)).sum(axis=1)
-        ids, values = tokens[..., None], values[..., None]
+        ids, values, conditions = tokens[..., None], values[..., None], None
         if self.config.pixels_per_token > 1:
             if wavelengths is None or wavelengths.ndim != 1 or tokens.ndim != 1:
                 raise ValueError(
@@ -193,6 +193,10 @@ class PerceivingModel(StoredModel):
                 self.positions[tokens],
                 self.config.pixels_per_token,
             )
+            power = self.resolving_power_at(wavelengths)
+            if power is not None:
+                power = np.where(wavelengths == 0, np.nan, power)
+                conditions = known_conditions(np.arange(len(power))[:, None], power)
         if values.shape[1] > self.config.context_length:
             raise ValueError(
                 f"{values.shape[1]} tokens exceed the context length of "
@@ -227,6 +231,7 @@ class PerceivingModel(StoredModel):
                     part(values, rows, shared=0),
                     None if encoding is None else encode_wavelength(encoding),
                     complete,
+                    None if conditions is None else conditions.to(self.device),
                 )
                 perception, attend, weights = self.torch_model.encode(
                     batch, self.nan_policy, need_weights=return_attention_scores

@@ -36,6 +36,8 @@ class PredictingModel(SpectraModel):
         labels: Sequence[str] | str | None = None,
         *,
         errors: Any = None,
+        snr: Any = None,
+        resolving_power: Any = None,
         names: Sequence[str] | np.ndarray | None = None,
         combine: str = "mean",
         batch_size: int | None = None,
@@ -66,7 +68,13 @@ class PredictingModel(SpectraModel):
         errors
             (N, n) standard deviations of the fluxes, in any container of `spectra`. Pixels whose
             error is not above zero, or above 0.05 and three times the star's median error, count as
-            bad. The networks do not take errors as an input.
+            bad. A model that takes conditions is told the signal-to-noise ratio of each token.
+        snr
+            (N,) signal-to-noise ratio a pixel, or one number for all stars, instead of that by
+            `errors`. Only for models that take conditions, which answer without it, too.
+        resolving_power
+            Wavelength over the full width at half maximum of the line-spread function: one number
+            or (n,). None: that of the model's instrument. Only for models that take conditions.
         names
             (n,) names (or tokens) of the pixels. None: find the instrument's by wavelength.
         combine
@@ -112,6 +120,10 @@ class PredictingModel(SpectraModel):
         wavelengths = self._check_wavelengths(wavelengths, [(n,)])
         if (wavelengths <= 0).any():
             raise ValueError("every pixel needs a wavelength above 0")
+        snr = self._condition("snr", snr, stars)
+        power = self._condition("resolving_power", resolving_power, n)
+        if power is None:
+            power = self.resolving_power_at(wavelengths)
         resampling = None
         if names is None:
             if self.instrument is None:
@@ -128,6 +140,7 @@ class PredictingModel(SpectraModel):
                     stacklevel=2,
                 )
                 wavelengths = self.instrument.wavelength[resampling.pixels]
+                power = None if power is None else power[resampling.left]
                 n = len(wavelengths)
             names = self.instrument.pixel_names(wavelengths)
         tokens = self.tokenize(names)
@@ -162,25 +175,42 @@ class PredictingModel(SpectraModel):
                 self.config.context_length,
                 seed,
                 fill=compile,
+                resolving_power=power,
             )
             request_ids = torch.as_tensor(label_tokens, device=self.device)
             for start in range(0, stars, batch_size):
                 flux = as_array(spectra[start : start + batch_size], dtype=np.float32)
-                flux = sentinels_to_nan(flux)
+                flux, ratio = sentinels_to_nan(flux), None
                 if errors is not None:
                     part = as_array(errors[start : start + batch_size], dtype=np.float32)
                     noisy = _too_noisy(part)
                     dropped += int((noisy & np.isfinite(flux)).sum())
                     flux = np.where(noisy, np.nan, flux)
+                    if self.config.conditions:
+                        ratio = flux / np.where(noisy, 1, part)
                 if resampling is not None:
                     flux = resampling(flux)
+                    ratio = None if ratio is None else resampling(ratio)
+                if snr is not None:
+                    ratio = np.broadcast_to(snr[start : start + batch_size, None], flux.shape)
                 given, number = flux, len(flux)
-                if compile:
-                    flux = np.resize(flux, (min(batch_size, stars), n))  # keep the shape
+                if compile:  # keep the shape
+                    shape = (min(batch_size, stars), n)
+                    flux = np.resize(flux, shape)
+                    ratio = None if ratio is None else np.resize(ratio, shape)
+                if ratio is not None:
+                    ratio = torch.from_numpy(ratio.astype(np.float32)).to(self.device)
                 flux = self.measured(torch.from_numpy(flux).to(self.device), tokens)
                 flux = self.standardizer.standardize(flux, tokens)
                 value, error = predict_patches(
-                    network, flux, patches, request_ids, combine, self.nan_policy, compile
+                    network,
+                    flux,
+                    patches,
+                    request_ids,
+                    combine,
+                    self.nan_policy,
+                    compile,
+                    ratio,
                 )
                 answers.append(torch.stack([value, error])[:, :number].cpu().double())
                 valid.append((~flux[:number].isnan()).sum(dim=1).cpu().numpy())
@@ -200,6 +230,25 @@ class PredictingModel(SpectraModel):
             frame["flags"] |= self.reference.edge_flags(frame[labels].to_numpy(), label_tokens)
         warn_of_flags(frame["flags"].to_numpy())
         return frame
+
+    def _condition(self, name: str, values: Any, number: int) -> np.ndarray | None:
+        """A condition as the user gives it, for `number` stars or pixels; None if it is not given.
+
+        Raises
+        ------
+        ValueError
+            The model takes no conditions, or the values are not above zero or too many or too few.
+        """
+        if values is None:
+            return None
+        if not self.config.conditions:
+            raise ValueError(f"the model takes no conditions: leave {name} out")
+        values = as_array(values, name=name)
+        if values.shape not in ((), (number,)):
+            raise ValueError(f"{name} has shape {values.shape}: give one number, or {number}")
+        if (values <= 0).any():
+            raise ValueError(f"{name} must be above zero; NaN says that it is unknown")
+        return np.broadcast_to(values, number)
 
     def calibrate(
         self,

@@ -178,6 +178,7 @@ class SpectraModel(PerceivingModel):
             self.torch_model.embedding_layer,
             self.config.context_length,
             seed,
+            resolving_power=self.resolving_power_at(wavelengths),
         )
         return tokens, patches
 

@@ -164,7 +164,9 @@ def describe_augmentation(
     if augment is None:
         return None
     flux = torch.ones(16, values, device=device)
-    changed = augment(flux, torch.Generator(device).manual_seed(0)).cpu().double().nan_to_num()
+    changed = augment(flux, torch.Generator(device).manual_seed(0))
+    changed = changed[0] if isinstance(changed, tuple) else changed
+    changed = changed.cpu().double().nan_to_num()
     function = getattr(augment, "func", augment)  # within a `functools.partial`
     name = getattr(function, "__qualname__", type(function).__qualname__)
     mean, scatter = (float(f"{x.item():.5g}") for x in (changed.mean(), changed.std()))

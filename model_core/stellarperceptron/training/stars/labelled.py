@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.survey_file import ERRORS
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.utils.arrays import as_array, as_names, as_rows, sentinels_to_nan
 
@@ -36,6 +37,8 @@ class Stars:
         (N, Q), NaN where missing. `label_errors` may be None: no errors.
     label_names : sequence of str
         (Q,) names of the labels.
+    read_errors : callable or None
+        The same as `read` for the standard deviations of the values; None if they are unknown.
     coefficients, decode : Tensor and callable, or None
         (N, k), and the function of (B, k) that makes the values (B, n) of these on any device, if
         values are not stored; see `EmulatedSpectra`.
@@ -47,6 +50,7 @@ class Stars:
     labels: np.ndarray
     label_errors: np.ndarray | None
     label_names: Sequence[str]
+    read_errors: Callable[[slice], np.ndarray] | None = None
     coefficients: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
 
@@ -91,7 +95,7 @@ def survey_stars(
     columns = [dataset.label_names.index(label) for label in label_names]
     rows = np.arange(len(split)) if rows is None else as_rows(rows, len(split))
     wavelengths = dataset.wavelength[part]
-    recipe = split.recipe(kind)
+    recipe, known = split.recipe(kind), split.has_errors and kind == "observed"
     return Stars(
         read=lambda block: split.read(kind, rows[block], part),
         names=dataset.instrument.pixel_names(wavelengths),
@@ -99,6 +103,7 @@ def survey_stars(
         labels=split.labels[rows][:, columns],
         label_errors=split.label_errors[rows][:, columns],
         label_names=list(label_names),
+        read_errors=(lambda block: split.read(ERRORS, rows[block], part)) if known else None,
         coefficients=None if recipe is None else recipe.coefficients[torch.from_numpy(rows)],
         decode=None if recipe is None else functools.partial(recipe.flux, pixels=part),
     )
@@ -122,7 +127,7 @@ def array_stars(
     label_names
         Names of the columns that are labels.
     errors
-        (N, m) standard deviations; only those of the labels are used.
+        (N, m) standard deviations of inputs and labels.
     wavelengths
         (m,) or (N, m) vacuum [Angstrom].
 
@@ -169,4 +174,5 @@ def array_stars(
         labels=inputs[:, columns],
         label_errors=None if errors is None else errors[:, columns],
         label_names=label_names,
+        read_errors=None if errors is None else lambda rows: errors[rows][:, others],
     )

@@ -1,0 +1,177 @@
+"""What tokens are told of their observation: resolving power and signal-to-noise ratio."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_model, make_spectra
+from small_training import NAMES, make_data
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.mock.observation import Augmentation
+from stellarperceptron.data.standardizer import standardized_condition
+from stellarperceptron.instruments import APOGEE
+from stellarperceptron.layers import Tokens
+from stellarperceptron.network.config import ModelConfig
+from stellarperceptron.training.batches import TrainingGenerator
+
+WAVELENGTHS = APOGEE.wavelength[:40]
+BINS = {"pixels_per_token": 8, "conditions": True}
+
+
+@pytest.fixture
+def told():
+    """A model with conditions that matter."""
+    model = make_model(**BINS)
+    with torch.no_grad():
+        model.torch_model.embedding_layer.conditions.normal_(
+            generator=torch.Generator().manual_seed(0)
+        )
+    return model
+
+
+def ask(model, spectra, **options):
+    table = model.predict(spectra, WAVELENGTHS, LABELS, progress=False, **options)
+    return table.drop(columns="flags").to_numpy()
+
+
+def test_standardized_conditions_are_logarithms_within_limits():
+    snr = torch.tensor([100.0, 10**2.5, 1e9, 0.0, -5.0, math.nan])
+    expected = torch.tensor([0.0, 1.0, 3.0, math.nan, math.nan, math.nan])
+    torch.testing.assert_close(standardized_condition("snr", snr), expected, equal_nan=True)
+
+
+def test_known_conditions_add_to_the_embedding_and_unknown_ones_add_nothing():
+    layer = make_model(**BINS).torch_model.embedding_layer
+    layer.activation = torch.nn.Identity()
+    ids, values = torch.arange(1, 17).view(2, 8), torch.randn(3, 2, 8)
+    without = layer(Tokens(ids, values))
+    conditions = torch.full((3, 2, 2), math.nan)
+    torch.testing.assert_close(layer(Tokens(ids, values, conditions=conditions)), without)
+    conditions[1, 0, 1] = 0.5
+    added = layer(Tokens(ids, values, conditions=conditions)) - without
+    _, snr, _, snr_known = layer.conditions
+    torch.testing.assert_close(added[1, 0], 0.5 * snr + snr_known, atol=1e-5, rtol=1e-4)
+    added[1, 0] = 0
+    assert added.abs().max() < 1e-5
+
+
+def test_a_model_without_conditions_has_no_weights_for_them():
+    plain, told = make_model(pixels_per_token=8), make_model(**BINS)
+    names = set(told.torch_model.state_dict()) - set(plain.torch_model.state_dict())
+    assert names == {"embedding_layer.conditions"}
+    tables = [m.torch_model.embedding_layer.embeddings for m in (plain, told)]
+    assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize("wrong", [{"conditions": True}, {"conditions": 1, "pixels_per_token": 8}])
+def test_impossible_configurations_are_refused(wrong):
+    with pytest.raises(ValueError, match="conditions"):
+        ModelConfig(**wrong)
+
+
+@pytest.mark.parametrize("safetensors", [False, True])
+def test_checkpoints_keep_them(told, tmp_path, spectra, safetensors):
+    if safetensors:
+        pytest.importorskip("safetensors")
+    told.save(tmp_path / "model", safetensors=safetensors)
+    if safetensors:
+        (tmp_path / "model" / "weights.pt").unlink()
+    again = StellarPerceptron.load(tmp_path / "model", device="cpu")
+    assert again.config.conditions
+    np.testing.assert_array_equal(ask(again, spectra, snr=50), ask(told, spectra, snr=50))
+
+
+def test_answers_depend_on_conditions_and_default_to_the_instruments_resolving_power(told, spectra):
+    plain = ask(told, spectra)
+    np.testing.assert_array_equal(ask(told, spectra, resolving_power=22_500.0), plain)
+    assert not np.allclose(ask(told, spectra, resolving_power=np.full(40, 5000.0)), plain)
+    assert not np.allclose(ask(told, spectra, snr=50.0), plain)
+    np.testing.assert_array_equal(ask(told, spectra, snr=np.full(5, np.nan)), plain)
+
+
+def test_a_star_is_told_its_own_signal_to_noise_ratio(told, spectra):
+    snr = np.array([20.0, 50.0, 100.0, 200.0, np.nan])
+    together = ask(told, spectra, snr=snr, batch_size=2)
+    alone = [ask(told, spectra[[i]], snr=snr[i]) for i in range(5)]
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-5)
+
+
+def test_errors_tell_each_token_the_median_of_its_pixels(told):
+    spectra = make_spectra(3, 40, bad=0).astype(np.float32)
+    same = ask(told, spectra, errors=spectra / 80)
+    np.testing.assert_allclose(same, ask(told, spectra, snr=80.0), rtol=1e-4)
+    noisy = spectra / 80
+    noisy[:, 3] = spectra[:, 3] / 40  # one pixel of eight: the median stays
+    np.testing.assert_allclose(ask(told, spectra, errors=noisy), same, rtol=1e-4)
+    noisy[:, :8] = spectra[:, :8] / 40
+    assert not np.allclose(ask(told, spectra, errors=noisy), same)
+    np.testing.assert_allclose(
+        ask(told, spectra, errors=noisy, snr=80.0), same, rtol=1e-4, err_msg="snr comes first"
+    )
+
+
+def test_perceive_and_predict_answer_alike(told):
+    spectra = make_spectra(3, 40, bad=0)
+    told.perceive(spectra, NAMES, WAVELENGTHS)
+    np.testing.assert_allclose(told.request(LABELS), ask(told, spectra), rtol=1e-5)
+
+
+def test_wrong_conditions_are_refused(told, spectra):
+    for wrong in ({"snr": [1.0, 2.0]}, {"snr": 0.0}, {"resolving_power": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ask(told, spectra, **wrong)
+    with pytest.raises(ValueError, match="takes no conditions: leave snr out"):
+        ask(make_model(pixels_per_token=8), spectra, snr=50.0)
+
+
+def test_training_tells_what_augmentation_has_drawn_and_hides_it_in_a_third_of_the_batches():
+    drawn = []
+
+    def augment(flux, generator):
+        drawn.append(1 / (20 + 100 * torch.rand(len(flux), generator=generator)))
+        return flux, drawn[-1]
+
+    data = make_data(bad=0, pixels_per_token=8, augment=augment, conditions=True)
+    generator = TrainingGenerator(data, np.arange(30), 1, 16, choice="batch", window_share=0.5)
+    told, hidden = [], 0
+    for epoch in range(8):
+        for batch in generator.batches(epoch):
+            power, snr = batch.tokens.conditions.unbind(dim=-1)
+            assert power.shape == batch.tokens.values.shape[:2]
+            expected = standardized_condition("resolving_power", torch.tensor(22_500.0))
+            assert (power == expected).all()
+            told.append(snr[0, 0])
+            hidden += int(snr.isnan().all())
+    told, drawn = torch.stack(told), standardized_condition("snr", 1 / torch.cat(drawn))
+    known = ~told.isnan()
+    torch.testing.assert_close(told[known], drawn[known])
+    assert hidden == (~known).sum()
+    assert 0.25 < hidden / len(told) < 0.42
+
+
+def test_noise_of_the_survey_and_of_augmentation_add_in_squares():
+    def augment(flux, generator):
+        return flux, torch.full((len(flux),), 0.03)
+
+    data = make_data(
+        bad=0, pixels_per_token=8, augment=augment, conditions=True, errors=lambda flux: 0.04 * flux
+    )
+    stars = torch.arange(5)
+    torch.testing.assert_close(data.snr(stars, None), torch.full((5,), 25.0))
+    torch.testing.assert_close(data.snr(stars, torch.full((5,), 0.03)), torch.full((5,), 20.0))
+    (batch, *_) = TrainingGenerator(
+        data, np.arange(30), 10, 16, choice="batch", fixed=True
+    ).batches()
+    snr = batch.tokens.conditions[..., 1]
+    torch.testing.assert_close(snr, standardized_condition("snr", torch.full_like(snr, 25.0)))
+
+
+def test_augmentation_tells_the_noise_that_it_adds():
+    flux = torch.ones(400, 7514)
+    augmentation = Augmentation(snr=(30.0, 300.0), ripple=(0, 0), line_spread=0)
+    changed, noise = augmentation.with_noise(flux, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(changed.std(dim=1), noise, rtol=0.05, atol=0)
+    again = augmentation(flux, torch.Generator().manual_seed(1))
+    assert torch.equal(again, changed)
