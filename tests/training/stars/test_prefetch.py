@@ -8,8 +8,8 @@ import torch
 from small_training import make_data
 
 from stellarperceptron.training import batches as batches_module
-from stellarperceptron.training import prefetch
 from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.stars import prefetch
 from stellarperceptron.training.stars.prefetch import memory_for
 
 
