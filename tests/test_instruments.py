@@ -154,6 +154,7 @@ def test_low_resolution_has_the_pixels_of_lamost_and_boss():
 def test_instruments_of_the_h_band():
     assert MOONS_H.wavelength[[0, -1]].round().tolist() == [15_210.0, 16_410.0]
     assert IGRINS_H.wavelength[[0, -1]].round().tolist() == [14_900.0, 18_000.0]
+    assert (np.diff(IGRINS_H.grid_index) == 1).all()  # no pixel is lost between two orders
     for order, chip in IGRINS_H.chips.items():
         middle = IGRINS_H.wavelength[chip].mean()
         assert order in ("order_120", "order_100") or order == f"order_{round(1.794e6 / middle)}"

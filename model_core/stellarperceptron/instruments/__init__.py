@@ -121,11 +121,10 @@ def _galah() -> Instrument:
 def _gaia_rvs() -> Instrument:
     """Gaia's Radial Velocity Spectrometer, as in RVS_MEAN_SPECTRUM of data release 3.
 
-    2,401 samples from 846 to 870 nm, in vacuum and at rest (Gaia DR3 documentation, section
-    20.12.1; Sartoretti et al. 2023, A&A 674, A6); R = 11,500 (Cropper et al. 2018, A&A 616, A5).
-    The samples are 2.45 times as fine as the detectors' pixels. The archive's spectra are
-    normalized already, but those of cool stars by a constant: they are normalized once more. The
-    order of the polynomial is a nominal value.
+    2,401 samples from 846 to 870 nm, in vacuum and at rest (Gaia DR3 documentation, sections
+    20.12.1 and 6.4.9); R = 11,500 (Cropper et al. 2018, A&A 616, A5). A detector's pixel is 2.45
+    samples wide. The archive's spectra are normalized already, but those of cool stars by a
+    constant, so we normalize them once more. The order of the polynomial is a nominal value.
     """
     return Instrument(
         "GAIA_RVS",
@@ -154,8 +153,10 @@ def _low_resolution() -> Instrument:
 
 
 def _moons_h() -> Instrument:
-    """MOONS at the Very Large Telescope, high resolution in the H band (Cirasuolo et al. 2020,
-    The Messenger 180, 10): 1.521 to 1.641 um, R = 19,700.
+    """MOONS at the Very Large Telescope, high resolution in the H band.
+
+    1.521 to 1.641 um (Cirasuolo et al. 2020, The Messenger 180, 10), R = 19,700 (Gonzalez et al.
+    2020, The Messenger 180, 18).
 
     There are no spectra yet. The sampling (2.8 pixels a resolution element: 4,096 pixels of
     0.29 A) and the order of the polynomial are nominal values.
@@ -172,15 +173,16 @@ def _moons_h() -> Instrument:
 def _igrins_h() -> Instrument:
     """IGRINS in the H band (Park et al. 2014, SPIE 9147, 91471D): 1.49 to 1.80 um, R = 45,000.
 
-    A chip is an echelle order between the wavelengths where it gives way to the next one. Their
-    constant (order times wavelength, 1.794e6 A), the sampling (3.4 pixels a resolution element)
-    and the order of the polynomials are nominal values: the pipeline does not normalize.
+    Each chip is an echelle order, cut where it meets its neighbours halfway between the blaze
+    wavelengths. The product of order and blaze wavelength (1.794e6 A), the sampling (3.4 pixels a
+    resolution element) and the order of the polynomials are nominal values: the pipeline does not
+    normalize.
     """
-    borders = 1.794e6 / (np.arange(121, 99, -1) - 0.5)  # where order m gives way to order m - 1
+    borders = 1.794e6 / (np.arange(121, 99, -1) - 0.5)  # between the orders m and m - 1
     ends = [14_900.0, *borders[(borders > 14_950) & (borders < 17_950)].tolist(), 18_000.0]
     orders = {
         f"order_{round(1.794e6 / (0.5 * (low + high)))}": (low, high)
-        for low, high in zip(ends[:-1], np.array(ends[1:]) * (1 - 1e-6), strict=True)
+        for low, high in zip(ends[:-1], np.array(ends[1:]) * (1 - 1e-9), strict=True)
     }
     return Instrument(
         "IGRINS_H",

@@ -8,7 +8,9 @@ import pytest
 from apogee_files import absorption, apstar_hdus
 from astropy import units as u
 from astropy.io import fits
-from astropy.table import Table
+from astropy.io.votable import from_table
+from astropy.io.votable.tree import Param
+from astropy.table import Table, vstack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectrum_files import (
@@ -73,7 +75,8 @@ def test_galah_without_a_camera_has_bad_pixels(tmp_path):
         ("RVCOM", None, NoVelocityError, "no radial velocity.*RVCOM"),
         ("RVCOM_OK", 0, NoVelocityError, "no radial velocity"),
         ("RVCOM", -9999.0, NoVelocityError, "no radial velocity"),
-        ("WAV_OK", 0, ValueError, "wavelengths of a camera are wrong"),
+        ("RVCOM_OK", -1, NoVelocityError, "no radial velocity"),
+        ("WAV_OK", 0, ValueError, "its wavelengths are wrong .*move this camera's file away"),
         ("CDELT1", None, ValueError, "lacks CRVAL1 and CDELT1"),
     ],
 )
@@ -144,6 +147,30 @@ def test_a_star_of_a_bulk_file(tmp_path, kind):
         read_spectrum_file(path, row=2)
 
 
+def test_stars_of_one_votable_with_a_table_each(tmp_path):
+    document = from_table(gaia_table())
+    document.resources[0].tables.append(from_table(gaia_table()).get_first_table())
+    for number, one in enumerate(document.iter_tables()):
+        one.params.append(Param(document, name="source_id", datatype="long", value=SOURCE + number))
+    document.to_xml(str(tmp_path / "combined.xml"))
+    assert read_spectrum_file(tmp_path / "combined.xml", row=1).star_id == str(SOURCE + 1)
+    with pytest.raises(ValueError, match=r"combined\.xml: it has 2 stars: say which one"):
+        read_spectrum_file(tmp_path / "combined.xml")
+
+
+def test_samples_of_two_stars_are_not_mixed(tmp_path):
+    table = vstack([gaia_table(), gaia_table()])
+    table["flux"][2401:] *= 2
+    table.write(tmp_path / "unnamed.ecsv")
+    with pytest.raises(ValueError, match="wavelengths more than once, and no source_id"):
+        read_spectrum_file(tmp_path / "unnamed.ecsv")
+    table["source_id"] = np.repeat([SOURCE, SOURCE + 1], 2401)
+    table.write(tmp_path / "named.ecsv")
+    one, other = (read_spectrum_file(tmp_path / "named.ecsv", row=row) for row in (0, 1))
+    assert [one.star_id, other.star_id] == [str(SOURCE), str(SOURCE + 1)]
+    np.testing.assert_allclose(other.flux, 2 * one.flux, rtol=1e-9)
+
+
 # --- LAMOST ---------------------------------------------------------------------------------------
 
 
@@ -190,6 +217,24 @@ def test_lamost_without_a_redshift(tmp_path):
     hdus.writeto(tmp_path / "star.fits")
     with pytest.raises(NoVelocityError, match=r"star\.fits: .*Z in its header"):
         read_spectrum_file(tmp_path / "star.fits")
+
+
+def test_spectra_of_sdss_are_not_taken_for_lamost(tmp_path):
+    hdus = lamost_rows()
+    hdus[0].header["TELESCOP"] = "SDSS 2.5-M"
+    hdus.writeto(tmp_path / "spSpec-52059-0597-008.fits")
+    with pytest.raises(ValueError, match="of no known kind"):
+        read_spectrum_file(tmp_path / "spSpec-52059-0597-008.fits")
+
+
+def test_medium_resolution_spectra_of_lamost_are_refused(tmp_path):
+    hdus = lamost_table()
+    hdus[1].name = "COADD_B"
+    hdus.append(hdus[1].copy())
+    hdus[2].name = "COADD_R"
+    hdus.writeto(tmp_path / "med-58407-TD0624_sp06-003.fits")
+    with pytest.raises(ValueError, match=r"med-58407.*medium-resolution survey"):
+        read_spectrum_file(tmp_path / "med-58407-TD0624_sp06-003.fits")
 
 
 # --- SDSS-V ---------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 __all__ = ["Arm", "chosen_row", "error_of", "on_pixels"]
 
 COARSEST = 2.0
-"""Wider pixels, in pixels of the instrument, do not resolve its lines."""
+"""Largest width of a spectrum's pixels, in pixels of the instrument, that resolves its lines."""
 
 
 class Arm(NamedTuple):
-    """A stretch of a spectrum as a file has it.
+    """One stretch of a spectrum, such as a detector's, as the file has it.
 
     Attributes
     ----------
@@ -36,12 +36,12 @@ class Arm(NamedTuple):
 
 
 def chosen_row(row: int | None, stars: int) -> int:
-    """Row of the star that is meant in a file of so many; None means the only one.
+    """Row of the star that is wanted from a file of several; None means its only star.
 
     Raises
     ------
     ValueError
-        There is no such row, or several could be meant.
+        There is no such row, or the file has several stars and no row is given.
     """
     if row is None and stars == 1:
         return 0
@@ -74,12 +74,13 @@ def on_pixels(
     instrument
         The instrument.
     arms
-        Stretches of the spectrum; of two that overlap the later one counts.
+        Stretches of the spectrum; where two overlap, the later one is used.
     velocity
-        To be taken out of the wavelengths [km/s].
+        Radial velocity that is taken out of the wavelengths [km/s].
     resolving_power
-        That of the spectrum, or of the pixels of each arm, where it may be above the instrument's:
-        the spectrum is smoothed to the instrument's then. None: they are the same.
+        Resolving power of the spectrum, or an array (n,) of its pixels for each arm. Where it is
+        above the instrument's, the flux is smoothed to the instrument's; the errors remain those
+        of single pixels. None: the two are the same.
     **about
         Other entries of `Spectrum`: star_id, kind, snr, rv.
 

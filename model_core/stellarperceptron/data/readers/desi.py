@@ -18,7 +18,7 @@ ARMS = ("B", "R", "Z")
 
 
 def is_desi(parts: Sequence[Part]) -> bool:
-    """Whether a file has the parts of an arm."""
+    """Whether a file has wavelength, flux and inverse variance of an arm."""
     names = {part.name for part in parts}
     return any({f"{arm}_WAVELENGTH", f"{arm}_FLUX", f"{arm}_IVAR"} <= names for arm in ARMS)
 
@@ -28,9 +28,10 @@ def read_desi(
 ) -> Spectrum:
     """Read one spectrum of a coadd file, smoothed to R = 1,800.
 
-    Each arm has a wavelength (barycentric, vacuum), flux, inverse variance, mask (any bit: no
-    measurement) and resolution matrix, whose diagonals are the line spread in pixels
-    (https://desidatamodel.readthedocs.io, coadd files).
+    Each arm (B, R, Z) has wavelengths [A, barycentric, vacuum], flux, inverse variance, a mask, and
+    a resolution matrix, whose diagonals give the line spread in pixels
+    (https://desidatamodel.readthedocs.io, coadd files). A pixel with any bit of the mask set is
+    bad.
 
     Parameters
     ----------

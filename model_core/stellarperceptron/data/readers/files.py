@@ -1,4 +1,4 @@
-"""Any file of a spectrum: its kind is recognised by its content."""
+"""Read a spectrum from a file of any known kind, which is recognised by its content."""
 
 import os
 from pathlib import Path
@@ -39,20 +39,20 @@ def read_spectrum_file(
     radial_velocity: Any = None,
     instrument: Instrument | None = None,
 ) -> Spectrum:
-    """Read a spectrum of any survey that is known.
+    """Read a spectrum from a file of any of the known surveys.
 
-    Air wavelengths are converted to vacuum, the velocity is taken out, and the spectrum is brought
-    to the pixels of its instrument; masks and marks of missing values become bits of its mask and
-    NaN.
+    Air wavelengths are converted to vacuum, the star's velocity is taken out, and the spectrum is
+    resampled to the pixels of its instrument. Bad pixels are marked in its mask; missing values
+    become NaN.
 
     Parameters
     ----------
     path
         File, gzipped or not.
     row
-        Which spectrum of a file that has several: a row of an apStar file, a spectrum of an
-        mwmStar or mwmVisit file, a star of a DESI coadd or of a bulk file of Gaia. None: the first
-        one, but a file that holds several stars is refused.
+        Which spectrum of a file that has several, counted from 0: a row of an apStar file, a
+        spectrum of an mwmStar or mwmVisit file, a star of a DESI coadd or of a Gaia table. None:
+        the first spectrum of a star; a file of several stars is refused.
     radial_velocity
         Velocity of a spectrum that is not at rest [km/s, or a Quantity], in place of the file's.
     instrument

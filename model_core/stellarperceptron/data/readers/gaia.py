@@ -4,10 +4,12 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io.votable import parse
 from astropy.table import Table
 
 from stellarperceptron.data.apogee.spectra import Spectrum
@@ -46,22 +48,37 @@ def read_gaia_text(path: Path, row: int | None = None) -> Spectrum:
         content = file_content(path).getvalue()
         start = content[:100].lstrip().lower()
         if start.startswith((b"<?xml", b"<votable")):
-            table = Table.read(io.BytesIO(content), format="votable")
+            tables = list(_votables(content))
         elif start.startswith(b"# %ecsv"):
-            table = Table.read(content.decode("utf-8").splitlines(), format="ascii.ecsv")
+            tables = [Table.read(content.decode("utf-8").splitlines(), format="ascii.ecsv")]
         else:
-            table = Table.read(content.decode("utf-8").splitlines(), format="ascii.csv")
-    if not _columns(table) >= NAMES:
-        raise ValueError(f"its columns are {', '.join(table.colnames)}: flux and flux_error lack")
-    return read_gaia(path, table, row)
+            tables = [Table.read(content.decode("utf-8").splitlines(), format="ascii.csv")]
+    spectra = [table for table in tables if _columns(table) >= NAMES]
+    if not spectra:
+        names = ", ".join(name for table in tables for name in table.colnames)
+        raise ValueError(f"its columns are {names}: flux and flux_error are missing")
+    if len(spectra) == 1:
+        return read_gaia(path, spectra[0], row)
+    return read_gaia(path, spectra[chosen_row(row, len(spectra))])
+
+
+def _votables(content: bytes) -> Iterator[Table]:
+    """Tables of a VOTable file, with the parameter source_id of each among their metadata."""
+    for one in parse(io.BytesIO(content)).iter_tables():
+        table = one.to_table()
+        for param in one.params:
+            if param.name.lower() == "source_id":
+                table.meta["source_id"] = param.value
+        yield table
 
 
 def read_gaia(path: Path, table: Any, row: int | None = None) -> Spectrum:
-    """Read a spectrum of the archive: a sample a row, or a star a row.
+    """Read a spectrum of the archive, whose table has a row for each sample or for each star.
 
-    A sample a row (DataLink) has the columns wavelength [nm unless the unit is given], flux,
-    flux_error. A star a row (the table's bulk files) has 2,401 fluxes and errors in each row. Flux
-    is at rest, in vacuum, normalized (Gaia DR3 documentation, section 20.12.1).
+    Tables of samples (DataLink, "INDIVIDUAL" or "COMBINED") have the columns wavelength (in nm if
+    they have no unit), flux and flux_error. Tables of stars (DataLink "RAW", bulk download) have
+    2,401 fluxes and errors in each row. Spectra are normalized, at rest, at vacuum wavelengths
+    (Gaia DR3 documentation, section 20.12.1).
 
     Parameters
     ----------
@@ -70,21 +87,28 @@ def read_gaia(path: Path, table: Any, row: int | None = None) -> Spectrum:
     table
         An astropy or FITS table.
     row
-        Which star of a file that has a star a row; None: the only one.
+        Which star, counted from 0; None: the only one.
 
     Raises
     ------
     ValueError
-        There is no such row, or the columns do not fit the format.
+        There is no such star, or the columns do not fit the format.
     """
     columns = {str(name).lower(): table[str(name)] for name in table.dtype.names}
     source = _SOURCE.search(path.name)
     star = source[0] if source else path.name.split(".")[0]
+    star = str(getattr(table, "meta", {}).get("source_id", star))
     if "wavelength" in columns and np.ndim(columns["wavelength"]) == 1:
-        chosen_row(row, 1)
+        sources = list(dict.fromkeys(columns.get("source_id", [star])))
+        star = sources[chosen_row(row, len(sources))]
+        if "source_id" in columns:
+            own = np.asarray(columns["source_id"]) == star
+            columns, star = {name: column[own] for name, column in columns.items()}, str(star)
         wavelength = as_array(columns["wavelength"], unit="Angstrom", name="wavelength")
         if len(wavelength) and np.nanmedian(wavelength) < 2000:  # without a unit it is nm
             wavelength = 10 * wavelength
+        if len(np.unique(wavelength)) < len(wavelength):
+            raise ValueError("it has wavelengths more than once, and no source_id to tell stars by")
         values = columns["flux"], columns["flux_error"]
     else:
         row = chosen_row(row, len(columns["flux"]))

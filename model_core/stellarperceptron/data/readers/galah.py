@@ -37,37 +37,40 @@ def is_galah(parts: Sequence[Part]) -> bool:
 def read_galah(path: Path, parts: Sequence[Part], radial_velocity: Any = None) -> Spectrum:
     """Read the spectrum of one star from the files of its cameras.
 
-    The first part is the reduced spectrum, not normalized; wavelengths are barycentric ones in air;
-    errors are relative (https://www.galah-survey.org/dr4/the_spectra). The other cameras' files
-    are read where they stand beside the one that is named.
+    The first part is the reduced spectrum, not normalized, at barycentric wavelengths in air. Its
+    error is another part, relative to the flux (data release 3:
+    https://docs.datacentral.org.au/galah/dr3/galah-dr3-spectra; data release 4:
+    https://www.galah-survey.org/dr4/the_spectra). The files of the other cameras are read as well
+    if they are in the same folder.
 
     Parameters
     ----------
     path, parts
         File of one camera, and what was read of it.
     radial_velocity
-        Barycentric velocity [km/s], in place of RVCOM of the header.
+        Barycentric velocity [km/s], in place of the header's RVCOM, which counts if RVCOM_OK is 1
+        or missing.
 
     Raises
     ------
     NoVelocityError
         There is no velocity.
     ValueError
-        The file says that its wavelengths are wrong, or does not fit the format.
+        A file says that its wavelengths are wrong, or does not fit the format.
     """
-    cameras, star = [parts], path.name.split(".")[0]
+    cameras, star = {path: parts}, path.name.split(".")[0]
     if name := CAMERA_FILE.fullmatch(path.name):
         star = name[1]
-        others = (path.with_name(f"{star}{i}{name[3]}") for i in range(1, 5))
-        cameras += [read_parts(other) for other in others if other.exists() and other != path]
+        files = (path.with_name(f"{star}{i}{name[3]}") for i in range(1, 5))
+        cameras |= {file: read_parts(file) for file in files if file != path and file.exists()}
     header = parts[0].header
     known = header_number(header, "RVCOM", kind="velocity")
-    if header.get("RVCOM_OK", 1) == 0:
+    if header.get("RVCOM_OK", 1) != 1:
         known = None
     power = HIGH_RESOLUTION if str(header.get("SLITMASK", "")).strip() == "IN" else None
     return on_pixels(
         GALAH,
-        [_arm(camera) for camera in cameras],
+        [_arm(file.name, camera) for file, camera in cameras.items()],
         velocity=rest_velocity(radial_velocity, known, "RVCOM in its header"),
         resolving_power=power,
         star_id=star,
@@ -83,13 +86,16 @@ def read_galah(path: Path, parts: Sequence[Part], radial_velocity: Any = None) -
     )
 
 
-def _arm(camera: Sequence[Part]) -> Arm:
-    """Spectrum of a camera."""
+def _arm(name: str, camera: Sequence[Part]) -> Arm:
+    """Spectrum of a camera, whose file has this name."""
     if not is_galah(camera):
-        raise ValueError("a file of another camera beside it is no GALAH spectrum")
+        raise ValueError(f"{name} beside it is no GALAH spectrum: move it away")
     header = camera[0].header.copy()
     if header.get("WAV_OK", 1) == 0:
-        raise ValueError("its header says that the wavelengths of a camera are wrong (WAV_OK = 0)")
+        raise ValueError(
+            f"the header of {name} says that its wavelengths are wrong (WAV_OK = 0): move this "
+            "camera's file away to read the others"
+        )
     header["CTYPE1"] = "AWAV"  # in air, which the files do not say
     if header.get("CRPIX1") == 0:  # meant as 1
         header["CRPIX1"] = 1.0
@@ -98,6 +104,6 @@ def _arm(camera: Sequence[Part]) -> Arm:
     relative = np.asarray(next(part.data for part in camera if part.name in ERRORS), np.float64)
     if wavelength is None or relative.shape != flux.shape:
         raise ValueError(
-            "it lacks CRVAL1 and CDELT1, or has another number of errors than of fluxes"
+            f"{name} lacks CRVAL1 and CDELT1, or has another number of errors than of fluxes"
         )
     return Arm(wavelength, flux, relative * np.abs(flux), np.zeros(flux.shape, dtype=bool))

@@ -1,5 +1,6 @@
 """Low-resolution spectra of LAMOST."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,26 @@ __all__ = ["is_lamost", "read_lamost"]
 
 START, STEP = 3.5682, 1e-4  # log10 of the wavelengths: COEFF0 and COEFF1 of every file
 COLUMNS = {"FLUX", "IVAR", "WAVELENGTH", "ANDMASK"}
+MEDIUM = re.compile(r"(COADD_)?[BR](-\d+)?")  # names of a medium-resolution file's parts
 
 
 def is_lamost(parts: Sequence[Part]) -> bool:
     """Whether a file has LAMOST's rows in the first part, or its columns in the second."""
     first = parts[0].data
     if np.ndim(first) == 2 and len(first) >= 3:
-        telescope = str(parts[0].header.get("TELESCOP", "")).strip().upper()
-        return telescope == "LAMOST" or header_number(parts[0].header, "COEFF0") is not None
-    return len(parts) > 1 and _columns(parts[1]) >= COLUMNS
+        # Spectra of SDSS have COEFF0, too, and other rows.
+        telescope = str(parts[0].header.get("TELESCOP", "LAMOST")).strip().upper()
+        return telescope == "LAMOST" and (
+            "TELESCOP" in parts[0].header or header_number(parts[0].header, "COEFF0") is not None
+        )
+    return len(parts) > 1 and (_columns(parts[1]) >= COLUMNS or _is_medium(parts))
+
+
+def _is_medium(parts: Sequence[Part]) -> bool:
+    """Whether a file is that of LAMOST's medium-resolution survey."""
+    return all(
+        MEDIUM.fullmatch(part.name) and _columns(part) >= {"FLUX", "IVAR"} for part in parts[1:]
+    )
 
 
 def _columns(part: Part) -> set[str]:
@@ -36,11 +48,11 @@ def _columns(part: Part) -> set[str]:
 def read_lamost(path: Path, parts: Sequence[Part], radial_velocity: Any = None) -> Spectrum:
     """Read a spectrum of LAMOST's low-resolution survey.
 
-    Rows of the first part, or columns of the second since data release 8: flux, inverse variance,
-    wavelength, (of the rows the continuum or other,) and-mask, or-mask
+    The first part has five rows: flux, inverse variance, wavelength, and-mask, or-mask. Since data
+    release 8 the second part has columns with these names instead
     (https://www.lamost.org/dr8/v1.0/doc/lr-data-production-description). Wavelengths are
-    heliocentric ones in vacuum. Where they are none, as in files of data release 1 that have 1.0
-    everywhere, they are 10^(COEFF0 + COEFF1 i).
+    heliocentric and in vacuum. A pixel is bad if any bit of its and-mask is set. Some files of data
+    release 1 have 1.0 in place of all wavelengths, which are then 10^(COEFF0 + COEFF1 i) Angstrom.
 
     Parameters
     ----------
@@ -54,8 +66,13 @@ def read_lamost(path: Path, parts: Sequence[Part], radial_velocity: Any = None) 
     NoVelocityError
         There is no velocity.
     ValueError
-        The file does not fit the format.
+        The file does not fit the format, or is one of the medium-resolution survey.
     """
+    if len(parts) > 1 and _is_medium(parts):
+        raise ValueError(
+            "it is a spectrum of LAMOST's medium-resolution survey: only the low-resolution one's "
+            "are read"
+        )
     header = parts[0].header
     if np.ndim(parts[0].data) == 2:
         rows = np.asarray(parts[0].data, dtype=np.float64)
