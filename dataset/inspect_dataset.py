@@ -1,7 +1,7 @@
 """
 Summarize a survey file or a folder of published arrays: sizes, bad pixels, labels, plots.
 
-It takes whatever the training scripts take, and reads the spectra in blocks.
+It reads whatever the training scripts read, block by block.
 
     python dataset/inspect_dataset.py runs/dr17.h5
 """
@@ -16,7 +16,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from stellarperceptron.data.apogee.grid import CHIP_PIXELS
 from stellarperceptron.data.dataset import SpectraDataset, Split
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.utils.arguments import output_file, positive, run_script
@@ -127,7 +126,7 @@ def label_table(split: Split) -> str:
 
 
 def findings(data: SpectraDataset, summaries: dict) -> list[str]:
-    """What should not be so: stars twice or in both splits, without spectrum or label."""
+    """Mistakes in the data: stars that are there twice, in both splits, or without data."""
     found = []
     train, test = (set(split.ids.tolist()) for split in (data.train, data.test))
     for split, names in ((data.train, train), (data.test, test)):
@@ -228,20 +227,19 @@ def finish_wavelengths(axes: np.ndarray, data: SpectraDataset) -> None:
     """Let axes end where the data do, and shade the gaps between the detectors."""
     for axis in axes:
         axis.set_xlim(data.wavelength[0], data.wavelength[-1])
-        if len(chips(data)) > 1:
-            mark_gaps(axis)
+        mark_gaps(axis, data.instrument)
     axes[-1].set_xlabel("vacuum wavelength [Å]")
 
 
 def chips(data: SpectraDataset) -> list[tuple[int, int]]:
-    """First and last pixel of each detector; of all pixels for another instrument."""
-    if len(data.wavelength) != CHIP_PIXELS["red"].stop:
-        return [(0, len(data.wavelength))]
-    return [(chip.start, chip.stop) for chip in CHIP_PIXELS.values()]
+    """First pixel of each detector, and the one after its last."""
+    first = int(data.instrument.nearest_pixels(data.wavelength[:1])[0])
+    inside = data.instrument.chips_of(slice(first, first + len(data.wavelength)))
+    return [(chip.start, chip.stop) for chip in inside.values()]
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Print what there is, then draw it."""
+    """Print the summary, then draw it."""
     with SpectraDataset.open(options.data) as data:
         print(f"{options.data}: {data.train.n_pixels:,d} pixels, ", end="")
         print(f"{data.wavelength[0]:.1f} to {data.wavelength[-1]:.1f} Angstrom")
@@ -278,7 +276,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def main(command_line: list[str] | None = None) -> None:
-    """Look, or say what is wrong."""
+    """Summarize, or say what is wrong with the data."""
     options = arguments(command_line)
     try:
         inspect(options)

@@ -103,3 +103,10 @@ def test_labels_that_tell_nothing_stay_as_they_are(model):
 def test_impossible_calibrations_are_refused(values):
     with pytest.raises(ValueError, match="calibration of TEFF"):
         Calibration({"TEFF": values})
+
+
+@pytest.mark.parametrize("windows", [(0.0,), (1.0, 1.5)])
+def test_windows_are_fractions(model, windows):
+    spectra, labels = make_spectra(20, 40), pd.DataFrame({"TEFF": np.ones(20)})
+    with pytest.raises(ValueError, match="no fractions of the pixels"):
+        model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(NAMES), windows=windows)

@@ -39,6 +39,7 @@ from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, Part, 
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
 from stellarperceptron.data.mock.line_spread import FineGrid
 from stellarperceptron.data.mock.stellar_labels import LABELS, to_inputs
+from stellarperceptron.instruments import GAIA_RVS
 from stellarperceptron.utils.arguments import output_file, output_picture, run_script
 from stellarperceptron.utils.plotting import (
     COLORS,
@@ -52,7 +53,7 @@ from stellarperceptron.utils.plotting import (
 # Gaia's RVS, and of the four cameras of GALAH.
 OBSERVED = {
     "apogee": (APOGEE_WAVELENGTH, 22_500.0),
-    "rvs": (8460.0 + 0.1 * np.arange(2401), 11_500.0),
+    "rvs": (GAIA_RVS.wavelength, 11_500.0),
     "hermes": (
         np.concatenate(
             [

@@ -32,11 +32,13 @@ def abo_width(packed: np.ndarray, element: np.ndarray) -> np.ndarray:
     """
     log10 of the van der Waals width [rad/s] per hydrogen atom at 10,000 K.
 
+    The full width at half maximum, twice the half width of Anstee & O'Mara (1995, MNRAS 276, 859).
+
     Parameters
     ----------
     packed : ndarray
-        Cross-section at 10 km/s [atomic units] plus the exponent of velocity, e.g. 407.273
-        (Anstee & O'Mara 1995, MNRAS 276, 859, equation 4 with two collision partners' masses).
+        Sum of the cross-section at 10 km/s, a whole number of squared Bohr radii, and of the
+        exponent of its dependence on velocity, below 1: 407.273 means 407 and 0.273.
     element : ndarray of int
         Atomic number, from which the mass follows closely enough.
     """

@@ -169,8 +169,8 @@ def isotope_weight(lines: LineList, carbon_ratio: float, mixed: float = 1.0) -> 
     """log10 of the isotope fraction of each molecular line and those of Li; 0 for other atoms.
 
     Synspec has one abundance for each species, so the fraction is included in log gf. Lines without
-    isotope digits have it already. `mixed` is
-    the weight of 12C13C relative to the product of both fractions.
+    isotope digits include it already. `mixed` is the weight of 12C13C relative to the product of
+    both fractions.
     """
     carbon = {12: carbon_ratio / (1 + carbon_ratio), 13: 1 / (1 + carbon_ratio)}
     last = {3: LITHIUM, CH: carbon, 112: MAGNESIUM, 114: SILICON, TIO: TITANIUM}

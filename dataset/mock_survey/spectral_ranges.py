@@ -2,8 +2,7 @@
 Ranges of wavelength that the grids cover, and what their syntheses need.
 
 A range is one window or several. The spectra of a window are stored in the rest frame in vacuum at
-log10(wavelength / Angstrom) = start + 3e-6 i, at R = 60,000; those of several windows stand one
-after another.
+log10(wavelength / Angstrom) = start + 3e-6 i, at R = 60,000, one window after another.
 """
 
 from __future__ import annotations
@@ -81,10 +80,10 @@ class SpectralRange:
         Whether van der Waals widths are computed (`damping.py`); otherwise Synspec's classical
         ones are used.
     mixed_c2
-        Weight of 12C13C relative to the product of the isotopes' fractions. It is 2, for either
-        atom may be the 13C; the H band's grids were made with 1.
+        Weight of 12C13C relative to the product of the isotopes' fractions. The right value is 2,
+        since either atom may be the 13C; the H band's grids were made with 1.
     frequencies
-        Number of frequencies that Synspec treats as a set; None: its own, 120.
+        Number of frequencies that Synspec treats as a set; None: its default, 120.
     least_teff
         Cooler stars are left out [K].
     """

@@ -1,4 +1,4 @@
-r"""How predicted errors follow what a spectrum tells: from any range, at any signal-to-noise ratio.
+r"""Precision and predicted errors from windows of a spectrum and at lower signal-to-noise ratios.
 
 Stage 2 predicts labels of the survey's test stars from the first half of the observed band, from
 windows of it, and from spectra to which noise was added. The windows lie at four random places, a
@@ -34,7 +34,7 @@ from stellarperceptron.utils.plotting import save_figure, use_style
 
 PIXELS = "first_half"
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)  # of the band, the last of them 9 Angstrom
-NOISE = (200.0, 100.0, 50.0, 30.0)  # signal-to-noise ratio a pixel of the noise that is added
+NOISE = (200.0, 100.0, 50.0, 30.0)  # signal-to-noise ratios a pixel of the added noise alone
 PLACES = 4  # of a window
 ROWS = {  # panels of the figure
     "mad_std": "mad_std over that of\nthe whole spectrum",
@@ -92,7 +92,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     grid = figure.subplots(len(ROWS), 2, sharex="col", sharey="row")
     ranges, noises = table[np.isinf(table["noise_snr"])], table[table["share"] == 1]
-    # The survey's own noise stands a factor of two beyond the weakest that is added.
+    # Spectra without added noise are drawn at twice the highest of these ratios.
     noises = noises.assign(noise_snr=noises["noise_snr"].replace(np.inf, 2 * max(NOISE)))
     for column, (part, key) in enumerate(((ranges, "pixels"), (noises, "noise_snr"))):
         for row, metric in enumerate(ROWS):
@@ -105,7 +105,8 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.set(xscale="log")
     for axes in grid[1]:
         axes.axhline(GAUSSIAN, color="black", lw=0.6, ls="--")
-        axes.set_ylim(0.4, 0.9)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.4), max(high, 0.9))
     for axes in grid[0]:
         axes.set(yscale="log", yticks=TICKS, yticklabels=map(str, TICKS))
         axes.yaxis.set_minor_formatter(NullFormatter())

@@ -118,7 +118,7 @@ def read_stars(path: Path) -> Stars:
         raise ValueError(f"{path}: flux {flux.shape}, labels {labels.shape} and names do not match")
     if unknown := [name for name in names if name not in TOKENS]:
         raise ValueError(f"{path}: labels {unknown} are none of {', '.join(TOKENS)}")
-    flux[arrays["bad"] | ~np.isfinite(flux)] = np.nan
+    flux[arrays["bad"].astype(bool) | ~np.isfinite(flux)] = np.nan
     pixels = APOGEE.pixels_at(arrays["wavelength"])  # refuses what is not on the APOGEE grid
     if (np.diff(pixels) != 1).any():
         raise ValueError(f"{path}: the wavelengths are not those of neighbouring APOGEE pixels")

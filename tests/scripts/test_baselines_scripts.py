@@ -1,12 +1,14 @@
 """Baselines, comparison, learning curve and few real stars, as scripts at toy size."""
 
+import importlib.util
 import json
 import re
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from chain import run_here
+from chain import ROOT, run_here
 from matplotlib.image import imread
 
 from stellarperceptron.data.apogee.grid import FULL_WAVELENGTH
@@ -124,6 +126,16 @@ def test_few_labels(stars_file, chain, tmp_path):
     text = (tmp_path / "few/few_labels.md").read_text()
     assert len(re.findall(r"\*\*[\d.]+\*\*", text)) >= 2 * 3
     assert imread(tmp_path / "few/few_labels.png").ndim == 3
+
+
+def test_flags_of_bad_pixels_may_be_integers(stars_file):
+    specification = importlib.util.spec_from_file_location("few_labels", ROOT / FEW_LABELS)
+    script = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = script  # for its dataclasses
+    specification.loader.exec_module(script)
+    content = dict(np.load(stars_file))
+    np.savez(stars_file, **{**content, "bad": content["bad"].astype(np.uint8)})
+    assert np.array_equal(np.isnan(script.read_stars(stars_file).flux), content["bad"])
 
 
 def test_few_labels_refuses_other_files(stars_file, tmp_path):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.survey_file import SurveyWriter
+from stellarperceptron.instruments import GALAH
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +122,22 @@ def test_numbered_rows_are_no_stars_in_both_splits(script, tmp_path, capsys):
     path = write_apogee(tmp_path / "a.h5", lambda split: [str(i) for i in range(COUNTS[split])])
     script.main([str(path)])
     assert "WARNING" not in capsys.readouterr().out
+
+
+def test_detectors_are_those_of_the_instrument(script, tmp_path):
+    path = tmp_path / "galah.h5"
+    wavelength = GALAH.wavelength[200:]
+    with SurveyWriter(
+        path, counts=COUNTS, provenance={}, instrument=GALAH, wavelength=wavelength
+    ) as writer:
+        for split in COUNTS:
+            names = [f"{split}-{i}" for i in range(COUNTS[split])]
+            writer.append(split, ids=names, **make_arrays(split, len(wavelength)))
+    with SpectraDataset.open(path) as data:
+        found = script.chips(data)
+    expected = [(max(chip.start - 200, 0), chip.stop - 200) for chip in GALAH.chips.values()]
+    assert found == expected
+    script.main([str(path), "--stars", "5"])
 
 
 def test_any_number_of_pixels(script, tmp_path, capsys):

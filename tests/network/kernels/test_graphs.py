@@ -148,6 +148,27 @@ def test_what_a_graph_cannot_hold_is_refused(options, message):
         TrainingOptions(cuda_graphs=True, **options)
 
 
+def test_batches_that_differ_in_what_is_no_tensor_have_graphs_of_their_own():
+    class Masked(NamedTuple):
+        values: torch.Tensor
+        complete: bool
+
+    weight = torch.nn.Parameter(torch.ones(3))
+
+    def gradients(batch):
+        weight.grad = None
+        loss = (weight * batch.values)[: None if batch.complete else 1].sum()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    captured = CapturedGradients(gradients, [weight], Recorder([weight]))
+    ones = torch.ones(3)
+    for complete, expected in [(True, 3.0)] * (WARM_UP + 2) + [(False, 1.0)] * (WARM_UP + 2):
+        assert captured(Masked(ones, complete))["loss"] == expected
+        assert weight.grad.sum() == expected
+    assert captured.record.recorded == 2
+
+
 def test_tensors_of_nested_things():
     class Pair(NamedTuple):
         first: torch.Tensor

@@ -284,7 +284,15 @@ class PredictingModel(SpectraModel):
             Widths of the windows, as fractions of the number of pixels.
         seed
             Seed of the positions of the windows.
+
+        Raises
+        ------
+        ValueError
+            See `predict`; labels that the model does not have, or a window that is not above 0 and
+            at most 1.
         """
+        if bad := [share for share in windows if not 0 < share <= 1]:
+            raise ValueError(f"windows {bad} are no fractions of the pixels, above 0 and at most 1")
         known_as, label_tokens = self._label_tokens(list(labels))
         labels = label_table(labels, known_as)
         errors = 0 * labels if label_errors is None else label_table(label_errors, known_as, "_ERR")
@@ -339,7 +347,7 @@ class PredictingModel(SpectraModel):
 
 
 def _too_noisy(errors: np.ndarray) -> np.ndarray:
-    """Pixels (N, n) whose errors say that they hold nothing, or too little."""
+    """Pixels (N, n) that count as bad by their errors (N, n); see `predict`."""
     known = np.isfinite(errors) & (errors > 0)
     errors = np.where(known, errors, np.nan)
     # Stars without any error have no median; all of their pixels are bad anyway.

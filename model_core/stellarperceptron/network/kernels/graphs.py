@@ -1,8 +1,8 @@
 """Gradients in one launch: a CUDA graph of everything from the batch to the clipped gradients.
 
 A step of the network launches some 200 kernels, which takes the host longer than the GPU needs to
-run them. A CUDA graph records the launches once; to replay them is one launch. It reads its batch
-from, and writes its results to, the same memory each time.
+run them. A CUDA graph records the launches once and replays them in one launch. Each time it reads
+its batch from the same memory and writes its results to the same memory.
 """
 
 import contextlib
@@ -44,8 +44,19 @@ def _copy_of(item: Any) -> Any:
     return item
 
 
+def _kind_of(item: Any) -> Any:
+    """Everything about a batch that a graph cannot change: shapes, types, and what is no tensor."""
+    if isinstance(item, Tensor):
+        return item.shape, item.dtype
+    if isinstance(item, tuple):
+        return tuple(map(_kind_of, item))
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return tuple(_kind_of(getattr(item, field.name)) for field in dataclasses.fields(item))
+    return item
+
+
 def cuda_graph(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-    """Result of a function that is recorded as a CUDA graph, and what computes it anew there."""
+    """Record a function as a CUDA graph; its result, and a function that computes it again."""
     graph = torch.cuda.CUDAGraph()
     # Meanwhile another thread may prepare batches: only this one must not wait for the device.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -55,7 +66,7 @@ def cuda_graph(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
 
 @dataclasses.dataclass
 class _Graph:
-    """What belongs to the batches of one shape; before it is recorded only the calls count."""
+    """Graph of the batches of one kind; before it is recorded, only the number of calls is kept."""
 
     calls: int = 0
     batch: Any = None
@@ -65,7 +76,9 @@ class _Graph:
 
 
 class CapturedGradients:
-    """A function of a batch that sets gradients, recorded once for each shape of a batch.
+    """A function of a batch that sets gradients, recorded once for each kind of batch.
+
+    Batches are of one kind if their tensors have the same shapes and types and all else is equal.
 
     Parameters
     ----------
@@ -90,8 +103,7 @@ class CapturedGradients:
 
     def __call__(self, batch: Any) -> Any:
         """Call the function; what it returns is overwritten by the next call."""
-        shape = tuple((tensor.shape, tensor.dtype) for tensor in tensors_of(batch))
-        graph = self.graphs.setdefault(shape, _Graph())
+        graph = self.graphs.setdefault(_kind_of(batch), _Graph())
         if graph.replay is None:
             graph.calls += 1
             if not self.possible or graph.calls <= WARM_UP or not self._recorded(graph, batch):
