@@ -265,7 +265,7 @@ def known_results(path: Path, arguments: argparse.Namespace) -> list[dict[str, A
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Loss against star visits; a colour for each batch, lighter for lower learning rates."""
+    """Draw loss against star visits, a colour for each batch, paler for lower learning rates."""
     use_style()
     figure = Figure(figsize=(PAGE_WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -277,20 +277,20 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             style = {
                 "color": COLORS["black"],
                 "lw": 1.5,
-                "label": "published: 64, 0.0001, one, none",
+                "label": "published: 64, 0.0001, one, none, {epochs}".format(**result),
             }
         else:
             style = {
                 "color": f"C{batches.index(result['batch'])}",
                 "alpha": 0.25 + 0.75 * (rates.index(result["rate"]) + 1) / len(rates),
                 "linestyle": "-" if result["labels"] == "all" else "--",
-                "label": "{batch}, {rate:g}, {labels}, {warmup:.0%}".format(**result),
+                "label": "{batch}, {rate:g}, {labels}, {warmup:.0%}, {epochs}".format(**result),
             }
         axes.plot(result["visits"], result["loss"], **style)
     axes.set(xlabel="star visits", ylabel="validation loss a label")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(
-        title="batch, learning rate, labels, warm-up",
+        title="batch, learning rate, labels,\nwarm-up, epochs",
         bbox_to_anchor=(1.01, 1),
         loc="upper left",
     )

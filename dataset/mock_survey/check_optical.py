@@ -17,28 +17,26 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import synthesize_grid
 import torch
-from check_survey import POINTS, agreement, compare_responses
+from check_survey import POINTS, agreement, compare_responses, store
 from fit_emulator import OBSERVED
 from grid_labels import complete
 from line_lists import air_to_vacuum
+from matplotlib.figure import Figure
 from packages import default_cache
 from spectral_ranges import APOGEE, RANGES
 
 from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.line_spread import FineGrid
+from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT
 from stellarperceptron.utils.arguments import run_script
-from stellarperceptron.utils.data_utils import atomic_output
+from stellarperceptron.utils.plotting import COLORS, PAGE_WIDTH, save_figure, use_style
 
 HERE = Path(__file__).parent
 HERMES = RANGES["hermes"]
-# Air wavelengths [A] that are compared. Telluric lines stand from 7590 to 7700.
+# Air wavelengths [A] that are compared. The telluric A band of oxygen, 7590 to 7700, is left out.
 COMPARED = {
     "blue": (4715.0, 4902.0),
     "green": (5650.0, 5872.0),
@@ -52,17 +50,12 @@ STARS = ("18Sco", "Arcturus", "Procyon", "HD122563")
 MICROTURBULENCE = (1.0, 1.5, 2.0)  # km/s: the best is taken
 RESOLUTIONS = np.arange(16_000.0, 28_001.0, 2000.0)  # of star and spectrograph together
 VELOCITIES = np.arange(-1.5, 1.51, 0.5)  # km/s, errors of the rest frame
-SPEED_OF_LIGHT = 299_792.458  # km/s
-
-
-def store(name: str, values: dict) -> None:
-    """Store results beside earlier ones and print them."""
-    path = HERE / "checks_optical.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[name] = values
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    print(json.dumps({name: values}, indent=1))
+CHECKS = HERE / "checks_optical.json"
+DRAWN = 50.0  # Angstrom of each window
+CAPTION = (
+    "Gaia benchmark stars: real spectra (black), direct syntheses with the line list of {physics} "
+    "(orange) and their difference (blue), {width:g} Å in the middle of each HERMES window."
+)
 
 
 def responses(args: argparse.Namespace) -> None:
@@ -84,7 +77,7 @@ def responses(args: argparse.Namespace) -> None:
                 for point in points
             }
         results[physics]["held out"] = emulator.parts[-1].info["errors"]
-    store(f"responses, {args.range}", results)
+    store(f"responses, {args.range}", results, CHECKS)
 
 
 # ------------------------------------------------------------------------------------- real stars
@@ -165,27 +158,28 @@ def benchmarks(args: argparse.Namespace) -> None:
                     "correlation": {w: round(f["correlation"], 3) for w, f in found.items()},
                 }
                 print(name, physics, json.dumps(results[name][physics]), flush=True)
-    store("benchmarks", results)
-    draw(drawn, args.stars, args.physics[-1], HERE / "figures/benchmarks_hermes.png")
+    store("benchmarks", results, CHECKS)
+    caption = CAPTION.format(physics=args.physics[-1], width=DRAWN)
+    figure = draw(drawn, args.stars, args.physics[-1])
+    save_figure(figure, HERE / "figures/benchmarks_hermes.png", caption)
 
 
-def draw(drawn: dict, stars: list[str], physics: str, path: Path) -> None:
-    """Draw 50 Angstrom of every window and star."""
-    figure, axes = plt.subplots(len(stars), 4, figsize=(13, 2.1 * len(stars)), squeeze=False)
+def draw(drawn: dict, stars: list[str], physics: str) -> Figure:
+    """Draw the middle of every window for every star."""
+    use_style()
+    figure = Figure(figsize=(PAGE_WIDTH, 1.3 * len(stars)), layout="constrained")
+    axes = figure.subplots(len(stars), len(COMPARED), sharey=True, sharex="col", squeeze=False)
     for row, name in zip(axes, stars, strict=True):
         for axis, (air, real, model) in zip(row, drawn[name, physics], strict=True):
             middle = 0.5 * (air[0] + air[-1])
-            part = np.abs(air - middle) < 25
-            axis.plot(air[part], real[part], color="0.25", lw=1.2)
-            axis.plot(air[part], model[part], color="C1", lw=0.7)
-            axis.plot(air[part], real[part] - model[part], color="C0", lw=0.5)
-            axis.set(xlim=(middle - 25, middle + 25), ylim=(-0.25, 1.1))
-            axis.tick_params(labelsize=7)
-        row[0].set_ylabel(name)
-    figure.suptitle(f"Real spectra, {physics}, and their difference; air wavelength [Å]")
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+            part = np.abs(air - middle) < 0.5 * DRAWN
+            axis.plot(air[part], real[part], color=COLORS["black"], lw=0.9)
+            axis.plot(air[part], model[part], color=COLORS["orange"], lw=0.5)
+            axis.plot(air[part], real[part] - model[part], color=COLORS["blue"], lw=0.4)
+            axis.set(xlim=(middle - 0.5 * DRAWN, middle + 0.5 * DRAWN), ylim=(-0.25, 1.1))
+        row[0].set_ylabel(f"{name}\nflux / continuum")
+    figure.supxlabel("air wavelength [Å]")
+    return figure
 
 
 def main() -> None:

@@ -91,10 +91,9 @@ CAPTIONS = {
 }
 
 
-def store(name: str, values: dict | list) -> None:
+def store(name: str, values: dict | list, path: Path = HERE / "checks.json") -> None:
     """Print results and store them beside earlier ones."""
     print(json.dumps({name: values}, indent=1))
-    path = HERE / "checks.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     results[name] = values
     with atomic_output(path) as temporary:
@@ -256,19 +255,18 @@ def population(args: argparse.Namespace) -> None:
         pairs = ((0, 1, (7200, 3000), (5.2, -0.6)), (4, 3, (-2.5, 0.6), (-0.3, 0.6)))
         for column, (i, j, xlim, ylim) in enumerate(pairs):
             axis, box = axes[row, column], (sorted(xlim), sorted(ylim))
-            *_, cells[row, column] = axis.hist2d(x[:, i], x[:, j], 160, box, norm="log")
+            *_, cells[row, column] = axis.hist2d(x[:, i], x[:, j], 160, range=box, norm="log")
             axis.set(xlim=xlim, ylim=ylim, title=name)
             axis.set_xlabel(axis_label(PUBLISHED_LABELS[i]))
             axis.set_ylabel(axis_label(PUBLISHED_LABELS[j]))
             figure.colorbar(cells[row, column], ax=axis, label="stars in a cell")
-    panels = ((axes[0, 2], 4, "upper left"), (axes[1, 2], 2, "lower center"))
-    for axis, i, corner in panels:
+    for axis, i in ((axes[0, 2], 4), (axes[1, 2], 2)):
         bins = np.linspace(*np.nanpercentile(real[:, i], [0.01, 99.99]), 80)
         for x, name, color in ((real, "DR17", "black"), (mock, "mock survey", "orange")):
             style = {"histtype": "step", "label": name, "color": COLORS[color]}
             axis.hist(x[:, i], bins, density=True, log=True, **style)
         axis.set(xlabel=axis_label(PUBLISHED_LABELS[i]), ylabel="density [1/dex]")
-        axis.legend(loc=corner)
+        axis.legend(loc="lower center")
     save(figure, "label_distribution")
 
 

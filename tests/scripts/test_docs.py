@@ -17,15 +17,6 @@ PAGES = sorted(
     for path in ROOT.rglob(f"*.{kind}")
     if not SKIPPED & set(path.relative_to(ROOT).parts)
 )
-# Captions, which stand beside their pictures, and the model card, which `model.card` shows.
-NOT_IN_SITE = {
-    "card.md",
-    "Figure2.md",
-    "Figure3.md",
-    "Figure4.md",
-    "sensitivity.md",
-    "stars.md",
-}
 REFERENCE = ROOT / "docs" / "reference"
 
 
@@ -45,9 +36,14 @@ def test_links_lead_to_files(path):
     assert [link for link in local if not (path.parent / link).is_file()] == []
 
 
+def is_page(path):
+    """Whether a file is no caption beside its picture, nor the card that `model.card` shows."""
+    return path.name != "card.md" and not path.with_suffix(".png").exists()
+
+
 def test_every_page_is_in_the_site():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    pages = {path.relative_to(ROOT).as_posix() for path in PAGES if path.name not in NOT_IN_SITE}
+    pages = {path.relative_to(ROOT).as_posix() for path in PAGES if is_page(path)}
     assert {page for page in pages if page not in site} == set()
 
 
