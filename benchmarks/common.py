@@ -1,4 +1,4 @@
-"""What all benchmarks share: clocks, the floor, the hardware's name, the record."""
+"""Shared parts of all benchmarks: clocks, the floor, the hardware's name, the record."""
 
 import contextlib
 import datetime
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, GPU and versions, as they stand in every record."""
+    """Processor, GPU and versions, as every record names them."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -199,7 +199,7 @@ class Allocations(NamedTuple):
 
 
 def allocations(function: Callable[[], Any]) -> Allocations:
-    """What a call allocates on the CPU, counted by PyTorch's profiler; it does not vary."""
+    """Memory that a call allocates on the CPU, counted by PyTorch's profiler; it does not vary."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = profiler.profiler.kineto_results.events()

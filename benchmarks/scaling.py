@@ -1,9 +1,9 @@
-"""How time and memory grow with context, batch, labels and processes.
+"""Growth of time and memory with context, batch, labels and processes.
 
 A small model (dimension 64, 4 heads) is trained on one-pixel tokens, on one thread. Memory is the
 peak of what a step allocates, counted by PyTorch's profiler. "Plain" attention keeps its weights;
-the package's never holds those of more than one head of one star. Beside each time stands what
-the arithmetic lets expect from the rate at the context of 512 with a batch of 8.
+the package's never holds those of more than one head of one star. Each time is compared with the
+one expected from the number of operations and the rate at a context of 512 and a batch of 8.
 """
 
 import argparse

@@ -208,7 +208,7 @@ def scaling_tables(scaling: dict[str, Any]) -> dict[str, str]:
 
 
 def surveys_table(cpu: dict[str, Any], gpu: dict[str, Any] | None) -> str:
-    """What whole surveys would cost: arithmetic over rates, nothing of it was run."""
+    """Cost of whole surveys, computed from the measured rates; none was run."""
     config, peak = ModelConfig(), PEAK_FLOPS["H100"]
     rows = cpu["results"]["rows"]
     core = {

@@ -104,7 +104,7 @@ def choose(files: Sequence[RemoteFile], patterns: Sequence[str]) -> list[RemoteF
 
 
 def read_lock(path: Path) -> dict[str, dict[str, Any]]:
-    """What was downloaded before: size, checksum and SHA-256 by name."""
+    """Size, checksum and SHA-256 of earlier downloads, by name."""
     if not path.exists():
         return {}
     try:

@@ -30,7 +30,7 @@ from stellarperceptron.utils.plotting import (
 
 BLOCK = 1024  # stars at a time: 31 MB a kind of spectra
 CAPTION = (
-    "What {name} holds. Above: labels of training stars; colours are those of the bars. Middle: "
+    "Contents of {name}. Above: labels of training stars; colours are those of the bars. Middle: "
     "mean, standard deviation and share of bad pixels of the training spectra ({colours}: blue and "
     "vermilion, in this order). Below: spectra of three stars in the same colours, with their "
     "labels. Shaded: wavelengths between the detectors, where there is no flux."

@@ -245,7 +245,7 @@ def write_attention(run: Run, shares: pd.DataFrame | None) -> None:
 
 
 def write_masking(run: Run, masking: pd.DataFrame | None) -> None:
-    """Which labels' errors grow without the pixels of an element."""
+    """Labels whose errors grow without the pixels of an element."""
     run.document.heading("Without the pixels of an element", 3)
     if masking is None:
         run.missing("attention/masking.csv", ATTENTION)

@@ -268,7 +268,7 @@ ADJUSTMENT_COLUMNS = (
 
 @dataclass
 class Adjustments:
-    """What the *nature* grid changes in the line list.
+    """Changes of the *nature* grid to the line list.
 
     Attributes
     ----------

@@ -196,7 +196,7 @@ def run_tasks(tasks: list, synthesizer, processes: int, on_tick=None) -> None:
 def settings(
     physics: str, seed: int, band: SpectralRange = APOGEE, line_list: Path | None = None
 ) -> dict:
-    """What a grid depends on; parts made under other settings are not mixed with these."""
+    """Settings that a grid depends on; parts made under other settings are not mixed with these."""
     values = {
         "physics": physics,
         "seed": seed,

@@ -2,7 +2,7 @@ r"""Figure 4: where the decoder looks for each label, under the mean spectra of 
 
 Attention (weights of the last decoder block) hangs down from its line as absorption does.
 `sensitivity.png` beside it shows in the same way how far the answers move with the flux of each
-pixel. Beside each picture lie the same as PDF, and the caption. Dashed:
+pixel. Each is written as PNG and PDF, with its caption. Dashed:
 `notable_spectral_lines.csv`, the lines that the SpectraFM paper names.
 
     python Figure4.py --checkpoint runs/laptop/2_realfinetune_firsthalf \
@@ -52,9 +52,9 @@ MEASURES = {
 }
 CAPTION = (
     "{what} below the mean observed spectra (black) of {groups}. Each label is scaled to its "
-    "largest value, which stands at the right in units of {unit}. Dashed: lines that the SpectraFM "
-    "paper names, with their elements. Slanted strokes mark the gaps between detectors, in which "
-    "there is no flux."
+    "largest value, which is given at the right in units of {unit}. Dashed: lines that the "
+    "SpectraFM paper names, with their elements. Slanted strokes mark the gaps between detectors, "
+    "in which there is no flux."
 )
 HEIGHT, SPACING = 0.085, 0.11  # of attention and of its lines, on the spectrum's axis
 

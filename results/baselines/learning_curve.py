@@ -1,11 +1,11 @@
-r"""How the error of every label falls with the number of labelled stars.
+r"""Errors of all labels against the number of labelled stars.
 
 The baselines are trained on 30 to 20,000 stars; given a checkpoint of stage 1, so is the model
 fine-tuned, by the script of stage 2, on the very same stars. All predict the survey's test stars.
 OUTPUT gets
 
-learning_curve.csv, .png    mad_std and RMSE by method, number of stars and label; the picture as
-                            PDF, too, and its caption
+learning_curve.csv, .png    mad_std and RMSE by method, number of stars and label, with the
+                            picture as PDF and its caption
 <stars>/                    predictions, as `train_baselines.py` writes them
 <stars>/fine_tuned/         the run of stage 2
 

@@ -2,8 +2,8 @@ r"""Figure 3: [Fe/H] of all test stars from the narrow chunk around two iron lin
 
 Four panels: a network trained from scratch on 100 stars with [Fe/H] > -1, and SpectraFM pre-trained
 on synthetic spectra, fine-tuned on the first half of the observed band, and then fine-tuned on the
-same 100 stars. Above, the [Fe/H] of the stars that each was trained on. Beside the picture lie the
-same as PDF, and the caption. Published predictions are read, too:
+same 100 stars. Above, the [Fe/H] of the stars that each was trained on. The picture is
+written as PNG and PDF, with its caption. The script also reads the published predictions:
 
     python Figure3.py --scratch NN_pred_true_may28_4_987_138.csv \
         --pretrained 1_basemodel_synthetic_epoch325_fehpredictions.csv \
@@ -98,10 +98,11 @@ def draw_panel(
     text = f"RMSE {format_value(every)} dex\nshaded: {format_value(few)} dex"
     options = {"limits": limits, "norm": norm, "text": text, "corner": "lower right"}
     points = plot_predicted_against_actual(axes, predicted, actual, error, label="FE_H", **options)
-    above.hist(trained_on, bins=bins, color=COLORS["sky"], edgecolor="white", lw=0.2)
+    counts, *_ = above.hist(trained_on, bins=bins, color=COLORS["sky"], edgecolor="white", lw=0.2)
     for shaded in (axes, above):
         shaded.axvspan(limits[0], METAL_POOR, color=SHADE, lw=0, zorder=0)
-    above.set(yscale="log", ylim=(0.7, 2e4), xlim=limits)
+    top = max(above.get_ylim()[1], 2 * counts.max(), 2e4)  # of all panels
+    above.set(yscale="log", ylim=(0.7, top), xlim=limits)
     above.tick_params(axis="x", labelbottom=False)
     above.annotate(
         *(f"{len(trained_on):,} training stars", (0.04, 0.95)),

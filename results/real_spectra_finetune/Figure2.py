@@ -1,8 +1,8 @@
 r"""Figure 2: predicted against catalogue labels of all test stars, from observed spectra.
 
 Above after stage 1 (pre-trained on synthetic spectra), below after stage 2 (fine-tuned on observed
-ones), each with its residuals; at the bottom the pulls of both. Beside the picture lie the same as
-PDF, and the caption.
+ones), each with its residuals; at the bottom the pulls of both. The picture is written as PNG and
+PDF, with its caption.
 
     python Figure2.py --pretrained runs/laptop/evaluation/1_basemodel_synthetic_on_observed.csv \
         --finetuned runs/laptop/evaluation/2_realfinetune_firsthalf_on_observed.csv \

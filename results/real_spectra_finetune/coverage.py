@@ -2,8 +2,8 @@ r"""Coverage: share of the test stars whose predicted labels are within k sigma 
 
 A panel for each label that stage 2 predicts from the first half of the observed band, and one for
 [Fe/H] that stage 3 predicts from the chunk. Sigma is the predicted error alone, or with the
-catalogue's added in quadrature; beside them stands what Gaussian errors would give. Beside the
-picture lie the same as PDF, and the caption.
+catalogue's added in quadrature; a dashed curve shows Gaussian errors. The picture is written as PNG
+and PDF, with its caption.
 
     python coverage.py --finetuned runs/laptop/evaluation/2_realfinetune_firsthalf_on_observed.csv \
         --hundred runs/laptop/evaluation/3_fefinetune_chunk_fehpredictions.csv \

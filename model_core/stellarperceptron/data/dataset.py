@@ -177,7 +177,7 @@ class Split:
         return out
 
     def recipe(self, kind: str) -> EmulatedSpectra | None:
-        """What makes the spectra of this kind when they are read; None where they are stored."""
+        """Coefficients from which spectra of this kind are computed; None if they are stored."""
         array = self._arrays.get(kind)
         return array if isinstance(array, EmulatedSpectra) else None
 

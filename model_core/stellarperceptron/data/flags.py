@@ -104,7 +104,7 @@ def warn_of_flags(flags: np.ndarray) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the spectra and labels of the training stars are like.
+    """Description of the spectra and labels of the training stars.
 
     Attributes
     ----------
@@ -224,7 +224,7 @@ class Reference:
         )
 
     def departure(self, flux: np.ndarray) -> np.ndarray:
-        """How spectra (N, n) at all tokens of the reference depart from it.
+        """Departure of spectra (N, n) from the reference at all of its tokens.
 
         The coefficients of the components, and the level of the continuum, are fitted by least
         squares to the valid pixels, with the training stars as prior.

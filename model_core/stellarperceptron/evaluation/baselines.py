@@ -1,4 +1,4 @@
-"""What a user would take instead of a foundation model, trained on the same stars and pixels.
+"""Alternatives to a foundation model, trained on the same stars and pixels.
 
 A quadratic regression in principal components, a plain network on all pixels (The Payne's kind,
 Ting et al. 2019, in reverse: from fluxes to labels), and a small convolutional network (astroNN's

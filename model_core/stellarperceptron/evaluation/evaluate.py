@@ -1,4 +1,4 @@
-"""What the evaluation scripts share: arguments, and predictions of all test stars of a survey."""
+"""Shared parts of the evaluation scripts: arguments, and predictions of all test stars."""
 
 import argparse
 import json

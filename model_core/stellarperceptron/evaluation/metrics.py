@@ -1,4 +1,4 @@
-"""How well labels are predicted: bias, scatter, calibration, with bootstrap intervals."""
+"""Quality of predicted labels: bias, scatter, calibration, with bootstrap intervals."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence

@@ -72,7 +72,7 @@ def write_predictions(table: pd.DataFrame, path: Path, about: Mapping[str, Any])
 
 
 def about_predictions(path: Path) -> dict[str, Any]:
-    """How predictions were made; empty where that was not written down."""
+    """Settings with which predictions were made; empty if they were not recorded."""
     file = path.with_suffix(".json")
     return json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
 

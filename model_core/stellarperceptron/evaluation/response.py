@@ -76,12 +76,12 @@ def label_slopes(
 
 
 def label_response(slopes: np.ndarray) -> np.ndarray:
-    """How much the flux responds (Q, n): root mean square over the stars of `label_slopes`."""
+    """Response of the flux (Q, n): root mean square of `label_slopes` over the stars."""
     return np.sqrt(np.square(slopes).mean(axis=0))
 
 
 def label_information(slopes: np.ndarray) -> np.ndarray:
-    """How much the flux tells about each label that no other label could have done.
+    """Information of the flux on each label that changes of no other label could imitate.
 
     A strong line responds to everything. What tells a label from the others is the part of its
     slope that no combination of the other labels' slopes imitates; the square of this part, pixel

@@ -291,7 +291,7 @@ def training_seconds(run: Path, stage: str) -> float:
 
 
 def stages_table(run: Path) -> pd.DataFrame:
-    """How each model was trained, to be read."""
+    """Text that says how each model was trained."""
     rows = []
     for stage, folder in stage_folders(run).items():
         metrics = pd.read_csv(folder / "training_metrics.csv")

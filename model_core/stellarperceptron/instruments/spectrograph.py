@@ -1,4 +1,4 @@
-"""What an instrument is: where it samples the spectrum, and how its spectra are prepared."""
+"""Instruments: where they sample the spectrum, and how their spectra are prepared."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ __all__ = ["Continuum", "Instrument"]
 
 @dataclass(frozen=True)
 class Continuum:
-    """How spectra are divided by a pseudo-continuum: a polynomial through each chip.
+    """Pseudo-continuum by which spectra are divided: a polynomial through each chip.
 
     Attributes
     ----------
@@ -255,7 +255,7 @@ class Instrument:
         return as_slice(pixels, size, names, f"{self.name} pixel range")
 
     def chips_of(self, pixels: slice = slice(None)) -> dict[str, slice]:
-        """Where each chip lies within a range of the pixels; chips outside it are left out.
+        """Slice of each chip within a range of the pixels; chips outside it are left out.
 
         Parameters
         ----------

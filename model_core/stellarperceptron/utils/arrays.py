@@ -268,7 +268,7 @@ def _kind(name: str) -> str:
 
 
 def _missing(values: Any, name: str) -> Any:
-    """Where values stand for none."""
+    """Mask of the values that mark a missing one."""
     size, kind = abs(values), _kind(name)
     if kind == "velocity":
         return size >= _FASTEST

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: by whom, where they are kept; texts safe in tables."""
+"""Files that are written whole or not at all, their origin, the user's cache, safe texts."""
 
 import ctypes
 import errno
@@ -48,7 +48,7 @@ def user_cache() -> Path:
 
 
 def written_by() -> dict[str, str]:
-    """What made a file: `version` of this package and, run from a checkout, its git `commit`.
+    """Origin of a file: `version` of this package and, run from a checkout, its git `commit`.
 
     A commit with changes that are not committed ends in "-dirty".
     """

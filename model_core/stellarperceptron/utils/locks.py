@@ -168,7 +168,7 @@ def _try_lock(file: int, shared: bool) -> bool:
 
 
 def _read(file: int) -> str:
-    """Who signed a lock."""
+    """Process that signed a lock."""
     try:
         os.lseek(file, 0, os.SEEK_SET)
         return os.read(file, 1000).decode("utf-8", "replace").strip() or "another process"

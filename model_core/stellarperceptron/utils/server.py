@@ -43,7 +43,7 @@ class StoppedError(Exception):
 
 
 class TryAgainError(Exception):
-    """What went wrong may go right the next time.
+    """A failure that may not happen again.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class TryAgainError(Exception):
 
 @dataclass(frozen=True)
 class Manners:
-    """How a server is treated.
+    """Limits that requests to a server respect.
 
     Attributes
     ----------

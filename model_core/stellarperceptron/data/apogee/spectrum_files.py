@@ -48,7 +48,7 @@ READ_ERRORS = (
     *(zlib.error, struct.error, VerifyError, AstropyUserWarning),
     *(ArithmeticError, MemoryError, RecursionError, AssertionError),
 )
-"""What reading a damaged file ends in."""
+"""Exceptions that reading a damaged file may raise."""
 
 
 class PixelMask(IntFlag):
@@ -165,12 +165,12 @@ def _opened(path: str | os.PathLike) -> Iterator[fits.HDUList]:
 
 @contextmanager
 def readable(path: str | os.PathLike, what: str = "FITS file") -> Iterator[None]:
-    """Say which file it was that could not be read, and what can be done."""
+    """Let errors name the file that could not be read, and the remedy."""
     path = Path(path)
     try:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, not a {what}")
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        if path.exists() and not path.is_file():  # reading a pipe might never end
             raise ValueError("it is a pipe or a device")
         yield
     except FileNotFoundError as error:

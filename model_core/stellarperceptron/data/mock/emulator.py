@@ -11,10 +11,10 @@ exponential kernels, one long and one short, with one length scale a label (Rasm
 and differentiated by convolving and resampling the components once.
 
 The emulator *nominal* is fitted to spectra with the line lists as published; *nature* is *nominal*
-plus a second, much smaller set of components for the difference between the line lists that stand
-for real stars and the published ones (the additive model of Kennedy & O'Hagan 2000). They are
-fitted by ``dataset/mock_survey/fit_emulator.py``. The file in the package holds those of APOGEE's H
-band; files of other ranges are opened by their path.
+plus a second, much smaller set of components for the difference between the line lists of real
+stars and the published ones (the additive model of Kennedy & O'Hagan 2000). They are fitted by
+``dataset/mock_survey/fit_emulator.py``. The file in the package holds those of APOGEE's H band;
+files of other ranges are opened by their path.
 """
 
 import json
@@ -56,7 +56,7 @@ READ_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError),
     *(KeyError, TypeError, ValueError, AttributeError),
 )
-"""What reading a damaged file, or one of another kind, ends in."""
+"""Exceptions that reading a damaged file, or one of another kind, may raise."""
 PARTS = {"nominal": ("nominal",), "nature": ("nominal", "difference")}  # each a sum of parts
 
 
@@ -201,7 +201,7 @@ class Emulator:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device on which it computes."""
         return self.parts[0].mean.device
 
     @property

@@ -133,7 +133,7 @@ class LabelDistribution:
         return scale * self.errors(labels, rng)[:, magnesium]
 
     def without_abundances(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Which stars (N,) have no abundances in the catalogue: mostly cool dwarfs."""
+        """Mask (N,) of the stars without abundances in the catalogue: mostly cool dwarfs."""
         cool = (labels[:, 0] < self.missing["cool_teff"]) & (
             labels[:, 1] > self.missing["cool_logg"]
         )

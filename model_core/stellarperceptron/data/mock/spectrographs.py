@@ -1,7 +1,7 @@
-"""How spectrographs observe the stars of the mock survey: APOGEE, and a row for each of the others.
+"""Spectrographs that observe the stars of the mock survey: APOGEE, and a table of the others.
 
-A row says which emulators make the spectra, and which noise and defects they have. Its numbers are
-nominal values, of the order that the surveys' papers give, unless a source is named.
+A row of the table names the emulators of the spectra, and gives their noise and defects. Its
+numbers are nominal values, of the order given in the surveys' papers, unless a source is named.
 """
 
 import math
@@ -39,7 +39,7 @@ __all__ = ["SPECTROGRAPHS", "Observation", "Spectrograph"]
 MARGIN = 2.5e-4  # of the wavelength: what an emulator must reach beyond an instrument's pixels
 README = "dataset/mock_survey/README.md"
 CHECKOUT = Path(__file__).parents[4] / "dataset" / "mock_survey" / "emulators"
-"""Where a checkout of the repository has emulators of other ranges than APOGEE's."""
+"""Folder of a checkout with the emulators of other wavelength ranges than APOGEE's."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ class Spectrograph:
     instrument : Instrument
     emulators : str
         Range of wavelengths whose emulators *nominal* and *nature* make its spectra: "apogee",
-        which the package has, or another one of ``dataset/mock_survey/spectral_ranges.py``.
+        whose emulators are in the package, or another range of
+        ``dataset/mock_survey/spectral_ranges.py``.
     snr : (float, float, float)
         Signal-to-noise ratio a pixel: lowest, scale of the exponential distribution above it, and
         highest.

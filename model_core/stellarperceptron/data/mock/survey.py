@@ -123,8 +123,8 @@ class MockSurvey:
         Labels of the catalogue in the order of their columns, of
         `stellarperceptron.labels.ALL_LABELS`; "all" for all of them.
     instrument
-        Who observes the stars. Stars that its emulators do not reach are left out; those that
-        remain are the stars of every other instrument's survey with this seed, by their names.
+        Instrument that observes the stars. Stars that its emulators do not reach are left out; the
+        others have the same names and labels in every instrument's survey with this seed.
 
     Raises
     ------
@@ -212,7 +212,7 @@ class MockSurvey:
         return out[:number]
 
     def stars(self, split: str, index: int) -> Stars:
-        """Who the stars of block `index` of "train" or "test" are, whoever observes them."""
+        """Stars of block `index` of "train" or "test", the same for all instruments."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         true = self.labels(BLOCK, rng)
         errors = self.population.errors(true, rng)
@@ -250,7 +250,7 @@ class MockSurvey:
         return labels, errors, true
 
     def observed_stars(self, stars: Stars) -> np.ndarray:
-        """Which stars (BLOCK,) the instrument observes: those that its emulators reach."""
+        """Mask (BLOCK,) of the stars that the instrument observes, which its emulators reach."""
         if self.spectrograph is None:
             return np.ones(BLOCK, dtype=bool)
         low, high = self._reached
@@ -321,7 +321,7 @@ class MockSurvey:
         return np.clip(value, *label(name).range), errors, truth
 
     def count(self, split: str, stars: int) -> int:
-        """How many of the first `stars` stars of "train" or "test" the instrument observes."""
+        """Number of the first `stars` stars of "train" or "test" that the instrument observes."""
         if self.spectrograph is None:
             return stars
         return sum(

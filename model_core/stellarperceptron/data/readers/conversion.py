@@ -1,4 +1,4 @@
-"""What the readers share: rest frame, smoothing, and resampling to an instrument's pixels."""
+"""Shared steps of the readers: rest frame, smoothing, resampling to an instrument's pixels."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
