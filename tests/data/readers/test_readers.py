@@ -147,6 +147,14 @@ def test_a_star_of_a_bulk_file(tmp_path, kind):
         read_spectrum_file(path, row=2)
 
 
+def test_samples_that_a_table_lacks_are_bad(tmp_path):
+    table = gaia_table()
+    table.remove_rows(slice(1000, 1050))
+    table.write(tmp_path / "gap.ecsv")
+    bad = np.flatnonzero(read_spectrum_file(tmp_path / "gap.ecsv").bad())
+    assert bad.tolist() == [*range(20), *range(1000, 1050)]
+
+
 def test_stars_of_one_votable_with_a_table_each(tmp_path):
     document = from_table(gaia_table())
     document.resources[0].tables.append(from_table(gaia_table()).get_first_table())

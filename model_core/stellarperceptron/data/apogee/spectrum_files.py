@@ -89,6 +89,9 @@ class NoVelocityError(ValueError):
     """A spectrum that is not at rest, and whose file does not say how fast the star is."""
 
 
+WIDEST_STEP = 3.0
+"""Wider steps between neighbouring wavelengths, in units of the median step, are gaps."""
+
 LARGEST_FILE = 1 << 28
 """Larger files, or files that unpack to more, are no spectra [bytes]."""
 
@@ -375,7 +378,8 @@ def resample(
     """Bring spectra of single chips, pixels in any order, to the pixels of an instrument.
 
     Flux is interpolated between good pixels, linearly across bad ones. The error is that of the
-    nearer pixel, and the mask combines those of both neighbours.
+    nearer pixel, and the mask combines those of both neighbours. Within a gap of the wavelengths,
+    wider than three steps, pixels are bad.
 
     Parameters
     ----------
@@ -414,5 +418,10 @@ def resample(
         # A pixel that coincides with one of the spectrum's has nothing of that one's neighbours.
         share = (target - x[right - 1]) / (x[right] - x[right - 1])
         left_bits, right_bits = np.where(share > 1 - 1e-6, 0, bits[right - 1]), bits[right]
-        out_mask[covered] = left_bits | np.where(share < 1e-6, 0, right_bits)
+        gap = (x[right] - x[right - 1] > WIDEST_STEP * np.median(np.diff(x))) & (
+            np.abs(share - 0.5) < 0.5 - 1e-6
+        )
+        out_mask[covered] = (
+            left_bits | np.where(share < 1e-6, 0, right_bits) | gap * int(PixelMask.BADPIX)
+        )
     return out_flux, out_error, out_mask
