@@ -10,6 +10,7 @@ from conftest import make_model
 from train_tiny import STARS, tiny_data
 
 from stellarperceptron.nn_utils import cosine_annealing_warm_restarts, robust_mean_squared_error
+from stellarperceptron.training.batches import MixedBatch
 from stellarperceptron.training.profiles import Schedule, TrainingOptions
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import PerceptronTask
@@ -85,6 +86,21 @@ def test_weights_decay_by_learning_rate_times_decay():
     for name in before:
         expected = free[name] - 1e-3 * 0.1 * before[name]
         torch.testing.assert_close(decayed[name], expected, rtol=0, atol=1e-6, msg=name)
+
+
+def test_beta2_reaches_the_optimizer():
+    assert make_trainer(beta2=0.95).optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_the_loss_of_a_mixed_batch_is_the_mean_over_all_of_its_stars():
+    trainer = make_trainer()
+    batches = list(trainer.training.batches())
+    few = next(make_trainer(batch_size=4).training.batches())
+    losses = [trainer.task.losses(trainer.network, batch)[0] for batch in (batches[0], few)]
+    mixed, metrics = trainer.task.losses(trainer.network, MixedBatch((batches[0], few)))
+    expected = (16 * losses[0]["likelihood"] + 4 * losses[1]["likelihood"]) / 20
+    torch.testing.assert_close(mixed["likelihood"], expected)
+    assert set(metrics) == {"mse_loss", "squared_pull"}
 
 
 def test_dropout_follows_the_seed():

@@ -20,10 +20,10 @@ from stellarperceptron.training.prepare import TrainingData
 from stellarperceptron.training.profiles import CHOICES
 from stellarperceptron.training.stars.prefetch import batches_of_values
 
-__all__ = ["Batch", "MixedGenerator", "TrainingGenerator"]
+__all__ = ["Batch", "MixedBatch", "MixedGenerator", "TrainingGenerator"]
 
 # Each kind of random choice has its own stream.
-_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW, _MIXTURE, _CONDITIONS = range(7)
+_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW, _LENGTH, _CONDITIONS = range(7)
 HIDDEN = 1 / 3  # share of the batches that are not told the signal-to-noise ratio
 
 
@@ -105,18 +105,15 @@ class TrainingGenerator:
         p > 0: the last 0 to p - 1 tokens, a random number for each batch, become padding ("star"
         only).
     window_share
-        Fraction of the stars ("star") or batches ("batch") that show a window: neighbouring tokens
-        anywhere in the spectrum, as from an instrument with a small range. Drawn in each epoch.
+        Fraction of the stars that show a window: neighbouring tokens anywhere in the spectrum, as
+        from an instrument with a small range. Drawn in each epoch.
     window_tokens
         "star": number of tokens in a window, at least the context length; 0: the context length.
         "batch": smallest number of tokens, 0: one. The lengths of windows are uniform in their
         logarithm, up to all tokens, and windows begin and end at any pixel.
     subset_share
-        Fraction of the batches that show a random subset of the tokens, at least `window_tokens` of
-        them ("batch" only). The remaining batches show all tokens.
-    one_shape
-        Batches that show a window or a subset have all tokens, too: the values of the others are
-        missing ("batch" only; "star" has one shape anyway).
+        Fraction of the stars that show a random subset of the tokens, at least `window_tokens` of
+        them ("batch" only). The remaining stars show all tokens.
     seed
         Seed of all random choices.
     rank, world_size
@@ -145,7 +142,6 @@ class TrainingGenerator:
         window_share: float = 0.0,
         window_tokens: int = 0,
         subset_share: float = 0.0,
-        one_shape: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -185,7 +181,6 @@ class TrainingGenerator:
         self.labels_per_star = labels_per_star
         self.outputs_padding = outputs_padding
         self.window_share, self.subset_share = window_share, subset_share
-        self.one_shape = one_shape
         least = context_length if choice == "star" else 1
         self.window_tokens = min(window_tokens or least, total)
         self.seed, self.rank, self.world_size, self.fixed = seed, rank, world_size, fixed
@@ -207,12 +202,7 @@ class TrainingGenerator:
 
     def lengths(self, number: int = 100) -> np.ndarray:
         """`number` quantiles of the number of tokens that a star shows."""
-        total = len(self.data.groups)
-        if self.choice == "star":
-            return np.full(number, self.context_length)
-        part = round(number * (self.window_share + self.subset_share))
-        some = np.exp(np.linspace(np.log(self.window_tokens), np.log(total), 2 * part + 1)[1::2])
-        return np.append(np.rint(some), np.full(number - part, total)).astype(int)
+        return np.full(number, self.context_length)
 
     def _order(self) -> Tensor:
         """Rows in the order of this epoch, for all processes together."""
@@ -268,9 +258,9 @@ class TrainingGenerator:
     def __iter__(self) -> Iterator[Batch]:
         return self.batches(self.epoch)
 
-    def _keys(self, stream: int, stars: Tensor, things: Tensor) -> Tensor:
+    def _keys(self, stream: int, stars: Tensor, things: Tensor, *batch: int) -> Tensor:
         """(B, n) numbers from 0 to 2^31 - 1 that look random, for n choices of each star."""
-        seed = _seed_of(self.seed, self.epoch, stream)
+        seed = _seed_of(self.seed, self.epoch, stream, *batch)
         star_hash = scramble(scramble(stars.int() ^ seed) + seed)
         return scramble(star_hash[:, None] ^ things).bitwise_and_(LARGEST)
 
@@ -290,55 +280,37 @@ class TrainingGenerator:
         return Batch(stars, tokens, *self._choose_labels(stars))
 
     def _shared_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
-        """Tokens that all stars of a batch show: all, a random subset, or a window.
+        """All tokens, without the values that a star does not show."""
+        everything = torch.arange(len(self.data.groups), device=self.data.device)
+        tokens = self.data.tokens(values, everything, stars)
+        if self.fixed or not self.window_share + self.subset_share:
+            return tokens
+        hidden = self._hidden(stars, number)
+        # A window may lie in a gap between two chips: such a star shows everything.
+        hidden &= (~hidden & (self.data.ids != 0)).any(dim=2).any(dim=1)[:, None, None]
+        return tokens._replace(values=tokens.values.masked_fill(hidden, math.nan))
+
+    def _hidden(self, stars: Tensor, number: int) -> Tensor:
+        """(B, T, P) values outside a star's window or random subset, if it has one.
 
         A window begins and ends at any pixel. Its first and last bins are incomplete, as in an
         observed spectrum, whose range does not follow the bins.
         """
-        groups, total = self.data.groups, len(self.data.groups)
-        everything = torch.arange(total, device=self.data.device)
-        random = np.random.default_rng(abs(_seed_of(self.seed, self.epoch, _WINDOW, number)))
-        kind = random.random()
-        if self.fixed or kind >= self.window_share + self.subset_share:
-            return self.data.tokens(values, everything, stars)
-        low, high = np.log(self.window_tokens), np.log(total)
-        length = min(total, round(math.exp(random.uniform(low, high))))
-        if kind >= self.window_share:
-            chosen = torch.as_tensor(np.sort(random.permutation(total)[:length]))
-            if self.one_shape:
-                hidden = torch.ones(total, 1, dtype=torch.bool)
-                hidden[chosen] = False
-                return self._all_but(self._sent(hidden), values, stars)
-            return self.data.tokens(values, chosen.to(self.data.device), stars)
-        size = groups.shape[1]
-        start = int(random.integers((total - length) * size + 1))  # in pixels
-        if self.one_shape:
-            place = torch.arange(groups.numel(), device=self.data.device).view(groups.shape)
-            hidden = (place < start) | (place >= start + length * size)
-            hidden &= (~hidden & (self.data.ids != 0)).any()  # none if it lies between two chips
-            return self._all_but(hidden, values, stars)
-        tokens = self.data.tokens(values, everything[start // size :][: length + 1], stars)
-        place = torch.arange(tokens.ids.numel(), device=self.data.device).view(tokens.ids.shape)
-        outside = (place < start % size) | (place >= start % size + length * size)
-        seen = ((tokens.ids != 0) & ~outside).any(dim=1)
-        if not seen.any():  # the window lies in a gap between two chips
-            return self.data.tokens(values, everything, stars)
-        values = tokens.values.masked_fill(outside, math.nan)[:, seen]
-        shared = tokens.ids, tokens.encoding, tokens.conditions
-        ids, encoding, told = (None if part is None else part[seen] for part in shared)
-        return Tokens(ids, values, encoding, conditions=told)
-
-    def _all_but(self, hidden: Tensor, values: Tensor, stars: Tensor) -> Tokens:
-        """All tokens (T, P), without the values of those that are hidden (T, P) or (T, 1)."""
-        everything = torch.arange(len(self.data.groups), device=self.data.device)
-        tokens = self.data.tokens(values, everything, stars)
-        return tokens._replace(values=tokens.values.masked_fill(hidden, math.nan))
-
-    def _sent(self, small: Tensor) -> Tensor:
-        """A tensor of the host on the device, without waiting for the device."""
-        if self.data.device.type == "cuda":
-            small = small.pin_memory()
-        return small.to(self.data.device, non_blocking=True)
+        total, size = self.data.groups.shape
+        # Copies of a star in different batches show different parts.
+        keys = self._keys(_WINDOW, stars, self._token_hash, number)
+        draws = self._keys(_LENGTH, stars, self._token_hash[:3].view(1, -1), number)
+        kind, length, start = (draws.float() / LARGEST).unbind(dim=1)
+        low, high = math.log(self.window_tokens), math.log(total)
+        length = (low + length * (high - low)).exp().round()
+        start = (start * (total - length) * size).round()[:, None]  # in pixels
+        place = torch.arange(total * size, device=stars.device)
+        outside = (place < start) | (place >= start + length[:, None] * size)
+        left_out = keys.argsort(dim=1).argsort(dim=1) >= length[:, None]
+        window = kind < self.window_share
+        subset = ~window & (kind < self.window_share + self.subset_share)
+        outside = outside.view(-1, total, size) & window[:, None, None]
+        return outside | (left_out & subset[:, None])[:, :, None]
 
     def _own_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
         """Tokens that each star shows: a choice among its valid ones, without replacement."""
@@ -382,53 +354,54 @@ class TrainingGenerator:
         return data.label_ids[chosen], labels.gather(1, chosen), errors.gather(1, chosen)
 
 
-class MixedGenerator:
-    """Iterate over the batches of two sets of stars, mixed at random.
+@dataclass(frozen=True)
+class MixedBatch:
+    """Batches of one step, whose loss is averaged over all of their stars."""
 
-    An epoch shows all batches of the first set, and as many of the second as its share asks for.
+    parts: tuple[Batch, ...]
+
+    @property
+    def stars(self) -> Tensor:
+        """Rows of the stars of all parts."""
+        return torch.cat([part.stars for part in self.parts])
+
+
+class MixedGenerator:
+    """Iterate over two sets of stars together: every batch has stars of both.
+
+    An epoch shows all batches of the first set, and as many of the second. Their batch sizes tell
+    the share of each.
 
     Parameters
     ----------
     first, second
         The two sets.
-    share
-        Fraction of the batches that come from the second set.
 
     Raises
     ------
     ValueError
-        The share is not in [0, 1), or the second set has too few batches.
+        The second set has fewer batches than the first.
     """
 
-    def __init__(self, first: TrainingGenerator, second: TrainingGenerator, share: float):
-        if not 0 <= share < 1:
-            raise ValueError(f"share = {share} is not in [0, 1)")
-        self.first, self.second, self.share = first, second, share
-        self.extra = round(len(first) * share / (1 - share))
-        if self.extra > len(second):
+    def __init__(self, first: TrainingGenerator, second: TrainingGenerator):
+        if len(second) < len(first):
             raise ValueError(
-                f"{len(second)} batches of the second set are too few: a share of {share} needs "
-                f"{self.extra}"
+                f"the second set has {len(second)} batches, fewer than the {len(first)} of the "
+                "first: make its batches smaller"
             )
-        self.rows, self.batch_size = first.rows, first.batch_size
+        self.first, self.second = first, second
+        self.rows, self.batch_size = first.rows, first.batch_size + second.batch_size
 
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
-        return len(self.first) + self.extra
+        return len(self.first)
 
     def lengths(self, number: int = 100) -> np.ndarray:
         """`number` quantiles of the number of tokens that a star shows."""
-        part = round(number * self.extra / len(self))
+        part = round(number * self.second.batch_size / self.batch_size)
         return np.append(self.first.lengths(number - part), self.second.lengths(part))
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[MixedBatch]:
         """Batches of an epoch, from batch `start` on; see `TrainingGenerator.batches`."""
-        random = np.random.default_rng(abs(_seed_of(self.first.seed, epoch, _MIXTURE)))
-        second = random.permutation(len(self)) < self.extra
-        skipped = int(second[:start].sum())
-        parts = (
-            self.first.batches(epoch, start - skipped),
-            self.second.batches(epoch, skipped),
-        )
-        for which in second[start:]:
-            yield next(parts[int(which)])
+        parts = self.first.batches(epoch, start), self.second.batches(epoch, start)
+        return map(MixedBatch, zip(*parts, strict=False))

@@ -77,6 +77,8 @@ class TrainingOptions:
         Batch size of each process [stars].
     learning_rate, weight_decay
         Settings of AdamW (published: 1e-4 and PyTorch's 0.01).
+    beta2
+        Decay rate of AdamW's mean squared gradients (published: PyTorch's 0.999).
     val_batchsize_factor
         Factor by which validation batches are larger.
     choice, labels_per_star, outputs_padding, window_share, window_tokens, subset_share
@@ -90,9 +92,8 @@ class TrainingOptions:
     compile
         Compile the network with `torch.compile`.
     cuda_graphs
-        Launch a step on a GPU as one CUDA graph, and make batches on another stream. All batches
-        then have the shape of the whole spectrum, in which windows and subsets are masked; the
-        results are the same. On a CPU only the shape differs.
+        Launch a step on a GPU as one CUDA graph, and make batches on another stream. The results
+        are the same; on a CPU nothing changes.
     checkpoint_every_n_epochs
         Interval between checkpoints [epochs]; 0: at the end only.
     keep_checkpoints
@@ -107,6 +108,7 @@ class TrainingOptions:
     batch_size: int = 64
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    beta2: float = 0.999
     val_batchsize_factor: int = 5
     choice: str = "star"
     labels_per_star: str = "one"
@@ -144,7 +146,7 @@ class TrainingOptions:
                 yield f"{name} = {getattr(self, name)} is not a number of at least 0"
         if not 0 < self.learning_rate < math.inf:
             yield f"learning_rate = {self.learning_rate} is not a positive number"
-        for name in ("window_share", "subset_share"):
+        for name in ("window_share", "subset_share", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"{name} = {getattr(self, name)} is not in [0, 1]"
         if self.cuda_graphs and self.gradient_accumulation > 1:

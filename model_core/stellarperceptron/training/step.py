@@ -107,6 +107,7 @@ class Trainer:
         self.optimizer = task.optimizer(
             [p for p in self.network.parameters() if p.requires_grad],
             lr=options.learning_rate,
+            betas=(0.9, options.beta2),
             weight_decay=options.weight_decay,
             fused=process.device.type in ("cpu", "cuda"),  # reads the memory only once
         )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from stellarperceptron.nn_utils import (
     mean_squared_pull,
     robust_mean_squared_error,
 )
-from stellarperceptron.training.batches import Batch, MixedGenerator, TrainingGenerator
+from stellarperceptron.training.batches import Batch, MixedBatch, MixedGenerator, TrainingGenerator
 from stellarperceptron.training.loop import run_training
 from stellarperceptron.training.prepare import TrainingData, fewest_tokens
 from stellarperceptron.training.profiles import TrainingOptions
@@ -71,8 +71,10 @@ class PerceptronTask:
         self.training = self._training_batches(data, training_rows, options, shared)
         if rehearsal is not None:
             known, share = rehearsal
+            number = max(1, round(options.batch_size * share / (1 - share)))
+            fewer = replace(options, batch_size=number)
             self.training = MixedGenerator(
-                self.training, self._training_batches(known, training_rows, options, shared), share
+                self.training, self._training_batches(known, training_rows, fewer, shared)
             )
         self.validation = TrainingGenerator(
             data,
@@ -88,13 +90,14 @@ class PerceptronTask:
         # An augmentation may make single pixels bad, but not all pixels of a bin; a window may show
         # only bad pixels of the bins at its ends.
         bins = data.groups.shape[1] > 1
-        changes = bool(options.window_share) if bins else data.augment is not None
+        hides = bool(options.window_share or options.subset_share)
+        changes = hides if bins else data.augment is not None
         self.complete = fills and not options.outputs_padding and not changes and rehearsal is None
         labels = len(data.label_ids) if options.labels_per_star == "all" else 1
         lengths = self.training.lengths()
         flops = [model.flops_per_star(int(length), labels, training=True) for length in lengths]
         self.flops_per_star = float(np.mean(flops))
-        self.shapes_vary = lengths.min() < lengths.max() and not options.cuda_graphs
+        self.shapes_vary = lengths.min() < lengths.max()
 
     def _training_batches(self, data, rows, options, shared) -> TrainingGenerator:
         return TrainingGenerator(
@@ -106,17 +109,30 @@ class PerceptronTask:
             window_share=options.window_share,
             window_tokens=options.window_tokens,
             subset_share=options.subset_share,
-            one_shape=options.cuda_graphs,
             **shared,
         )
 
     def losses(
-        self, module: nn.Module, batch: Batch
+        self, module: nn.Module, batch: Batch | MixedBatch
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The likelihood and metrics; a further term of the loss is a further entry."""
+        if isinstance(batch, Batch):
+            return self._part_losses(module, batch, self.compile)
+        stars = len(batch.stars)
+        sums: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        for part in batch.parts:
+            for total, means in zip(sums, self._part_losses(module, part, False), strict=True):
+                for name, mean in means.items():
+                    total[name] = total.get(name, 0.0) + mean * (len(part.stars) / stars)
+        return sums
+
+    def _part_losses(
+        self, module: nn.Module, batch: Batch, fill: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The same for stars that show the same tokens."""
         stars = len(batch.stars)
         given = batch
-        if self.compile:  # keep the number of stars: any other is compiled again
+        if fill:  # keep the number of stars: any other is compiled again
             batches = self.training if self.network.training else self.validation
             given = batch.filled(min(batches.batch_size, len(batches.rows)))
         tokens = given.tokens._replace(complete=self.complete)

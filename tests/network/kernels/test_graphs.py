@@ -9,7 +9,6 @@ from conftest import make_model
 from small_training import make_data
 
 from stellarperceptron.network.kernels.graphs import WARM_UP, CapturedGradients, tensors_of
-from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import PerceptronTask
@@ -79,40 +78,6 @@ def test_a_replayed_training_is_the_same():
     # the warm-up, the latter are too few.
     assert (recorder.recorded, recorder.replayed) == (1, 9 - WARM_UP)
     assert torch.equal(weights, same) and loss == expected
-
-
-@pytest.mark.filterwarnings("ignore:training.cuda_graphs")
-def test_one_shape_changes_nothing_but_the_shape():
-    """What is hidden is not attended to."""
-    (loss, weights), (expected, same) = (
-        trained(make_trainer(cuda_graphs=cuda_graphs)) for cuda_graphs in (True, False)
-    )
-    assert loss == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(weights, same, rtol=0, atol=2e-4)
-
-
-def test_batches_of_one_shape_hide_what_the_others_leave_out():
-    data = make_data(stars=64, bad=0, pixels_per_token=4)
-
-    def batches(one_shape):
-        options = {**BINS, "window_share": 0.6, "subset_share": 0.3, "one_shape": one_shape}
-        return list(TrainingGenerator(data, np.arange(64), 4, 11, seed=2, **options).batches(1))
-
-    lengths = set()
-    for full, part in zip(batches(True), batches(False), strict=True):
-        assert torch.equal(full.tokens.ids, data.ids)
-        seen = ~full.tokens.values[0].isnan()
-        assert torch.equal(seen.any(dim=1).nonzero()[:, 0], bins_of(part, data))
-        shown = part.tokens.values[~part.tokens.values.isnan()]
-        torch.testing.assert_close(full.tokens.values[:, seen].flatten(), shown)
-        lengths.add(len(part.tokens.ids))
-    assert len(lengths) > 4
-
-
-def bins_of(batch, data):
-    """Rows of the bins that a batch shows."""
-    first = {tuple(row): number for number, row in enumerate(data.ids.tolist())}
-    return torch.tensor([first[tuple(row)] for row in batch.tokens.ids.tolist()])
 
 
 @pytest.mark.filterwarnings("ignore:training.cuda_graphs")
