@@ -180,9 +180,11 @@ class DataProfile:
         Add the errors of the catalogue to the predicted variances in the loss. Use false for
         synthetic spectra: they are made from the catalogue's labels, which are exact for them.
     synthetic_share
-        Fraction of the batches that show synthetic spectra of the same stars instead, with all
-        pixels and exact labels. Fine-tuning on a part of the observed spectra then keeps what the
-        model knows about the other pixels.
+        Fraction of the stars in every batch that are seen with synthetic spectra, with all pixels
+        and exact labels. Fine-tuning on a part of the observed spectra then keeps what the model
+        knows about the other pixels.
+    synthetic_window_share
+        `training.window_share` of these stars.
     stars
         Number of stars for training and validation, the first of a seeded shuffle; 0: all, which
         needs a survey file.
@@ -207,6 +209,7 @@ class DataProfile:
     labels: tuple[str, ...] | str = PUBLISHED_LABELS
     label_errors: bool = True
     synthetic_share: float = 0.0
+    synthetic_window_share: float = 0.0
     stars: int = 0
     validation_split: float = 0.1
     metal_poor_copies: int = 1
@@ -311,6 +314,13 @@ class Profile:
         data = dataclasses.replace(self.data, kind="synthetic", pixels="full", label_errors=False)
         return dataclasses.replace(self, data=data)
 
+    def rehearsal_options(self) -> TrainingOptions:
+        """How batches show synthetic spectra beside the observed ones; see `rehearsal`."""
+        share = self.data.synthetic_share
+        stars = max(1, round(self.training.batch_size * share / (1 - share)))
+        window_share = self.data.synthetic_window_share
+        return dataclasses.replace(self.training, batch_size=stars, window_share=window_share)
+
     def _problems(self) -> Iterable[str]:
         for (section, name), known in CHOICES.items():
             value = getattr(getattr(self, section), name)
@@ -320,6 +330,9 @@ class Profile:
             yield f"data.validation_split = {self.data.validation_split} is not in [0, 1)"
         if not 0 <= self.data.synthetic_share <= 0.5:
             yield f"data.synthetic_share = {self.data.synthetic_share} is not in [0, 0.5]"
+        if not 0 <= self.data.synthetic_window_share <= 1 - self.training.subset_share:
+            share = self.data.synthetic_window_share
+            yield f"data.synthetic_window_share = {share} is not in [0, 1 - training.subset_share]"
         if self.data.synthetic_share and self.data.kind == "synthetic":
             yield "data.synthetic_share is for observed spectra; data.kind is 'synthetic'"
         if self.data.source == "emulator" and self.data.kind != "synthetic":

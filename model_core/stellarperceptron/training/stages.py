@@ -316,7 +316,7 @@ def train_stage(
         validation_rows,
         profile.training,
         process,
-        rehearsal=None if rehearsal is None else (rehearsal, profile.data.synthetic_share),
+        rehearsal=None if rehearsal is None else (rehearsal, profile.rehearsal_options()),
         scheduler=lambda optimizer, steps: profile.schedule.make(
             optimizer, steps, profile.training.epochs
         ),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class PerceptronTask:
         validation_rows: np.ndarray,
         options: TrainingOptions,
         process: Process,
-        rehearsal: tuple[TrainingData, float] | None = None,
+        rehearsal: tuple[TrainingData, TrainingOptions] | None = None,
     ):
         self.model, self.data, self.network = model, data, model.torch_model
         self.compile = options.compile
@@ -70,11 +70,9 @@ class PerceptronTask:
         }
         self.training = self._training_batches(data, training_rows, options, shared)
         if rehearsal is not None:
-            known, share = rehearsal
-            number = max(1, round(options.batch_size * share / (1 - share)))
-            fewer = replace(options, batch_size=number)
             self.training = MixedGenerator(
-                self.training, self._training_batches(known, training_rows, fewer, shared)
+                self.training,
+                self._training_batches(rehearsal[0], training_rows, rehearsal[1], shared),
             )
         self.validation = TrainingGenerator(
             data,
@@ -167,7 +165,7 @@ def train(
     options: TrainingOptions,
     process: Process,
     *,
-    rehearsal: tuple[TrainingData, float] | None = None,
+    rehearsal: tuple[TrainingData, TrainingOptions] | None = None,
     scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = None,
     folder: RunFolder | None = None,
     resume: bool = True,
@@ -188,8 +186,8 @@ def train(
     process
         See `utils.distributed.process_group`.
     rehearsal
-        Other spectra of the same stars that the model has learned before, and the fraction of the
-        batches that show them again; see `DataProfile.synthetic_share`.
+        Other spectra of the same stars that the model has learned before, which every batch shows
+        too, and the options that say how many and which parts of them.
     scheduler
         Function of the optimizer and the number of steps in an epoch that makes a learning-rate
         schedule. It is stepped once per epoch, or once per optimizer step if its attribute
