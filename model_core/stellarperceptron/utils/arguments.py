@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
 import re
 import signal
 import sys
@@ -19,7 +20,9 @@ from stellarperceptron.utils.data_utils import check_output_file, check_output_f
 __all__ = [
     "HelpFormatter",
     "computing_arguments",
+    "cores",
     "describe_sections",
+    "errors_argument",
     "output_file",
     "output_folder",
     "output_picture",
@@ -47,6 +50,24 @@ def computing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=positive, default=1, help="CPU threads (not used on a GPU)"
     )
+
+
+def errors_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says whether the errors in files of spectra count."""
+    parser.add_argument(
+        "--errors",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out pixels that are too noisy to help: their error in the file exceeds 0.05 of "
+        "the continuum and three times the star's median error",
+    )
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_script(

@@ -91,6 +91,40 @@ def test_labels_are_those_of_the_model(predict, checkpoint, stars):
     assert table.meta["WEIGHTS"] == weights_sha256(checkpoint)
 
 
+def test_errors_of_the_files_count_as_those_given_to_predict(predict, checkpoint, tmp_path):
+    hdus = apstar_hdus()
+    noisy = np.flatnonzero(np.random.default_rng(3).random(3757) < 0.2)
+    hdus[2].data[:, 246 + noisy[noisy < 3028]] *= 10  # 0.08 of the continuum; of the blue chip
+    hdus.writeto(tmp_path / "star.fits")
+    model = StellarPerceptron.load(checkpoint, device="cpu")
+    spectrum, flux = read_normalized(tmp_path / "star.fits", HALF, errors=False)
+    flux, error = flux[HALF], (spectrum.error / spectrum.flux * flux)[HALF]
+
+    def teff(**errors):
+        answers = (
+            model.predict(flux, APOGEE.wavelength[HALF], ["TEFF"], seed=seed, **errors)
+            for seed in range(2)  # as many as there are shuffles
+        )
+        return np.mean([answer["TEFF"][0] for answer in answers])
+
+    with pytest.warns(UserWarning, match="count as bad, by their errors"):
+        expected = teff(errors=error)
+    assert abs(expected - teff()) > 1e-4
+    for option, answer in (("--errors", expected), ("--no-errors", teff())):
+        table = read(predict(option, "--overwrite", files=[tmp_path / "star.fits"]))
+        assert table["TEFF"][0] == pytest.approx(answer, rel=1e-6)
+    # Parts of one question are no answer to the other.
+    predict("--array-index", 0, "--array-count", 1, files=[tmp_path / "star.fits"], output="a.csv")
+    with pytest.raises(SystemExit, match="1 of 1 parts"):
+        predict("--merge", "--no-errors", files=[tmp_path / "star.fits"], output="a.csv")
+
+
+def test_flagged_answers_are_counted_at_the_end(predict, capsys):
+    flagged = np.count_nonzero(read(predict())["flags"])
+    said = capsys.readouterr()
+    assert said.out.endswith(f"7 of 7 files; {flagged} with flags\n") and "Warning" not in said.err
+
+
 def test_rows_say_what_was_read(predict, stars):
     table = read(predict())
     assert [Path(path).name for path in table["file"]] == sorted(p.name for p in stars.iterdir())

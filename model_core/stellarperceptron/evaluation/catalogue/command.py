@@ -5,12 +5,13 @@ import argparse
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stellarperceptron.labels import ALL_LABELS, PUBLISHED_LABELS, label, resolve_label_names
-from stellarperceptron.utils.arguments import HelpFormatter, positive
+from stellarperceptron.utils.arguments import HelpFormatter, cores, errors_argument, positive
 
 # PyTorch takes seconds to import: `--help` and wrong arguments need not wait for it.
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ Takes files of the checkpoint's instrument, recognised by their content: apStar,
 aspcapStar (APOGEE), mwmStar, mwmVisit and astraStar (SDSS-V), the cameras' files of GALAH (the four
 of a star are one row), RVS_MEAN_SPECTRUM of Gaia (VOTable, ECSV, CSV, FITS), low-resolution spectra
 of LAMOST, coadds of DESI that hold a single star; folders of FITS files, and patterns; a word
-@list.txt stands for the lines of that file. Bad pixels and strong sky lines are masked. Spectra are
-shifted to rest with the header's velocity or, without one, with that of their lines relative to the
-training spectra's, and divided by the pseudo-continuum.
+@list.txt stands for the lines of that file. Bad pixels, strong sky lines and, by the files' errors,
+noisy pixels are masked. Spectra are shifted to rest with the header's velocity or, without one,
+with that of their lines relative to the training spectra's, and divided by the pseudo-continuum.
 
 The suffix says what is written: .fits, .ecsv or .csv. FITS and ECSV have units (K, dex, km/s) and a
 description of every column; CSV has room for neither. Files that cannot be used are listed in
@@ -44,13 +45,6 @@ it was. The tasks of a job array share the work; a last command, with the same a
         --array-count 16
     stellarperceptron predict @list.txt -o labels.fits --merge
 """
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
@@ -125,6 +119,7 @@ def command_parser() -> argparse.ArgumentParser:
         default=8,
         help="how often to shuffle pixels into patches, where they do not fit into one context",
     )
+    errors_argument(predict)
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     predict.add_argument(
         "--threads", type=positive, default=1, help="CPU threads of the network (not on a GPU)"
@@ -245,6 +240,7 @@ def run_predict(options: argparse.Namespace) -> None:
     from stellarperceptron.utils.locks import FileLock
 
     check_predict(options)
+    warnings.filterwarnings("ignore", message=".*see the column flags")  # `merge` counts them
     torch.set_num_threads(options.threads)
     model, checkpoint = load_model(options.checkpoint, options.device)
     instrument = instrument_of(model)
@@ -259,6 +255,7 @@ def run_predict(options: argparse.Namespace) -> None:
         folder=output.with_name(f"{output.name}.parts"),
         instrument=instrument,
         template=template_of(model),
+        errors=options.errors,
         about={"MODEL": options.checkpoint, "PIXELS": options.pixels},
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +290,8 @@ def merge(plan: "Plan", output: Path) -> None:
     write_catalogue(catalogue, output)
     write_failures(failures, output.name, output.with_name("failures.csv"))
     shutil.rmtree(plan.folder)
-    print(f"{output}: {len(catalogue):,} of {len(plan.files):,} files")
+    flagged = sum(catalogue["flags"] != 0)
+    print(f"{output}: {len(catalogue):,} of {len(plan.files):,} files; {flagged:,} with flags")
     if failures:
         reasons = [f"\n  {reason}" for _, reason in failures[:SHOWN]]
         more = f"\n  ... and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""

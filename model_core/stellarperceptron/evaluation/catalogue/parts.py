@@ -53,6 +53,8 @@ class Plan:
         Whose spectra are read.
     template : (P,) or None
         Spectrum to measure velocities with; see `read_normalized`.
+    errors : bool
+        Leave out pixels that are too noisy by the files' errors; see `read_normalized`.
     about : dict of str to str
         What the catalogue's header says of the model.
     """
@@ -65,6 +67,7 @@ class Plan:
     folder: Path
     instrument: Instrument = APOGEE
     template: np.ndarray | None = None
+    errors: bool = True
     about: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -83,6 +86,7 @@ class Plan:
     def settings(self, number: int) -> str:
         """Digest of the files of a part and of what is asked."""
         asked = [self.pixels.start, self.pixels.stop, self.labels, self.shuffles, self.checkpoint]
+        asked.append(self.errors)
         text = json.dumps([asked, [str(path) for path in self.files_of(number)]])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -152,11 +156,10 @@ def make_parts(
                 if number is not None:
                     files = plan.files_of(number)
                     state = plan.state(number)  # before reading: what changes meanwhile is seen
-                    upcoming = (
-                        number,
-                        state,
-                        read_all(files, plan.pixels, pool, plan.instrument, plan.template),
+                    readings = read_all(
+                        files, plan.pixels, pool, plan.instrument, plan.template, plan.errors
                     )
+                    upcoming = number, state, readings
                 if previous:
                     _make_part(plan, model, *previous)
                     progress(len(plan.files_of(previous[0])))

@@ -17,7 +17,7 @@ from stellarperceptron.network.interface.spectra import SpectraModel
 from stellarperceptron.network.patches import predict_patches, split_into_patches
 from stellarperceptron.utils.arrays import as_array, as_spectra, sentinels_to_nan
 
-__all__ = ["PredictingModel"]
+__all__ = ["PredictingModel", "too_noisy"]
 
 _COMBINATIONS = ("mean", "inverse_variance")
 # A pixel is too noisy to help if its error exceeds both. Beyond about this noise the shipped model
@@ -183,7 +183,7 @@ class PredictingModel(SpectraModel):
                 flux, ratio = sentinels_to_nan(flux), None
                 if errors is not None:
                     part = as_array(errors[start : start + batch_size], dtype=np.float32)
-                    noisy = _too_noisy(part)
+                    noisy = too_noisy(part)
                     dropped += int((noisy & np.isfinite(flux)).sum())
                     flux = np.where(noisy, np.nan, flux)
                     if self.config.conditions:
@@ -346,7 +346,7 @@ class PredictingModel(SpectraModel):
                 )
 
 
-def _too_noisy(errors: np.ndarray) -> np.ndarray:
+def too_noisy(errors: np.ndarray) -> np.ndarray:
     """Pixels (N, n) that count as bad by their errors (N, n); see `predict`."""
     known = np.isfinite(errors) & (errors > 0)
     errors = np.where(known, errors, np.nan)
