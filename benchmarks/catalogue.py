@@ -28,15 +28,16 @@ import torch
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.evaluation.catalogue.files import read_normalized
-from stellarperceptron.evaluation.catalogue.table import predict_labels
+from stellarperceptron.evaluation.catalogue.table import errors_of, predict_labels
 from stellarperceptron.instruments import APOGEE
 
 torch.set_num_threads(1)
 model = StellarPerceptron.from_pretrained("laptop", device="cpu")
 half = APOGEE.pixel_range("first_half")
 for path in Path(sys.argv[1]).read_text().split():
-    _, flux = read_normalized(Path(path), half)
-    predict_labels(model, [flux], half, model.label_names, 8)
+    spectrum, flux = read_normalized(Path(path), half)
+    errors = errors_of([(spectrum, flux)])
+    predict_labels(model, [flux], half, model.label_names, 8, errors)
 """
 
 

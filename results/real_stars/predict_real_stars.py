@@ -44,6 +44,7 @@ from stellarperceptron.evaluation.catalogue.comparison import (
 )
 from stellarperceptron.evaluation.catalogue.files import distinct_paths, find_files, read_all
 from stellarperceptron.evaluation.catalogue.table import (
+    errors_of,
     instrument_of,
     predict_labels,
     template_of,
@@ -126,14 +127,15 @@ def main() -> None:
         files = find_files(arguments.files) if arguments.files else examples(arguments.packages)
         stars, failures = [], []
         for path, reading in read_all(
-            files, part, None, instrument, template_of(model), arguments.errors
+            files, part, instrument=instrument, template=template_of(model)
         ):
             if isinstance(reading, str):
                 failures.append((str(path), reading))
             else:
                 stars.append((path, *reading))
         fluxes = [flux for _, _, flux in stars]
-        predicted = predict_labels(model, fluxes, part, labels, arguments.shuffles)
+        errors = errors_of([reading for _, *reading in stars]) if arguments.errors else None
+        predicted = predict_labels(model, fluxes, part, labels, arguments.shuffles, errors)
         stars, predicted = leave_out_unknown(stars, predicted, failures)
         table = finish(stars, predicted, labels, output)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The wheel, installed outside the repository, has all that the command and the shipped model need."""
+"""The wheel, installed outside the repository, has all that the command needs."""
 
 import os
 import shutil

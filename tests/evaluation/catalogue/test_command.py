@@ -84,7 +84,7 @@ def test_labels_are_those_of_the_model(predict, checkpoint, stars):
     table = read(predict())
     model = StellarPerceptron.load(checkpoint, device="cpu")
     flux = [read_normalized(Path(path), HALF)[1] for path in table["file"]]
-    expected = predict_labels(model, flux, HALF, PUBLISHED_LABELS, 2)
+    expected = predict_labels(model, flux, HALF, PUBLISHED_LABELS, 2)  # no pixel is noisy
     for name in expected:
         np.testing.assert_allclose(table[name], expected[name], rtol=1e-6)
     assert set(table["checkpoint"]) == {weights_sha256(checkpoint)[:16]}
@@ -97,7 +97,7 @@ def test_errors_of_the_files_count_as_those_given_to_predict(predict, checkpoint
     hdus[2].data[:, 246 + noisy[noisy < 3028]] *= 10  # 0.08 of the continuum; of the blue chip
     hdus.writeto(tmp_path / "star.fits")
     model = StellarPerceptron.load(checkpoint, device="cpu")
-    spectrum, flux = read_normalized(tmp_path / "star.fits", HALF, errors=False)
+    spectrum, flux = read_normalized(tmp_path / "star.fits", HALF)
     flux, error = flux[HALF], (spectrum.error / spectrum.flux * flux)[HALF]
 
     def teff(**errors):
@@ -110,6 +110,8 @@ def test_errors_of_the_files_count_as_those_given_to_predict(predict, checkpoint
     with pytest.warns(UserWarning, match="count as bad, by their errors"):
         expected = teff(errors=error)
     assert abs(expected - teff()) > 1e-4
+    good = np.isfinite(flux).mean()
+    assert read(predict(files=[tmp_path / "star.fits"]))["good_pixels"][0] < 0.9 * good
     for option, answer in (("--errors", expected), ("--no-errors", teff())):
         table = read(predict(option, "--overwrite", files=[tmp_path / "star.fits"]))
         assert table["TEFF"][0] == pytest.approx(answer, rel=1e-6)

@@ -103,17 +103,6 @@ def test_bad_pixels_and_strong_sky_lines_are_not_read(tmp_path):
     assert np.flatnonzero(np.isnan(flux)).tolist() == [7, 8]
 
 
-def test_noisy_pixels_are_not_read(tmp_path):
-    hdus = apstar_hdus()
-    hdus[2].data[0, 246 + np.array([20, 21])] = [24, 26]  # flux 500: 0.048, 0.052
-    hdus[2].data[0, 246 + 6000] = 30  # beyond the pixels that are read
-    hdus.writeto(tmp_path / "apStar.fits")
-    _, flux = read_normalized(tmp_path / "apStar.fits", HALF)
-    assert np.flatnonzero(np.isnan(flux)).tolist() == [7, 8, 21]
-    _, flux = read_normalized(tmp_path / "apStar.fits", HALF, errors=False)
-    assert np.flatnonzero(np.isnan(flux)).tolist() == [7, 8]
-
-
 def test_visits_come_at_rest(tmp_path):
     for velocity in (-80.0, 50.0):
         path = tmp_path / f"{velocity}.fits"

@@ -240,7 +240,8 @@ def run_predict(options: argparse.Namespace) -> None:
     from stellarperceptron.utils.locks import FileLock
 
     check_predict(options)
-    warnings.filterwarnings("ignore", message=".*see the column flags")  # `merge` counts them
+    # The catalogue has columns for both, and `merge` counts the flags.
+    warnings.filterwarnings("ignore", message=".*(see the column flags|bad, by their errors)")
     torch.set_num_threads(options.threads)
     model, checkpoint = load_model(options.checkpoint, options.device)
     instrument = instrument_of(model)

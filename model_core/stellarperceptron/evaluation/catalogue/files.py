@@ -17,7 +17,6 @@ from stellarperceptron.data.readers.galah import CAMERA_FILE
 from stellarperceptron.data.wavelengths import LEAST_SIGNIFICANCE, line_shift
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
-from stellarperceptron.network.interface.prediction import too_noisy
 
 __all__ = ["Reading", "distinct_paths", "find_files", "read_all", "read_normalized"]
 
@@ -84,11 +83,10 @@ def read_normalized(
     pixels: slice,
     instrument: Instrument = APOGEE,
     template: np.ndarray | None = None,
-    errors: bool = True,
 ) -> Reading:
     """Read a file: the spectrum at rest, and its flux (P,) over the pseudo-continuum.
 
-    NaN in pixels that hold no measurement, lie on strong sky lines, or are too noisy to help.
+    NaN in pixels that hold no measurement or lie on strong sky lines.
 
     Parameters
     ----------
@@ -101,9 +99,6 @@ def read_normalized(
     template : (P,), optional
         Normalized spectrum at rest, such as the median of many stars, relative to whose lines the
         velocity is measured where the file has none.
-    errors
-        Leave out those of `pixels` that `StellarPerceptron.predict` leaves out when it is given
-        the file's errors.
 
     Raises
     ------
@@ -120,17 +115,13 @@ def read_normalized(
     if spectrum.instrument != instrument:
         raise ValueError(f"{path} is a spectrum of {spectrum.instrument}, not of {instrument}")
     flux = spectrum.normalized(NOT_READ)
-    if errors:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            error = spectrum.error / (spectrum.flux / flux)  # over the pseudo-continuum
-        flux[pixels][too_noisy(error[None, pixels])[0]] = np.nan
     good, size = int(np.isfinite(flux[pixels]).sum()), pixels.stop - pixels.start
     if good < min(LEAST_PIXELS, size):
         whole = int(np.isfinite(flux).sum())
         remedy = f"; {whole} of all {len(flux)} are, try --pixels full" if whole > good else ""
         raise ValueError(
             f"{path}: only {good} of the {size} pixels that are read are good (the others are "
-            f"flagged, too noisy, constant, or not above zero){remedy}"
+            f"flagged, constant, or not above zero){remedy}"
         )
     return spectrum, flux
 
@@ -152,7 +143,6 @@ def read_all(
     pool: Executor | None = None,
     instrument: Instrument = APOGEE,
     template: np.ndarray | None = None,
-    errors: bool = True,
 ) -> Iterator[tuple[Path, Reading | str]]:
     """Read files one after the other, or by the workers of a pool, which start at once.
 
@@ -164,16 +154,16 @@ def read_all(
         What `read_normalized` gives, or why it could not be read.
     """
     files = list(files)
-    read = partial(
-        _read_or_reason, pixels=pixels, instrument=instrument, template=template, errors=errors
-    )
+    read = partial(_read_or_reason, pixels=pixels, instrument=instrument, template=template)
     readings = map(read, files) if pool is None else pool.map(read, files, chunksize=8)
     return zip(files, readings, strict=True)
 
 
-def _read_or_reason(path: Path, **options) -> Reading | str:
+def _read_or_reason(
+    path: Path, pixels: slice, instrument: Instrument, template: np.ndarray | None
+) -> Reading | str:
     try:
-        return read_normalized(path, **options)
+        return read_normalized(path, pixels, instrument, template)
     except (OSError, ValueError, UserWarning) as error:  # warnings may be made errors
         return str(error)
 

@@ -18,7 +18,11 @@ import numpy as np
 from astropy.table import Table, vstack
 
 from stellarperceptron.evaluation.catalogue.files import read_all
-from stellarperceptron.evaluation.catalogue.table import catalogue_table, predict_labels
+from stellarperceptron.evaluation.catalogue.table import (
+    catalogue_table,
+    errors_of,
+    predict_labels,
+)
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.model import StellarPerceptron
@@ -54,7 +58,7 @@ class Plan:
     template : (P,) or None
         Spectrum to measure velocities with; see `read_normalized`.
     errors : bool
-        Leave out pixels that are too noisy by the files' errors; see `read_normalized`.
+        Hand the files' errors to the model.
     about : dict of str to str
         What the catalogue's header says of the model.
     """
@@ -156,9 +160,7 @@ def make_parts(
                 if number is not None:
                     files = plan.files_of(number)
                     state = plan.state(number)  # before reading: what changes meanwhile is seen
-                    readings = read_all(
-                        files, plan.pixels, pool, plan.instrument, plan.template, plan.errors
-                    )
+                    readings = read_all(files, plan.pixels, pool, plan.instrument, plan.template)
                     upcoming = number, state, readings
                 if previous:
                     _make_part(plan, model, *previous)
@@ -184,8 +186,9 @@ def _make_part(plan: Plan, model: StellarPerceptron, number: int, state: str, re
             done.append((path, reading))
     files, spectra = [path for path, _ in done], [reading for _, reading in done]
     flux = [flux for _, flux in spectra]
-    predicted = predict_labels(model, flux, plan.pixels, plan.labels, plan.shuffles)
-    part = catalogue_table(files, spectra, predicted, plan.pixels, plan.checkpoint)
+    errors = errors_of(spectra) if plan.errors else None
+    predicted = predict_labels(model, flux, plan.pixels, plan.labels, plan.shuffles, errors)
+    part = catalogue_table(files, spectra, predicted, plan.pixels, plan.checkpoint, errors)
     part.meta = {"settings": plan.settings(number), "state": state, "failures": failures}
     with atomic_output(plan.path(number)) as temporary:
         part.write(temporary, format="ascii.ecsv")

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,13 @@ from stellarperceptron.evaluation.catalogue.files import Reading
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.network.interface.prediction import too_noisy
 from stellarperceptron.utils.data_utils import atomic_output, escaped, written_by
 
 __all__ = [
     "SUFFIXES",
     "catalogue_table",
+    "errors_of",
     "instrument_of",
     "predict_labels",
     "template_of",
@@ -63,12 +66,19 @@ def template_of(model: StellarPerceptron) -> np.ndarray | None:
     return np.asarray(model.standardizer.center[tokens], dtype=np.float64)
 
 
+def errors_of(readings: Sequence[Reading]) -> list[np.ndarray]:
+    """Standard deviations (P,) of the flux over the pseudo-continuum, NaN in bad pixels."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return [spectrum.error / (spectrum.flux / flux) for spectrum, flux in readings]
+
+
 def predict_labels(
     model: StellarPerceptron,
     spectra: Sequence[np.ndarray],
     pixels: slice,
     labels: Sequence[str],
     shuffles: int,
+    errors: Sequence[np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """Mean prediction over shuffles of the pixels into patches.
 
@@ -84,6 +94,8 @@ def predict_labels(
         Names of labels.
     shuffles
         How often to shuffle. Spectra that fit into the context are not shuffled.
+    errors
+        N standard deviations (P,) of the fluxes, see `StellarPerceptron.predict`.
 
     Returns
     -------
@@ -91,14 +103,16 @@ def predict_labels(
         The columns of `StellarPerceptron.predict`: means; of whole numbers all bits that were set.
     """
     instrument = instrument_of(model)
-    flux = np.array(spectra, dtype=np.float32).reshape(-1, len(instrument))[:, pixels]
+    flux = _rows(spectra, instrument, pixels)
     tokens = np.unique(instrument.grid_index[pixels] // model.config.pixels_per_token)
     if len(tokens) <= model.config.context_length:
         shuffles = 1
     wavelength = instrument.wavelength[pixels]
+    options: dict[str, Any] = {"progress": False}
+    if errors is not None:
+        options["errors"] = _rows(errors, instrument, pixels)
     tables = [
-        model.predict(flux, wavelength, labels, seed=seed, progress=False)
-        for seed in range(shuffles)
+        model.predict(flux, wavelength, labels, seed=seed, **options) for seed in range(shuffles)
     ]
     mean = sum(tables[1:], start=tables[0]) / shuffles
     for name in mean:
@@ -107,12 +121,18 @@ def predict_labels(
     return mean
 
 
+def _rows(values: Sequence[np.ndarray], instrument: Instrument, pixels: slice) -> np.ndarray:
+    """Array (N, n) of N times (P,) numbers, of which there may be none."""
+    return np.array(values, dtype=np.float32).reshape(-1, len(instrument))[:, pixels]
+
+
 def catalogue_table(
     files: Sequence[Path],
     readings: Sequence[Reading],
     predicted: pd.DataFrame,
     pixels: slice,
     checkpoint: str,
+    errors: Sequence[np.ndarray] | None = None,
 ) -> Table:
     """Table of a row a file, with units and descriptions.
 
@@ -126,6 +146,8 @@ def catalogue_table(
         Those that the model saw.
     checkpoint
         Checksum of the model's weights.
+    errors
+        N standard deviations (P,) that the model was given.
     """
     table = Table()
     n = len(files)
@@ -136,7 +158,9 @@ def catalogue_table(
 
     spectra = [spectrum for spectrum, _ in readings]
     snr = [math.nan if s.snr is None else s.snr for s in spectra]
-    good = [np.isfinite(flux[pixels]).mean() for _, flux in readings]
+    good = [np.isfinite(flux[pixels]) for _, flux in readings]
+    if errors is not None:
+        good = [g & ~too_noisy(e[None, pixels])[0] for g, e in zip(good, errors, strict=True)]
     add("id", [s.star_id for s in spectra], str, "name of the star in the file's header")
     for name in predicted:
         of, is_error = name.removesuffix("_error"), name.endswith("_error")
@@ -155,7 +179,12 @@ def catalogue_table(
         "velocity that was taken out of the wavelengths; 0 where the file is at rest",
         "km/s",
     )
-    add("good_pixels", good, float, "share of good pixels among those that the model saw")
+    add(
+        "good_pixels",
+        [g.mean() for g in good],
+        float,
+        "share of good pixels among those that the model saw",
+    )
     add("kind", [s.kind for s in spectra], str, "kind of file")
     add("file", map(str, files), str, "path of the file")
     add("checkpoint", [checkpoint[:16]] * n, str, "first 16 digits of the weights' SHA-256")
