@@ -49,6 +49,9 @@ class Tokens(NamedTuple):
     conditions : Tensor or None
         (N, L, C) or (L, C) what is known of the observation, standardized, NaN where unknown, in
         the order of `stellarperceptron.data.standardizer.CONDITIONS`; None: nothing is known.
+    weights : Tensor or None
+        (N, L, P) weight of each place that holds a value, where it is not 1; the values are
+        multiplied with it already. See `stellarperceptron.instruments.rows`.
     """
 
     ids: Tensor
@@ -56,6 +59,7 @@ class Tokens(NamedTuple):
     encoding: Tensor | None = None
     complete: bool = False
     conditions: Tensor | None = None
+    weights: Tensor | None = None
 
     def present(self) -> Tensor:
         """(N, L) tokens that hold at least one value."""
@@ -187,7 +191,7 @@ class NonLinearEmbedding(nn.Module):
             scale, shift = (F.embedding(rows[..., 0], x) for x in (self.embeddings, self.bias))
             embedded = torch.addcmul(shift, scale, flux)
         elif rows.dim() == 2:
-            embedded = self._sum_of_pixels(rows, tokens.values) + self.bin_bias
+            embedded = self._sum_of_pixels(rows, tokens) + self.bin_bias
         else:
             raise ValueError("tokens of several pixels must be the same for all stars of a batch")
         if self.conditions is not None and tokens.conditions is not None:
@@ -197,10 +201,13 @@ class NonLinearEmbedding(nn.Module):
         embedded = self.activation(embedded)
         return embedded if tokens.encoding is None else embedded + tokens.encoding
 
-    def _sum_of_pixels(self, rows: Tensor, values: Tensor) -> Tensor:
+    def _sum_of_pixels(self, rows: Tensor, tokens: Tokens) -> Tensor:
         """Sum of E x + V over the valid pixels (N, L, P) with these rows (L, P): (N, L, D)."""
-        valid = ~values.isnan()
-        flux = torch.cat([values.nan_to_num(nan=0.0), valid.to(values.dtype)], dim=-1)
+        values = tokens.values
+        weights = (~values.isnan()).to(values.dtype)
+        if tokens.weights is not None:
+            weights = weights * tokens.weights
+        flux = torch.cat([values.nan_to_num(nan=0.0), weights], dim=-1)
         both = [F.embedding(rows, table) for table in (self.embeddings, self.bias)]
         tables = torch.cat(both, dim=-2)  # (L, 2P, D)
         # One matrix product per token: all stars share its rows of E and V.

@@ -25,7 +25,7 @@ def test_augmentation_receives_fluxes_before_they_are_standardized():
         return flux + 0.1 * torch.arange(40)
 
     data = make_data(bad=0, augment=augment)
-    changed = data.augmented(data.values[:4], torch.Generator())[0]
+    changed = data.seen(data.values[:4], torch.Generator()).values
     flux = make_spectra(4, 40, bad=0)
     np.testing.assert_allclose(seen[0], flux, rtol=1e-5)
     model = make_model()

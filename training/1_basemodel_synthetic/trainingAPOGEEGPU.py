@@ -24,6 +24,7 @@ from stellarperceptron.training.stages import (
     split_rows,
     train_stage,
 )
+from stellarperceptron.training.stars.drawn import at_all_powers
 from stellarperceptron.utils.arguments import run_script
 from stellarperceptron.utils.distributed import process_group
 
@@ -39,7 +40,8 @@ def main() -> None:
     ):
         model = new_model(dataset, profile, process.device)
         stars = read_stars(dataset, profile)
-        fit_standardization(model, stars, model.device)
+        for_all = at_all_powers(stars, dataset.instrument, profile.instruments)
+        fit_standardization(model, for_all, model.device)
         data = place_stars(model, dataset, stars, profile)
         training, validation = split_rows(dataset, profile)
         train_stage(

@@ -46,6 +46,8 @@ class Flag(IntFlag):
     """No combination of training spectra has these lines, or they are weaker than in nearly all."""
     EDGE = 64
     """An answer lies at or beyond the edge of the training labels."""
+    OTHER_INSTRUMENT = 128
+    """The instrument is like those that training made up, but none of them is exactly this one."""
 
 
 LEAST_PIXELS = 200
@@ -91,7 +93,7 @@ def flag_names(flags: int) -> str:
 
 def warn_of_flags(flags: np.ndarray) -> None:
     """Warn once if more than a tenth of the answers should not be believed."""
-    doubtful = flags & ~int(Flag.NO_MEASUREMENT | Flag.FEW_PIXELS)
+    doubtful = flags & ~int(Flag.NO_MEASUREMENT | Flag.FEW_PIXELS | Flag.OTHER_INSTRUMENT)
     if np.count_nonzero(doubtful) > 0.1 * len(flags):
         counts = {flag.name: np.count_nonzero(flags & flag) for flag in Flag}
         told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)

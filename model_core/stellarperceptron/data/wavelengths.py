@@ -19,6 +19,7 @@ __all__ = [
     "air_to_vacuum",
     "interpolate",
     "line_shift",
+    "off_pixels",
     "resampling_onto",
     "vacuum_to_air",
 ]
@@ -306,6 +307,13 @@ class Resampling:
         return (1 - self.weight) * left + self.weight * right
 
 
+def off_pixels(instrument: Instrument, wavelengths: np.ndarray) -> np.ndarray:
+    """Which wavelengths (n,) are not those of an instrument's pixels."""
+    nearest = instrument.nearest_pixels(wavelengths)
+    off = np.abs(wavelengths - instrument.wavelength[nearest])
+    return off > ON_GRID * instrument.pixel_width[nearest]
+
+
 def resampling_onto(instrument: Instrument, wavelengths: np.ndarray) -> Resampling | None:
     """Interpolation of spectra at some wavelengths onto an instrument's pixels.
 
@@ -327,8 +335,7 @@ def resampling_onto(instrument: Instrument, wavelengths: np.ndarray) -> Resampli
         The wavelengths cover no pixel, or are sampled too coarsely to resolve the same lines.
     """
     grid = instrument.wavelength
-    nearest = instrument.nearest_pixels(wavelengths)
-    off = np.abs(wavelengths - grid[nearest]) > ON_GRID * instrument.pixel_width[nearest]
+    off = off_pixels(instrument, wavelengths)
     if not off.any():
         return None
     order = np.argsort(wavelengths, kind="stable")

@@ -169,16 +169,23 @@ class Patch:
     encoding: Tensor
     conditions: Tensor | None = None
 
-    def tokens(self, flux: Tensor, complete: bool = False, snr: Tensor | None = None) -> Tokens:
+    def tokens(
+        self,
+        flux: Tensor,
+        complete: bool = False,
+        snr: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tokens:
         """Tokens of stars with standardized fluxes (N, n + 1); the last column is NaN.
 
         `snr` (N, n + 1) are signal-to-noise ratios of the pixels, of which a token is told the
-        median.
+        median, and `weights` (N, n + 1) their weights.
         """
         conditions = self.conditions
         if snr is not None:
             conditions = with_snr(conditions, snr[:, self.pixels].nanmedian(dim=2).values)
-        return Tokens(self.ids, flux[:, self.pixels], self.encoding, complete, conditions)
+        weights = None if weights is None else weights[:, self.pixels]
+        return Tokens(self.ids, flux[:, self.pixels], self.encoding, complete, conditions, weights)
 
 
 def split_into_patches(
@@ -247,6 +254,7 @@ def predict_patches(
     nan_policy: str = "mask",
     always_mask: bool = False,
     snr: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Perceive patch by patch and combine the answers.
 
@@ -268,6 +276,8 @@ def predict_patches(
         Do not check whether patches are complete. The check makes a GPU wait.
     snr
         (N, n) signal-to-noise ratios of the pixels, NaN where unknown; None: of none.
+    weights
+        (N, n) weights of the pixels, see `Tokens`.
 
     Returns
     -------
@@ -277,9 +287,10 @@ def predict_patches(
     # The last column (index -1) is a missing pixel.
     flux = torch.nn.functional.pad(flux, (0, 1), value=math.nan)
     snr = None if snr is None else torch.nn.functional.pad(snr, (0, 1), value=math.nan)
+    weights = None if weights is None else torch.nn.functional.pad(weights, (0, 1))
     total = total_weight = total_error = 0.0
     for patch in patches:
-        tokens = patch.tokens(flux, snr=snr)
+        tokens = patch.tokens(flux, snr=snr, weights=weights)
         present = tokens.present()
         seen = present.any(dim=1, keepdim=True)
         complete = not always_mask and bool(present.all())

@@ -18,12 +18,13 @@ from stellarperceptron.network.kernels.hashing import LARGEST, scramble, smalles
 from stellarperceptron.network.patches import with_snr
 from stellarperceptron.training.prepare import TrainingData
 from stellarperceptron.training.profiles import CHOICES
+from stellarperceptron.training.stars.drawn import Seen
 from stellarperceptron.training.stars.prefetch import batches_of_values
 
 __all__ = ["Batch", "MixedBatch", "MixedGenerator", "TrainingGenerator"]
 
 # Each kind of random choice has its own stream.
-_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW, _LENGTH, _CONDITIONS = range(7)
+_PIXELS, _LABELS, _PADDING, _AUGMENTATION, _WINDOW, _LENGTH, _CONDITIONS, _INSTRUMENT = range(8)
 HIDDEN = 1 / 3  # share of the batches that are not told the signal-to-noise ratio
 
 
@@ -228,7 +229,8 @@ class TrainingGenerator:
         """
         self.epoch = 0 if self.fixed else epoch
         order = self._order().to(self.data.values.device)
-        augment = self.data.augment is not None and not self.fixed
+        changes = self.data.augment is not None or self.data.draw is not None
+        augment = changes and not self.fixed
         together = self.batch_size * self.world_size
 
         def rows(number: int) -> Tensor:
@@ -240,16 +242,16 @@ class TrainingGenerator:
         parts = map(rows, range(start, len(self)))
         values_of_batches = batches_of_values(self.data.values, parts, self.data.device)
         for number, (stars, values) in enumerate(values_of_batches, start):
-            noise = None
             if augment:
                 generator = torch.Generator(device=values.device)
                 generator.manual_seed(abs(_seed_of(self.seed, epoch, _AUGMENTATION, number)))
-                values, noise = self.data.augmented(values, generator)
-                values, stars = self._own(values), self._own(stars)
-                noise = None if noise is None else self._own(noise)
-            elif not self._standardize_chosen:
-                values = self.data.standardized(values)
-            yield self._batch(stars, values, number, noise)
+                random = self._random(_INSTRUMENT, number)
+                *parts, conditions = self.data.seen(values, generator, random)
+                own = (None if part is None else self._own(part) for part in parts)
+                stars, spectra = self._own(stars), Seen(*own, conditions)
+            else:
+                spectra = Seen(values) if self._standardize_chosen else self.data.seen(values)
+            yield self._batch(stars, spectra, number)
 
     def _own(self, part: Tensor) -> Tensor:
         """The part of a batch that belongs to this process."""
@@ -258,31 +260,32 @@ class TrainingGenerator:
     def __iter__(self) -> Iterator[Batch]:
         return self.batches(self.epoch)
 
+    def _random(self, stream: int, number: int) -> np.random.Generator:
+        """Randomness of a batch, the same in all processes."""
+        return np.random.default_rng(abs(_seed_of(self.seed, self.epoch, stream, number)))
+
     def _keys(self, stream: int, stars: Tensor, things: Tensor, *batch: int) -> Tensor:
         """(B, n) numbers from 0 to 2^31 - 1 that look random, for n choices of each star."""
         seed = _seed_of(self.seed, self.epoch, stream, *batch)
         star_hash = scramble(scramble(stars.int() ^ seed) + seed)
         return scramble(star_hash[:, None] ^ things).bitwise_and_(LARGEST)
 
-    def _batch(self, stars: Tensor, values: Tensor, number: int, noise: Tensor | None) -> Batch:
+    def _batch(self, stars: Tensor, spectra: Seen, number: int) -> Batch:
         if self.choice == "batch":
-            tokens = self._shared_tokens(stars, values, number)
+            tokens = self._shared_tokens(stars, spectra, number)
         else:
-            tokens = self._own_tokens(stars, values, number)
+            tokens = self._own_tokens(stars, spectra, number)
         if self.data.conditions is not None:
-            snr = self.data.snr(stars, noise)[:, None]
-            random = np.random.default_rng(
-                abs(_seed_of(self.seed, self.epoch, _CONDITIONS, number))
-            )
-            if not self.fixed and random.random() < HIDDEN:
+            snr = self.data.snr(stars, spectra.noise)[:, None]
+            if not self.fixed and self._random(_CONDITIONS, number).random() < HIDDEN:
                 snr = torch.full_like(snr, math.nan)
             tokens = tokens._replace(conditions=with_snr(tokens.conditions, snr))
         return Batch(stars, tokens, *self._choose_labels(stars))
 
-    def _shared_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
+    def _shared_tokens(self, stars: Tensor, spectra: Seen, number: int) -> Tokens:
         """All tokens, without the values that a star does not show."""
         everything = torch.arange(len(self.data.groups), device=self.data.device)
-        tokens = self.data.tokens(values, everything, stars)
+        tokens = self.data.tokens(spectra, everything, stars)
         if self.fixed or not self.window_share + self.subset_share:
             return tokens
         hidden = self._hidden(stars, number)
@@ -312,8 +315,9 @@ class TrainingGenerator:
         outside = outside.view(-1, total, size) & window[:, None, None]
         return outside | (left_out & subset[:, None])[:, :, None]
 
-    def _own_tokens(self, stars: Tensor, values: Tensor, number: int) -> Tokens:
+    def _own_tokens(self, stars: Tensor, spectra: Seen, number: int) -> Tokens:
         """Tokens that each star shows: a choice among its valid ones, without replacement."""
+        values = spectra.values
         bad = _is_nan(values if self._ordered else values[:, self.data.groups[:, 0]])
         keys = self._keys(_PIXELS, stars, self._token_hash)
         if self.window_share:
@@ -323,7 +327,7 @@ class TrainingGenerator:
         chosen = smallest(keys, self.context_length)
         if self.outputs_padding:  # the last tokens become padding: they must be random
             chosen = chosen.gather(1, keys.gather(1, chosen).argsort(dim=1))
-        tokens = self.data.tokens(values, chosen, stars)
+        tokens = self.data.tokens(spectra, chosen, stars)
         if self._standardize_chosen:
             columns = chosen if self._ordered else self.data.groups[:, 0][chosen]
             values = tokens.values.float() / self.data.scale[columns][..., None]

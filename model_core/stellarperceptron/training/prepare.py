@@ -20,6 +20,7 @@ from stellarperceptron.network.patches import (
     mean_wavelengths,
     pixel_ids,
 )
+from stellarperceptron.training.stars.drawn import DrawnSpectra, Seen
 from stellarperceptron.training.stars.labelled import BLOCK, Stars
 from stellarperceptron.training.stars.prefetch import memory_for
 
@@ -117,6 +118,8 @@ class TrainingData:
     noise : Tensor or None
         (N,) inverse signal-to-noise ratio a pixel of the values, NaN where unknown; None if
         `conditions` is.
+    draw : DrawnSpectra or None
+        Makes what drawn instruments see of the stars; None: all batches show the same instrument.
     """
 
     values: Tensor
@@ -135,6 +138,7 @@ class TrainingData:
     decode: Callable[[Tensor], Tensor] | None = None
     conditions: Tensor | None = None
     noise: Tensor | None = None
+    draw: DrawnSpectra | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -146,15 +150,21 @@ class TrainingData:
 
     def standardized(self, values: Tensor) -> Tensor:
         """Standardize rows of `values` (B, n)."""
-        return self.augmented(values)[0]
+        return self.seen(values).values
 
-    def augmented(
-        self, values: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def seen(
+        self,
+        values: Tensor,
+        generator: torch.Generator | None = None,
+        random: np.random.Generator | None = None,
+    ) -> Seen:
         """Standardize rows of `values` (B, n); given a generator, augment them first.
 
-        Returns the noise (B,) that was added, too, where the augmentation says it.
+        `random` draws the instrument that sees them, where training draws instruments.
         """
+        if random is not None and self.draw is not None and self.draw.applies(random):
+            statistics = self.center, self.scale, self.limit
+            return self.draw(values, statistics, self.groups.cpu().numpy(), random, generator)
         noise = None
         difference = values.float() if self.decode is None else self.decode(values) - self.center
         if generator is not None and self.augment is not None:
@@ -162,36 +172,39 @@ class TrainingData:
             flux, noise = flux if isinstance(flux, tuple) else (flux, None)
             difference = flux - self.center
         z = difference / self.scale
-        return z.masked_fill_((z.abs() > self.limit) | z.isinf(), math.nan), noise
+        return Seen(z.masked_fill_((z.abs() > self.limit) | z.isinf(), math.nan), noise)
 
     def snr(self, stars: Tensor, added: Tensor | None) -> Tensor:
         """Signal-to-noise ratio a pixel (B,) of stars (B,), NaN where it is unknown.
 
-        `added` (B,) is what `augmented` has added to the noise of the values.
+        `added` (B,) is what `seen` has added to the noise of the values.
         """
         noise = self.noise[stars]
         if added is not None:  # where the noise of the values is unknown, it is left out
             noise = torch.hypot(noise.nan_to_num(nan=0.0), added.to(noise))
         return 1 / noise
 
-    def tokens(self, standardized: Tensor, positions: Tensor, stars: Tensor) -> Tokens:
+    def tokens(self, seen: Seen, positions: Tensor, stars: Tensor) -> Tokens:
         """Tokens of a batch of stars.
 
         Parameters
         ----------
-        standardized
-            (B, n) values, see `standardized`.
+        seen
+            Their spectra.
         positions
             (L,) which of the T tokens, for all stars, or (B, L) for each star (P = 1 only).
         stars
             (B,) rows of the stars.
         """
+        weights = None
         if positions.dim() == 2:  # tokens of one pixel, see `TrainingGenerator`
             columns, ids = self.groups[:, 0][positions], self.ids[:, 0][positions][..., None]
-            values = standardized.gather(1, columns)[..., None]
+            values = seen.values.gather(1, columns)[..., None]
         else:
-            padded = torch.nn.functional.pad(standardized, (0, 1), value=math.nan)
-            values, ids = padded[:, self.groups[positions]], self.ids[positions]
+            columns, ids = self.groups[positions], self.ids[positions]
+            values = torch.nn.functional.pad(seen.values, (0, 1), value=math.nan)[:, columns]
+            if seen.weights is not None:
+                weights = torch.nn.functional.pad(seen.weights, (0, 1))[:, columns]
         encoding = None
         if self.wavelengths is not None:
             own = self.wavelengths[stars]
@@ -199,8 +212,9 @@ class TrainingData:
             encoding = self.encode_wavelength(own)
         elif self.encoding is not None:
             encoding = self.encoding[positions]
-        told = None if self.conditions is None else self.conditions[positions]
-        return Tokens(ids, values, encoding, conditions=told)
+        told = self.conditions if seen.conditions is None else seen.conditions
+        told = None if told is None else told[positions]
+        return Tokens(ids, values, encoding, conditions=told, weights=weights)
 
 
 def prepare_training_data(

@@ -17,6 +17,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.data.mock.observation import Augmentation
+from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.network.config import PRECISIONS, ModelConfig
 from stellarperceptron.nn_utils import (
@@ -293,13 +294,15 @@ class Profile:
 
     Parameters
     ----------
-    data, augmentation, model, training, schedule, freeze, selection
-        Sections of the TOML file. `augmentation` is used where `data.augment` is true, `model`
-        where a stage starts from fresh weights, and `selection` in stage 3 and the baseline.
+    data, augmentation, instruments, model, training, schedule, freeze, selection
+        Sections of the TOML file. `augmentation` is used where `data.augment` is true,
+        `instruments` in stage 1, `model` where a stage starts from fresh weights, and `selection`
+        in stage 3 and the baseline.
     """
 
     data: DataProfile = field(default_factory=DataProfile)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    instruments: DrawnInstruments = field(default_factory=DrawnInstruments)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     schedule: Schedule = field(default_factory=Schedule)
@@ -339,6 +342,11 @@ class Profile:
             yield "data.source = 'emulator' has synthetic spectra only; data.kind is 'observed'"
         if self.data.source == "emulator" and self.data.stars == 0:
             yield "data.source = 'emulator' needs data.stars, the number of stars to draw"
+        if self.instruments.share:
+            if self.data.source != "emulator" or self.data.pixels != "full":
+                yield "instruments.share needs data.source = 'emulator' and data.pixels = 'full'"
+            if not self.model.conditions:
+                yield "instruments.share needs model.conditions = true"
         if self.data.metal_poor_copies < 1:
             yield f"data.metal_poor_copies = {self.data.metal_poor_copies} is below 1"
         if self.data.stars < 0:

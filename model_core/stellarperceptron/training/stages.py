@@ -30,6 +30,7 @@ from stellarperceptron.training.prepare import (
 from stellarperceptron.training.profiles import Profile, TrainingOptions
 from stellarperceptron.training.run.configuration import describe_augmentation, describe_schedule
 from stellarperceptron.training.run.folder import RunFolder
+from stellarperceptron.training.stars.drawn import DrawnSpectra
 from stellarperceptron.training.stars.labelled import Stars, survey_stars
 from stellarperceptron.training.stars.prefetch import spare_cores
 from stellarperceptron.training.tasks import train
@@ -60,7 +61,13 @@ def open_stars(path: Path | None, profile: Profile, process: Process) -> Spectra
         return SpectraDataset.open(path)
     workers = 1 + max(0, spare_cores(process.world_size))
     return SpectraDataset(
-        emulated_source(data.stars, profile.training.seed, data.labels, workers=workers)
+        emulated_source(
+            data.stars,
+            profile.training.seed,
+            data.labels,
+            workers=workers,
+            any_instrument=bool(profile.instruments.share),
+        )
     )
 
 
@@ -228,13 +235,19 @@ def place_stars(
         if model.config.conditions:
             function = function.with_noise
         augment = _augmentation(dataset.instrument, stars.wavelengths, function)
-    return prepare_training_data(
+    draw = None
+    if profile.instruments.share:
+        errors = profile.augmentation if data.augment else None
+        draw = DrawnSpectra(profile.instruments, dataset.instrument, stars, errors)
+        model.drawn = profile.instruments
+    prepared = prepare_training_data(
         model,
         stars,
         dtype=torch.float16 if data.half_precision else torch.float32,
         memory=data.memory,
         augment=augment,
     )
+    return dataclasses.replace(prepared, draw=draw)
 
 
 def _augmentation(

@@ -90,6 +90,7 @@ class PerceptronTask:
         bins = data.groups.shape[1] > 1
         hides = bool(options.window_share or options.subset_share)
         changes = hides if bins else data.augment is not None
+        changes = changes or data.draw is not None
         self.complete = fills and not options.outputs_padding and not changes and rehearsal is None
         labels = len(data.label_ids) if options.labels_per_star == "all" else 1
         lengths = self.training.lengths()

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from stellarperceptron.data.flags import Reference
 from stellarperceptron.instruments import INSTRUMENTS
+from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import Label, label, resolve_label_names
 from stellarperceptron.layers import (
@@ -98,6 +100,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.epoch = 0
         self.trained_on: dict[str, Any] = {}  # the survey, where there is one
         self.reference: Reference | None = None  # what the training spectra are like
+        self.drawn: DrawnInstruments | None = None  # what other instruments it can read
         self._warned_of_range = False
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
@@ -166,6 +169,8 @@ class StellarPerceptronBase(StellarPerceptronCore):
         if self.instrument is not None:
             section["instrument"] = self.instrument.to_dict()
             section["units"] = {name: label.unit for name, label in self.labels.items()}
+        if self.drawn is not None:
+            section["drawn"] = asdict(self.drawn)
         if self.trained_on:
             section["trained_on"] = self.trained_on
         return config

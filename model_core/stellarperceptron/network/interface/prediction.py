@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from stellarperceptron.data.flags import Reference, SpectrumFlags, warn_of_flags
-from stellarperceptron.data.wavelengths import resampling_onto
+from stellarperceptron.data.flags import Flag, Reference, SpectrumFlags, warn_of_flags
+from stellarperceptron.data.wavelengths import off_pixels, resampling_onto
 from stellarperceptron.model_core import Calibration, error_scale, label_table
 from stellarperceptron.network.interface.base import one_of
+from stellarperceptron.network.interface.other_instruments import OtherInstrument
 from stellarperceptron.network.interface.spectra import SpectraModel
 from stellarperceptron.network.patches import predict_patches, split_into_patches
 from stellarperceptron.utils.arrays import as_array, as_spectra, sentinels_to_nan
@@ -62,7 +63,8 @@ class PredictingModel(SpectraModel):
         wavelengths
             (n,) vacuum [Angstrom], in any order, or any unit of length; None: those of a
             `Spectrum`. Spectra on another grid than the instrument's are interpolated onto it,
-            with a warning, if they are sampled finely enough.
+            with a warning, if they are sampled finely enough. A model that was trained on many
+            instruments reads other grids as they are, and needs `resolving_power` for it.
         labels
             Names of Q labels; None: all.
         errors
@@ -124,14 +126,21 @@ class PredictingModel(SpectraModel):
         power = self._condition("resolving_power", resolving_power, n)
         if power is None:
             power = self.resolving_power_at(wavelengths)
-        resampling = None
+        resampling = other = None
         if names is None:
             if self.instrument is None:
                 raise ValueError(
                     "the model has no instrument to find pixels by wavelength: give their names "
                     "(names=...)"
                 )
-            resampling = resampling_onto(self.instrument, wavelengths)
+            if self.drawn is not None and off_pixels(self.instrument, wavelengths).any():
+                self._refuse_air(spectra, wavelengths)
+                given = None if resolving_power is None else power
+                other = OtherInstrument(self.instrument, self.drawn, wavelengths, given)
+                wavelengths, power = self.instrument.wavelength[other.pixels], other.resolving_power
+                n, rows = len(wavelengths), self.tokenize(self.instrument.pixel_names())
+            else:
+                resampling = resampling_onto(self.instrument, wavelengths)
             if resampling is not None:
                 self._refuse_air(spectra, wavelengths)
                 warnings.warn(
@@ -156,7 +165,11 @@ class PredictingModel(SpectraModel):
         valid, flags = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
         dropped = 0
         judge = SpectrumFlags(
-            self.standardizer, tokens, self.detokenize(tokens), self.instrument, self.reference
+            self.standardizer,
+            tokens,
+            self.detokenize(tokens),
+            self.instrument,
+            self.reference if other is None else None,
         )
         bar = tqdm(
             total=stars,
@@ -178,6 +191,7 @@ class PredictingModel(SpectraModel):
                 resolving_power=power,
             )
             request_ids = torch.as_tensor(label_tokens, device=self.device)
+            like = torch.zeros(1, device=self.device)
             for start in range(0, stars, batch_size):
                 flux = as_array(spectra[start : start + batch_size], dtype=np.float32)
                 flux, ratio = sentinels_to_nan(flux), None
@@ -191,17 +205,23 @@ class PredictingModel(SpectraModel):
                 if resampling is not None:
                     flux = resampling(flux)
                     ratio = None if ratio is None else resampling(ratio)
+                given, number, weights = flux, len(flux), None
+                if other is not None:
+                    given = other.on_pixels(flux)
+                    ratio = None if ratio is None else other.on_pixels(ratio)
+                    flux, weights = other.spread(flux, self.standardizer, rows, like)
+                else:
+                    flux = self.measured(torch.from_numpy(flux).to(self.device), tokens)
+                    flux = self.standardizer.standardize(flux, tokens)
                 if snr is not None:
                     ratio = np.broadcast_to(snr[start : start + batch_size, None], flux.shape)
-                given, number = flux, len(flux)
-                if compile:  # keep the shape
-                    shape = (min(batch_size, stars), n)
-                    flux = np.resize(flux, shape)
-                    ratio = None if ratio is None else np.resize(ratio, shape)
                 if ratio is not None:
                     ratio = torch.from_numpy(ratio.astype(np.float32)).to(self.device)
-                flux = self.measured(torch.from_numpy(flux).to(self.device), tokens)
-                flux = self.standardizer.standardize(flux, tokens)
+                if compile:  # keep the shape
+                    again = torch.arange(min(batch_size, stars), device=self.device) % number
+                    flux, ratio, weights = (
+                        None if part is None else part[again] for part in (flux, ratio, weights)
+                    )
                 value, error = predict_patches(
                     network,
                     flux,
@@ -211,9 +231,11 @@ class PredictingModel(SpectraModel):
                     self.nan_policy,
                     compile,
                     ratio,
+                    weights,
                 )
                 answers.append(torch.stack([value, error])[:, :number].cpu().double())
-                valid.append((~flux[:number].isnan()).sum(dim=1).cpu().numpy())
+                seen = ~flux.isnan() if weights is None else weights
+                valid.append(seen[:number].sum(dim=1).round().long().cpu().numpy())
                 flags.append(judge(given, valid[-1]))
                 bar.update(number)
         if dropped:
@@ -226,6 +248,8 @@ class PredictingModel(SpectraModel):
         value, error = torch.cat(answers, dim=1).numpy()
         frame = self._frame(value, error, labels, label_tokens, pixels)
         frame["flags"] = np.concatenate(flags)
+        if other is not None:
+            frame["flags"] |= int(Flag.OTHER_INSTRUMENT)
         if self.reference is not None:
             frame["flags"] |= self.reference.edge_flags(frame[labels].to_numpy(), label_tokens)
         warn_of_flags(frame["flags"].to_numpy())

@@ -11,7 +11,7 @@ import torch
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from stellarperceptron.data.wavelengths import air_or_vacuum, resampling_onto
+from stellarperceptron.data.wavelengths import air_or_vacuum, off_pixels, resampling_onto
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.network.interface.export import FluxToLabels, write_onnx
 from stellarperceptron.network.interface.perception import PerceivingModel
@@ -191,6 +191,11 @@ class SpectraModel(PerceivingModel):
             raise ValueError("the model has no instrument to find pixels by wavelength")
         flux = sentinels_to_nan(as_array(spectra, dtype=np.float32))
         wavelengths = self._check_wavelengths(wavelengths, [flux.shape[1:]])
+        if self.drawn is not None and off_pixels(self.instrument, wavelengths).any():
+            raise ValueError(
+                f"the wavelengths are not those of {self.instrument.name} pixels: only predict "
+                "reads spectra of other instruments"
+            )
         resampling = resampling_onto(self.instrument, wavelengths)
         if resampling is not None:
             self._refuse_air(flux, wavelengths)

@@ -11,6 +11,7 @@ import torch
 
 from stellarperceptron.data.flags import Reference
 from stellarperceptron.data.standardizer import Standardizer
+from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.model_core import Calibration
 from stellarperceptron.network.checkpoint import (
@@ -111,6 +112,7 @@ class StoredModel(StellarPerceptronBase):
         entries = config["nn_config"] | config.get("stellarperceptron", {})
         instrument = entries.pop("instrument", None)
         trained_on = entries.pop("trained_on", {})
+        drawn = entries.pop("drawn", None)
         for name in ("units", "written_by"):  # for whoever reads the file
             entries.pop(name, None)
         calibration = Calibration(entries.pop("calibration", None))
@@ -130,6 +132,7 @@ class StoredModel(StellarPerceptronBase):
         model.standardizer = Standardizer.from_config(config["norm_config"], model.vocab_size + 1)
         model.calibration = calibration
         model.trained_on = dict(trained_on)
+        model.drawn = None if drawn is None else DrawnInstruments.from_dict(drawn)
         return model
 
     @classmethod
@@ -270,6 +273,6 @@ class StoredModel(StellarPerceptronBase):
         load_weights(grown.torch_model, weights, f"weights of {folder}")
         grown.calibration = Calibration(old.calibration.factors)
         grown.reference = old.reference
-        grown.trained_on = old.trained_on
+        grown.trained_on, grown.drawn = old.trained_on, old.drawn
         grown.epoch = old.epoch
         return grown

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.survey_file import ERRORS
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.utils.arrays import as_array, as_names, as_rows, sentinels_to_nan
 
@@ -42,6 +43,9 @@ class Stars:
     coefficients, decode : Tensor and callable, or None
         (N, k), and the function of (B, k) that makes the values (B, n) of these on any device, if
         values are not stored; see `EmulatedSpectra`.
+    see : callable or None
+        Function of (B, k) coefficients and an instrument that makes what the instrument sees, if
+        any instrument can see the stars.
     """
 
     read: Callable[[slice], np.ndarray]
@@ -53,6 +57,7 @@ class Stars:
     read_errors: Callable[[slice], np.ndarray] | None = None
     coefficients: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    see: Callable[[Tensor, Instrument], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,6 +111,7 @@ def survey_stars(
         read_errors=(lambda block: split.read(ERRORS, rows[block], part)) if known else None,
         coefficients=None if recipe is None else recipe.coefficients[torch.from_numpy(rows)],
         decode=None if recipe is None else functools.partial(recipe.flux, pixels=part),
+        see=None if recipe is None or recipe.bank is None else recipe.seen_by,
     )
 
 

@@ -1,0 +1,140 @@
+"""Instruments that training makes up, so that one that nobody has seen is an ordinary one."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from stellarperceptron.instruments.rows import log_widths
+from stellarperceptron.instruments.spectrograph import Continuum, Instrument
+
+__all__ = ["DrawnInstruments"]
+
+POWERS = 20  # resolving powers that are told apart
+TOLERANCE = 1.1  # a user's numbers are not exact: limits are wider by this factor
+
+
+@dataclass(frozen=True)
+class DrawnInstruments:
+    """How instruments are drawn; see `draw`.
+
+    Parameters
+    ----------
+    share
+        Fraction of the batches of stage 1 that show a drawn instrument (data.source = "emulator"
+        only); the others show APOGEE. 0: none.
+    resolving_power
+        Lowest and highest; 20 values between them are drawn, in equal steps of the logarithm.
+    sampling
+        Pixels a resolution element, drawn uniformly.
+    gaps
+        Largest number of gaps between chips.
+    gap
+        Largest width of a gap, as a fraction of the spectrum.
+    bad
+        Largest fraction of bad pixels.
+    """
+
+    share: float = 0.0
+    resolving_power: tuple[float, float] = (4_000.0, 50_000.0)
+    sampling: tuple[float, float] = (2.0, 3.5)
+    gaps: int = 3
+    gap: float = 0.08
+    bad: float = 0.02
+
+    def __post_init__(self):
+        problems = []
+        for name, lowest in (("resolving_power", 100), ("sampling", 1)):
+            low, high = getattr(self, name)
+            if not lowest <= low <= high < math.inf:
+                problems.append(f"{name} = {(low, high)} is no range above {lowest}")
+        for name, highest in (("share", 1), ("gap", 0.2), ("bad", 0.5)):
+            if not 0 <= getattr(self, name) <= highest:
+                problems.append(f"{name} = {getattr(self, name)} is not in [0, {highest}]")
+        if not 0 <= self.gaps <= 4:
+            problems.append(f"gaps = {self.gaps} is not in 0..4")
+        if problems:
+            raise ValueError("impossible drawn instruments: " + "; ".join(problems))
+
+    @cached_property
+    def powers(self) -> np.ndarray:
+        """(20,) resolving powers."""
+        return np.geomspace(*self.resolving_power, POWERS)
+
+    def draw(self, random: np.random.Generator, low: float, high: float) -> Instrument:
+        """Draw an instrument that sees from `low` to `high` [Angstrom, vacuum].
+
+        Its pixels are equal in the logarithm of the wavelength, and begin anywhere within the first
+        one. Gaps divide them into chips, each with its own pseudo-continuum.
+        """
+        power = float(random.choice(self.powers))
+        step = 1 / (power * random.uniform(*self.sampling))
+        length = int(math.log(high / low) / step)
+        wavelength = low * np.exp(step * (random.random() + np.arange(length)))
+        kept = np.ones(length, dtype=bool)
+        for _ in range(random.integers(self.gaps + 1)):
+            width = int(length * self.gap * random.random())
+            start = int(random.integers(length - width + 1))
+            kept[start : start + width] = False
+        edges = np.flatnonzero(np.diff(np.pad(kept, 1).astype(int)))
+        index, chips, first = np.flatnonzero(kept), {}, 0
+        for start, stop in edges.reshape(-1, 2):
+            chips[f"chip_{len(chips)}"] = slice(first, first := first + int(stop - start))
+        least = 20  # fewer pixels between two gaps have no continuum
+        if min(chip.stop - chip.start for chip in chips.values()) < least:
+            chips = {}
+        return Instrument(
+            "DRAWN",
+            wavelength[index],
+            chips=chips,
+            resolving_power=power,
+            continuum=Continuum(order=4, clip_high=5.0, iterations=1),
+            valid_flux=(0.02, 1.3),
+            grid_index=index,
+        )
+
+    def refuse(self, wavelengths: np.ndarray, resolving_power: np.ndarray) -> None:
+        """Refuse an instrument that is unlike all that were drawn.
+
+        Parameters
+        ----------
+        wavelengths, resolving_power
+            (n,) of its pixels.
+
+        Raises
+        ------
+        ValueError
+            Resolving power or sampling lie outside; the message says what may be done.
+        """
+        power = float(np.nanmedian(resolving_power))
+        low, high = self.resolving_power
+        if not low / TOLERANCE <= power <= high * TOLERANCE:
+            raise ValueError(
+                f"a resolving power of {power:.0f} is outside of {low:.0f} to {high:.0f}, which "
+                "the model was trained on"
+                + (": smooth the spectra" if power > high else ": train a model that covers it")
+            )
+        sampling = float(np.nanmedian(1 / (resolving_power * log_widths(wavelengths))))
+        low, high = self.sampling
+        if not low / TOLERANCE <= sampling <= high * TOLERANCE:
+            raise ValueError(
+                f"{sampling:.1f} pixels a resolution element are outside of {low:g} to {high:g}, "
+                "which the model was trained on: check the resolving power"
+                + (", or average neighbouring pixels" if sampling > high else "")
+            )
+
+    @classmethod
+    def from_dict(cls, about: dict[str, Any]) -> "DrawnInstruments":
+        """Make it from its parameters, as JSON holds them.
+
+        Raises
+        ------
+        ValueError
+            An entry is unknown or impossible.
+        """
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()})
+        except TypeError as error:
+            raise ValueError(f"{about!r} describes no drawn instruments: {error}") from error

@@ -1,0 +1,129 @@
+"""Batches as made-up instruments see them; see `instruments.drawn` and `instruments.rows`."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stellarperceptron.data.mock.observation import Augmentation
+from stellarperceptron.instruments.drawn import DrawnInstruments
+from stellarperceptron.instruments.rows import between_rows
+from stellarperceptron.instruments.spectrograph import Instrument
+from stellarperceptron.network.patches import known_conditions
+from stellarperceptron.training.stars.labelled import Stars
+
+__all__ = ["DrawnSpectra", "Seen", "at_all_powers"]
+
+
+class Seen(NamedTuple):
+    """Spectra of B stars for the network.
+
+    Attributes
+    ----------
+    values : Tensor
+        (B, n) standardized, NaN where bad.
+    noise : Tensor or None
+        (B,) standard deviation of the noise that augmentation added; None: unknown.
+    weights : Tensor or None
+        (B, n), see `Tokens`.
+    conditions : Tensor or None
+        (T, C) of all tokens, see `known_conditions`; None: as in other batches.
+    """
+
+    values: Tensor
+    noise: Tensor | None = None
+    weights: Tensor | None = None
+    conditions: Tensor | None = None
+
+
+class DrawnSpectra:
+    """Makes the spectra of a batch as an instrument sees them that is drawn for this batch.
+
+    Parameters
+    ----------
+    drawn
+        How instruments are drawn.
+    instrument
+        The model's instrument, on all of whose pixels the spectra are spread.
+    stars
+        The stars, which can be seen by any instrument.
+    augmentation
+        Noise and other errors; None: there are none.
+    """
+
+    def __init__(
+        self,
+        drawn: DrawnInstruments,
+        instrument: Instrument,
+        stars: Stars,
+        augmentation: Augmentation | None,
+    ):
+        if stars.see is None or len(stars.names) != len(instrument):
+            raise ValueError(f"drawn instruments need emulated stars with all pixels: {instrument}")
+        self.drawn, self.instrument = drawn, instrument
+        self.see, self.augmentation = stars.see, augmentation
+
+    def applies(self, random: np.random.Generator) -> bool:
+        """Whether a batch is seen by a drawn instrument."""
+        return bool(random.random() < self.drawn.share)
+
+    def __call__(
+        self,
+        coefficients: Tensor,
+        statistics: tuple[Tensor, Tensor, Tensor],
+        groups: np.ndarray,
+        random: np.random.Generator,
+        generator: torch.Generator,
+    ) -> Seen:
+        """Draw an instrument, and make what it sees of stars with some coefficients (B, k).
+
+        Parameters
+        ----------
+        statistics
+            Center, scale and limit (n,) of the model's pixels; see `TrainingData`.
+        groups
+            (T, P) pixels of each token, n for a missing one.
+        random, generator
+            Randomness of the instrument, and of noise and bad pixels.
+        """
+        ends = self.instrument.wavelength[[0, -1]]
+        seen_by = self.drawn.draw(random, *map(float, ends))
+        flux, noise = self.see(coefficients, seen_by), None
+        if self.augmentation is not None:
+            flux, noise = self.augmentation.with_noise(flux, generator, instrument=seen_by)
+        lost = self.drawn.bad * random.random()
+        luck = torch.rand(flux.shape, generator=generator, device=flux.device)
+        rows = between_rows(self.instrument, seen_by.wavelength)
+        center, scale, limit = map(rows.interpolate, statistics)
+        pixels = torch.as_tensor(rows.pixels, device=flux.device)
+        z = (flux[:, pixels] - center) / scale
+        z = z.masked_fill((z.abs() > limit) | z.isinf() | (luck[:, pixels] < lost), math.nan)
+        values, weights = rows.spread(z)
+        power = np.full(len(self.instrument), seen_by.resolving_power)
+        groups = np.where(groups == len(power), -1, groups)
+        conditions = known_conditions(groups, power).to(flux.device)
+        return Seen(values, noise, weights, conditions)
+
+
+def at_all_powers(stars: Stars, instrument: Instrument, drawn: DrawnInstruments) -> Stars:
+    """Stars for a standardization that serves all drawn instruments.
+
+    Each star is seen at one of the resolving powers, with the pixels of the model's instrument.
+    Without drawn instruments the stars stay as they are.
+    """
+    if not drawn.share:
+        return stars
+    seen_by = [dataclasses.replace(instrument, resolving_power=power) for power in drawn.powers]
+
+    def read(block: slice) -> np.ndarray:
+        coefficients = stars.coefficients[block]
+        flux = np.empty((len(coefficients), len(instrument)), dtype=np.float32)
+        for i, one in enumerate(seen_by):
+            rows = slice(i, None, len(seen_by))
+            flux[rows] = stars.see(coefficients[rows], one).numpy()
+        return flux
+
+    return dataclasses.replace(stars, read=read)

@@ -1,0 +1,60 @@
+"""Instruments that are made up."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from stellarperceptron.instruments import MOONS_H
+from stellarperceptron.instruments.drawn import DrawnInstruments
+
+DRAWN = DrawnInstruments(share=0.5)
+
+
+def draw(seed):
+    return DRAWN.draw(np.random.default_rng(seed), 15_152.0, 16_960.0)
+
+
+def test_drawn_instruments_are_what_the_parameters_say():
+    drawn = [draw(seed) for seed in range(60)]
+    for one in drawn:
+        assert one.resolving_power in DRAWN.powers
+        assert one.wavelength[0] >= 15_152 and one.wavelength[-1] <= 16_960
+        sampling = 1 / (one.resolving_power * one.log_step * np.log(10))
+        assert 2 <= sampling <= 3.5
+        assert len(one) >= (1 - 3 * 0.08) * one.grid_index[-1]
+        DRAWN.refuse(one.wavelength, np.full(len(one), one.resolving_power))
+    assert {len(one.chips) for one in drawn} == {1, 2, 3, 4}
+    assert len({one.resolving_power for one in drawn}) > 15
+
+
+def test_the_same_seed_draws_the_same_instrument():
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+
+
+def test_instruments_unlike_all_drawn_ones_are_refused():
+    wavelength, power = MOONS_H.wavelength, np.ones(len(MOONS_H))
+    DRAWN.refuse(wavelength, 19_700 * power)
+    with pytest.raises(ValueError, match=r"power of 1000 .* 4000 to 50000.*a model that covers"):
+        DRAWN.refuse(wavelength, 1_000 * power)
+    with pytest.raises(ValueError, match="smooth the spectra"):
+        DRAWN.refuse(wavelength, 90_000 * power)
+    with pytest.raises(ValueError, match=r"6\.0 pixels a resolution element.*average"):
+        DRAWN.refuse(wavelength, 9_000 * power)
+
+
+def test_they_are_kept_as_json():
+    text = json.dumps(dataclasses.asdict(DRAWN))
+    assert DrawnInstruments.from_dict(json.loads(text)) == DRAWN
+    with pytest.raises(ValueError, match="no drawn instruments"):
+        DrawnInstruments.from_dict({"shape": 3})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"share": 2}, {"resolving_power": (5e4, 4e3)}, {"sampling": (0, 2)}, {"gaps": 9}]
+)
+def test_impossible_parameters_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DrawnInstruments(**wrong)
