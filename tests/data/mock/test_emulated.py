@@ -6,8 +6,10 @@ import torch
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.data.mock.emulated import emulated_source
+from stellarperceptron.data.mock.emulated import FINE_COMPONENTS, emulated_source
+from stellarperceptron.data.mock.observation import SpectraBank
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
+from stellarperceptron.instruments.spectrograph import Continuum, Instrument
 from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
 from stellarperceptron.training.stars.labelled import survey_stars
 
@@ -82,3 +84,27 @@ def test_training_data_hold_coefficients_and_make_the_same_values(emulated):
 def test_no_stars_are_refused():
     with pytest.raises(ValueError, match="stars = 0: say how many"):
         emulated_source(0)
+
+
+def test_other_instruments_see_what_their_line_spread_leaves():
+    source = emulated_source(8, any_instrument=True)
+    spectra = source.splits["train"]["synthetic"]
+    assert spectra[0:8, :].shape == (8, 7514)
+    stars = MockSurvey(1).stars("train", 0)
+    bank = MockSurvey(0).nominal
+    for power in (5_000.0, 40_000.0):
+        instrument = Instrument(
+            "TEST",
+            15_200 * np.exp(np.arange(3000) / (2.3 * 40_000)),
+            resolving_power=power,
+            continuum=Continuum(order=0),
+        )
+        exact = SpectraBank(bank.emulator, instrument.wavelength, power, groups=(1.0,))
+        expected = exact(
+            bank.emulator.coefficients(stars.theory[:8]), np.zeros(8, int), stars.broadening[:8]
+        )
+        seen = spectra.bank(spectra.coefficients[:, -FINE_COMPONENTS:], instrument)
+        assert (seen - expected).std() < 2e-4
+        assert (seen - expected).abs().max() < 4e-3
+        normalized = spectra.seen_by(spectra.coefficients, instrument)
+        torch.testing.assert_close(normalized.mean(dim=1), torch.ones(8), atol=1e-4, rtol=0)
