@@ -7,7 +7,7 @@
 #                               and compare_to_AstroNN needs runs/laptop
 # make reproduce PROFILE=smoke  make survey, models, evaluation, figures, attention, real stars and
 #                               report in runs/smoke; continues an interrupted run
-#                               profiles: smoke, laptop, laptop_pixel, paper, gpu (training/profiles)
+#                               profiles: smoke, laptop, laptop_pixel, instruments, paper, gpu
 #                DATA=survey.h5 use another survey than the mock one (needs its own RUN=folder)
 #                SEED=1         use other initial weights and random choices (needs its own RUN=folder)
 #                JOBS=1         run one step at a time; smoke and laptop run two if there are two cores
@@ -34,12 +34,13 @@ INSTALLED := .venv/installed
 STARS_smoke := 600 200
 STARS_laptop := 20000 5000
 STARS_laptop_pixel := $(STARS_laptop)
+STARS_instruments := $(STARS_laptop)
 STARS_paper := 102747 25681
 STARS_gpu := $(STARS_paper)
 STARS := $(STARS_$(PROFILE))
 # Of these the baselines learn from so many; all where nothing is said.
 BASELINE_STARS_smoke := 100
-PROFILES := smoke, laptop, laptop_pixel, paper or gpu
+PROFILES := smoke, laptop, laptop_pixel, instruments, paper or gpu
 
 .PHONY: install test test-fast lint docs notebooks reproduce baselines gpu-check publish-figures \
   clean published

@@ -31,7 +31,7 @@ from stellarperceptron.utils.distributed import Process
 from stellarperceptron.utils.locks import BusyError
 
 FOLDER = TRAINING / "profiles"
-PROFILES = ("smoke", "laptop", "laptop_pixel", "paper", "gpu")
+PROFILES = ("smoke", "laptop", "laptop_pixel", "instruments", "paper", "gpu")
 
 
 def test_stage_1_knows_all_pixels_and_labels(chain, survey):

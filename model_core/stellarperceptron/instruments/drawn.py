@@ -79,7 +79,8 @@ class DrawnInstruments:
             start = int(random.integers(length - width + 1))
             kept[start : start + width] = False
         edges = np.flatnonzero(np.diff(np.pad(kept, 1).astype(int)))
-        index, chips, first = np.flatnonzero(kept), {}, 0
+        chips: dict[str, slice] = {}
+        index, first = np.flatnonzero(kept), 0
         for start, stop in edges.reshape(-1, 2):
             chips[f"chip_{len(chips)}"] = slice(first, first := first + int(stop - start))
         least = 20  # fewer pixels between two gaps have no continuum

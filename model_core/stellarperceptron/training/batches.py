@@ -246,9 +246,10 @@ class TrainingGenerator:
                 generator = torch.Generator(device=values.device)
                 generator.manual_seed(abs(_seed_of(self.seed, epoch, _AUGMENTATION, number)))
                 random = self._random(_INSTRUMENT, number)
-                *parts, conditions = self.data.seen(values, generator, random)
-                own = (None if part is None else self._own(part) for part in parts)
-                stars, spectra = self._own(stars), Seen(*own, conditions)
+                spectra = self.data.seen(values, generator, random)
+                parts = {name: getattr(spectra, name) for name in ("values", "noise", "weights")}
+                own = {name: self._own(part) for name, part in parts.items() if part is not None}
+                stars, spectra = self._own(stars), spectra._replace(**own)
             else:
                 spectra = Seen(values) if self._standardize_chosen else self.data.seen(values)
             yield self._batch(stars, spectra, number)

@@ -234,7 +234,7 @@ class PredictingModel(SpectraModel):
                     weights,
                 )
                 answers.append(torch.stack([value, error])[:, :number].cpu().double())
-                seen = ~flux.isnan() if weights is None else weights
+                seen = torch.isfinite(flux) if weights is None else weights
                 valid.append(seen[:number].sum(dim=1).round().long().cpu().numpy())
                 flags.append(judge(given, valid[-1]))
                 bar.update(number)
