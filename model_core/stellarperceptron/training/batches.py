@@ -247,8 +247,8 @@ class TrainingGenerator:
                 generator.manual_seed(abs(_seed_of(self.seed, epoch, _AUGMENTATION, number)))
                 random = self._random(_INSTRUMENT, number)
                 spectra = self.data.seen(values, generator, random)
-                parts = {name: getattr(spectra, name) for name in ("values", "noise", "weights")}
-                own = {name: self._own(part) for name, part in parts.items() if part is not None}
+                found = {name: getattr(spectra, name) for name in ("values", "noise", "weights")}
+                own = {name: self._own(part) for name, part in found.items() if part is not None}
                 stars, spectra = self._own(stars), spectra._replace(**own)
             else:
                 spectra = Seen(values) if self._standardize_chosen else self.data.seen(values)
