@@ -136,6 +136,7 @@ class DrawnInstruments:
             An entry is unknown or impossible.
         """
         try:
+            about = dict(about)
             return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()})
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{about!r} describes no drawn instruments: {error}") from error
