@@ -208,7 +208,8 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(models)), models)
         axes.set_title(f"{entry.symbol} [{entry.unit}]")
         axes.tick_params(length=0)
-        figure.colorbar(image, ax=axes, label="over the best", ticks=[1, 2, 4], format="%g")
+        bar = figure.colorbar(image, ax=axes, label="over the best", ticks=[1, 2, 4], format="%g")
+        bar.minorticks_off()
     return figure
 
 
