@@ -298,7 +298,7 @@ def test_nonsense_is_named(predict, options, message, tmp_path):
         (("--labels", "Teff", "[X/Fe]"), r"no label '\[X/Fe\]'"),
         (("--pixels", "second_half"), "second_half"),
         (("--checkpoint", "lapdog"), "nearest known: laptop"),
-        (("--checkpoint", "runs/nowhere"), "runs/nowhere"),
+        (("--checkpoint", "runs/nowhere"), "runs/nowhere is no folder of a checkpoint"),
     ],
 )
 def test_nonsense_among_the_options_is_named(predict, words, message):

@@ -175,17 +175,18 @@ def run_nothing(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 def find_checkpoint(text: str) -> Path:
     """Folder of a checkpoint: of a path, or else of a trained model's name.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is neither such a path nor such a model.
+    A FileNotFoundError or ValueError says that there is neither such a path nor such a model.
     """
     from stellarperceptron.network.pretrained import find_pretrained
     from stellarperceptron.training.run.script import resolve_checkpoint
 
     path = Path(text).expanduser()
     if path.exists() or len(path.parts) > 1:
-        return resolve_checkpoint(path)
+        try:
+            return resolve_checkpoint(path)
+        except FileNotFoundError:
+            files = "no folder of a checkpoint (config.json, weights.pt), nor the output of a stage"
+            raise FileNotFoundError(f"{path} is {files}") from None
     return find_pretrained(text)
 
 
