@@ -99,6 +99,34 @@ def test_labels_that_tell_nothing_stay_as_they_are(model):
     assert not model.calibration.factors
 
 
+def test_calibrating_one_label_leaves_the_others_as_they_are(model):
+    spectra = make_spectra(20, 40)
+    labels = pd.DataFrame({"TEFF": np.linspace(0, 3, 20)})
+    model.calibration = Calibration({"LOGG": (0.5, 0.1)})
+    model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(NAMES))
+    found = model.calibration.factors
+    assert set(found) == {"TEFF", "LOGG"} and found["LOGG"] == (0.5, 0.1)
+    with pytest.raises(ValueError, match="vocabulary"):
+        model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(["nothing"] * 40))
+    assert model.calibration.factors == found
+
+
+def test_windows_lie_anywhere(model, monkeypatch):
+    windows, predict = [], model.predict
+
+    def note(spectra, wavelengths, *given, **options):
+        windows.append(wavelengths)
+        return predict(spectra, wavelengths, *given, **options)
+
+    monkeypatch.setattr(model, "predict", note)
+    labels = pd.DataFrame({"TEFF": np.linspace(0, 3, 20)})
+    options = {"names": np.array(NAMES), "windows": (0.25,) * 8}
+    model.calibrate(make_spectra(20, 40), WAVELENGTHS, labels, **options)
+    for window in windows:
+        np.testing.assert_allclose(np.diff(window), np.full(9, 0.21), atol=1e-9)
+    assert len({w[0] for w in windows}) > 3
+
+
 @pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
 def test_impossible_calibrations_are_refused(values):
     with pytest.raises(ValueError, match="calibration of TEFF"):

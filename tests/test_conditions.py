@@ -12,6 +12,7 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.data.standardizer import standardized_condition
 from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.config import ModelConfig
 from stellarperceptron.training.batches import TrainingGenerator
@@ -20,15 +21,18 @@ WAVELENGTHS = APOGEE.wavelength[:40]
 BINS = {"pixels_per_token": 8, "conditions": True}
 
 
-@pytest.fixture
-def told():
-    """A model with conditions that matter."""
-    model = make_model(**BINS)
+def with_conditions(model):
+    """The same model, with conditions that matter."""
     with torch.no_grad():
         model.torch_model.embedding_layer.conditions.normal_(
             generator=torch.Generator().manual_seed(0)
         )
     return model
+
+
+@pytest.fixture
+def told():
+    return with_conditions(make_model(**BINS))
 
 
 def ask(model, spectra, **options):
@@ -98,6 +102,27 @@ def test_a_star_is_told_its_own_signal_to_noise_ratio(told, spectra):
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-5)
 
 
+def test_resolving_powers_follow_spectra_to_other_pixels():
+    """They are those of the pixels that the spectra are interpolated onto."""
+    spot = Instrument("SPOT", WAVELENGTHS, resolving_power=22_500.0, pixel_prefix="syn_apogee")
+    told = with_conditions(make_model(**BINS, instrument=spot))
+    between = 0.5 * (WAVELENGTHS[1:] + WAVELENGTHS[:-1])
+    power, spectra = np.linspace(5e3, 5e4, 39), make_spectra(2, 39, bad=0)
+    reverse = slice(None, None, -1)
+    with pytest.warns(UserWarning, match="interpolated onto"):
+        one, other = (
+            told.predict(
+                spectra[:, order],
+                between[order],
+                LABELS,
+                resolving_power=power[order],
+                progress=False,
+            )
+            for order in (slice(None), reverse)
+        )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 def test_errors_tell_each_token_the_median_of_its_pixels(told):
     spectra = make_spectra(3, 40, bad=0).astype(np.float32)
     same = ask(told, spectra, errors=spectra / 80)
@@ -161,11 +186,10 @@ def test_noise_of_the_survey_and_of_augmentation_add_in_squares():
     stars = torch.arange(5)
     torch.testing.assert_close(data.snr(stars, None), torch.full((5,), 25.0))
     torch.testing.assert_close(data.snr(stars, torch.full((5,), 0.03)), torch.full((5,), 20.0))
-    (batch, *_) = TrainingGenerator(
-        data, np.arange(30), 10, 16, choice="batch", fixed=True
-    ).batches()
-    snr = batch.tokens.conditions[..., 1]
-    torch.testing.assert_close(snr, standardized_condition("snr", torch.full_like(snr, 25.0)))
+    validation = TrainingGenerator(data, np.arange(30), 2, 16, choice="batch", fixed=True)
+    for batch in validation.batches():  # none is hidden
+        snr = batch.tokens.conditions[..., 1]
+        torch.testing.assert_close(snr, standardized_condition("snr", torch.full_like(snr, 25.0)))
 
 
 def test_augmentation_tells_the_noise_that_it_adds():

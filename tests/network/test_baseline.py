@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.training import tasks
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.tasks import train_baseline
 
@@ -45,6 +46,23 @@ def test_baseline_learns():
         validation=(flux[150:], labels[150:], np.zeros(50)),
     )
     assert history["val_rmse"].iloc[-1] < 0.5 * np.std(labels)
+
+
+def test_every_epoch_and_seed_has_its_own_order(monkeypatch):
+    orders = []
+
+    def note(task, *_, **__):
+        for epoch in (0, 1):
+            orders.append(torch.cat([batch.stars for batch in task.training.batches(epoch)]))
+        stars = torch.cat([batch.stars for batch in task.validation.batches(1)])
+        assert stars.tolist() == list(range(7))
+        return [{"val_mse_loss": 0.0}]
+
+    monkeypatch.setattr(tasks, "run_training", note)
+    for seed in (0, 1):
+        train_baseline(BaselineNetwork(20, seed=seed), *stars(), validation=stars(7), epochs=2)
+    assert all(sorted(order.tolist()) == list(range(40)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 4
 
 
 def stars(number=40):

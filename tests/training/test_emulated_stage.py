@@ -9,6 +9,7 @@ import torch
 from chain import STAGES, run_here
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.training import stages
 from stellarperceptron.training.profiles import read_profile
 from stellarperceptron.training.step import Trainer
 
@@ -40,6 +41,12 @@ def test_it_needs_no_survey(trained):
     model = StellarPerceptron.load(trained / "selected", device="cpu")
     assert model.vocab_size == 7519 and model.reference is not None
     assert set(model.calibration.factors) == set(model.label_names)
+
+
+def test_its_stars_are_drawn_by_the_seed(tmp_path):
+    with mock.patch.object(stages, "emulated_source", side_effect=ValueError("as asked")) as source:
+        assert "as asked" in train(tmp_path, "--seed", 7)
+    assert source.call_args.args[:2] == (150, 7)
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(trained, tmp_path):

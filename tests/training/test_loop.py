@@ -350,6 +350,18 @@ def test_the_best_network_is_that_of_the_least_validation_loss(tmp_path, monkeyp
             assert torch.equal(weights(tmp_path / "best")[name], tensor), name
 
 
+def test_the_best_network_keeps_its_epoch_until_the_next_checkpoint(tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0])
+    validate = Trainer.validate
+    monkeypatch.setattr(Trainer, "validate", lambda self: validate(self) | {"loss": next(losses)})
+    folder = RunFolder(tmp_path, {})
+    train_here(make_model(), folder=folder, epochs=3, checkpoint_every_n_epochs=3)
+    assert not (tmp_path / "epoch_2").exists()
+    assert StellarPerceptron.load(tmp_path / "best", device="cpu").epoch == 2
+    best, last = (weights(tmp_path / name) for name in ("best", "epoch_3"))
+    assert any(not torch.equal(best[name], tensor) for name, tensor in last.items())
+
+
 def test_a_nan_stops_training_and_names_the_last_checkpoint(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run", {})
     train_here(make_model(), folder=folder, epochs=1)

@@ -92,6 +92,17 @@ def test_what_a_galah_header_says_is_heeded(tmp_path, entry, value, error, messa
     assert f"{OBSERVATION}2.fits" in str(raised.value)
 
 
+def test_spectra_through_the_slit_mask_are_smoothed(tmp_path):
+    """They have R = 42,000: smoothed to 28,000, lines become shallower."""
+    depths = []
+    for mask in ("OUT", "IN"):
+        hdus = galah_camera(2)
+        hdus[0].header["SLITMASK"] = mask
+        hdus.writeto(tmp_path / f"{mask}.fits")
+        depths.append(np.nanstd(read_spectrum_file(tmp_path / f"{mask}.fits").flux))
+    assert depths[1] < 0.995 * depths[0]
+
+
 def test_a_velocity_may_be_given(tmp_path):
     path = write_galah(tmp_path, velocity=0.0, cameras=(2,))
     spectrum = read_spectrum_file(path, radial_velocity=-0.03 * u.Unit("Mm/s"))
@@ -145,6 +156,8 @@ def test_a_star_of_a_bulk_file(tmp_path, kind):
         read_spectrum_file(path)
     with pytest.raises(ValueError, match="has 2 stars: there is no row 2"):
         read_spectrum_file(path, row=2)
+    with pytest.raises(ValueError, match="has 2 stars: there is no row -1"):
+        read_spectrum_file(path, row=-1)
 
 
 def test_samples_that_a_table_lacks_are_bad(tmp_path):
@@ -273,6 +286,14 @@ def test_visits_are_rows(tmp_path):
         read_spectrum_file(path, row=3, instrument=APOGEE)
 
 
+def test_apogee_spectra_on_another_grid_are_refused(tmp_path):
+    hdus = mwm_hdus()
+    hdus[3].data["wavelength"] += 0.1
+    hdus.writeto(tmp_path / "mwmStar-0.6.0-54321.fits")
+    with pytest.raises(ValueError, match=r"mwmStar.*not those of APOGEE's 8,575 pixels"):
+        read_spectrum_file(tmp_path / "mwmStar-0.6.0-54321.fits", instrument=APOGEE)
+
+
 def test_models_without_fluxes_are_refused(tmp_path):
     hdus = mwm_hdus()
     for hdu in hdus[1:]:
@@ -307,6 +328,33 @@ def test_stars_of_a_coadd(tmp_path):
         read_spectrum_file(tmp_path / "coadd.fits", radial_velocity=10.0)
     with pytest.raises(NoVelocityError, match=r"coadd\.fits"):
         read_spectrum_file(tmp_path / "coadd.fits", row=0)
+
+
+def test_a_star_of_a_coadd_has_its_own_pixels(tmp_path):
+    """Flux, errors, bad pixels and line spread are those of its row."""
+    hdus = desi_hdus(stars=2)
+    for arm in "BRZ":
+        hdus[f"{arm}_FLUX"].data[1] *= 3
+        hdus[f"{arm}_IVAR"].data[1] /= 4
+        hdus[f"{arm}_MASK"].data[1, 1000:1100] = 2
+        hdus[f"{arm}_FLUX"].data[1, 1000:1100] = 1e4
+        hdus[f"{arm}_RESOLUTION"].data[0] = np.eye(11)[5][:, None]  # as sharp as can be
+    hdus.writeto(tmp_path / "coadd.fits")
+    desi_hdus().writeto(tmp_path / "alone.fits")
+    one = read_spectrum_file(tmp_path / "coadd.fits", row=1, radial_velocity=0.0)
+    other = read_spectrum_file(tmp_path / "alone.fits", radial_velocity=0.0)
+    lost = good(other) & ~good(one)
+    assert 0.03 < lost.mean() < 0.08
+    np.testing.assert_allclose(one.flux[good(one)], 3 * other.flux[good(one)], rtol=0.01)
+    np.testing.assert_allclose(one.error[good(one)], 2 * other.error[good(one)], rtol=1e-6)
+
+
+def test_pixels_without_flux_are_bad(tmp_path):
+    table = gaia_table()
+    table["flux"][500:600] = 0
+    table.write(tmp_path / "star.ecsv")
+    bad = ~good(read_spectrum_file(tmp_path / "star.ecsv"))
+    assert np.flatnonzero(bad).tolist() == [*range(20), *range(500, 600)]
 
 
 # --- others ---------------------------------------------------------------------------------------

@@ -89,8 +89,9 @@ def test_a_failed_recording_is_told_and_the_training_goes_on():
 
         return record
 
-    with pytest.warns(UserWarning, match="no CUDA graph.*not permitted"):
+    with pytest.warns(UserWarning, match="no CUDA graph.*not permitted") as told:
         loss, weights = trained(without_gpu(make_trainer(cuda_graphs=True), fails))
+    assert sum("no CUDA graph" in str(one.message) for one in told) == 1  # and not tried again
     expected, same = trained(make_trainer(cuda_graphs=True))
     assert torch.equal(weights, same) and loss == expected
 
