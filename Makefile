@@ -68,7 +68,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Each test file stays in one process, so that its fixtures are made once.
 # OMP_NUM_THREADS, which limits the threads of a process, would limit what nproc counts.
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(filter 1,$(CORES)),,-n 2 --dist loadfile)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(filter 1,$(CORES)),,-n 2 --dist loadfile --no-loadscope-reorder)
 
 test: $(INSTALLED)
 	$(PYTEST)

@@ -141,7 +141,9 @@ def large_products(rows: int = 4096, inner: int = 1024, columns: int = 2048):
     return functions, 2 * rows * inner * columns
 
 
-def ceilings(device: str = "cpu", repeats: int = 3, size: int = 2**26) -> dict[str, float]:
+def ceilings(
+    device: str = "cpu", repeats: int = 3, size: int = 2**26, rows: int = 4096
+) -> dict[str, float]:
     """Rates that nothing on this machine exceeds, measured now.
 
     Parameters
@@ -153,6 +155,8 @@ def ceilings(device: str = "cpu", repeats: int = 3, size: int = 2**26) -> dict[s
         Counted repeats.
     size
         Numbers (float32) that are copied.
+    rows
+        Rows of the CPU's products.
 
     Returns
     -------
@@ -162,7 +166,7 @@ def ceilings(device: str = "cpu", repeats: int = 3, size: int = 2**26) -> dict[s
     source = torch.ones(size, device=device)
     target = torch.empty_like(source)
     if device == "cpu":
-        products, flop = large_products()
+        products, flop = large_products(rows)
     else:
         square = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
         products, flop = {"matrix product": synchronized(lambda: square @ square)}, 2 * 8192**3

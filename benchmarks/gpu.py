@@ -60,6 +60,8 @@ class Sizes:
         Stars of inference; a tenth of them for attention.
     repeats
         Counted repeats.
+    ceilings
+        Sizes of what is measured for the floors; see `ceilings`.
     """
 
     device: str = "cuda"
@@ -72,6 +74,7 @@ class Sizes:
     mock_stars: int = 4096
     predicted: int = 10_000
     repeats: int = 3
+    ceilings: Mapping[str, int] = field(default_factory=dict)
 
 
 # Ways to take a step: options of the training. Those that need no compiler come first.
@@ -95,6 +98,7 @@ SMALL = Sizes(
     mock_stars=6,
     predicted=1,
     repeats=1,
+    ceilings={"repeats": 1, "size": 2**20, "rows": 256},
 )
 
 
@@ -111,7 +115,7 @@ def used(flop_per_star: float, seconds_per_star: float) -> float | None:
 
 def step_rows(sizes: Sizes, way: str) -> dict[str, Any]:
     """A training step on a batch that lies ready, at several batch sizes, in one of `WAYS`."""
-    limits = ceilings(sizes.device)
+    limits = ceilings(sizes.device, **sizes.ceilings)
     device, precision = torch.device(sizes.device), getattr(torch, sizes.precision)
     flux, labels = random_survey(max(sizes.batches))
 
@@ -162,7 +166,7 @@ def step_rows(sizes: Sizes, way: str) -> dict[str, Any]:
 
 def batch_rows(sizes: Sizes) -> dict[str, Any]:
     """The making of batches."""
-    limits, device = ceilings(sizes.device), torch.device(sizes.device)
+    limits, device = ceilings(sizes.device, **sizes.ceilings), torch.device(sizes.device)
     flux, labels = random_survey(max(sizes.batches))
     model = paper_model(device, **sizes.network)
     data, context = prepare(model, flux, labels), model.config.context_length
@@ -218,7 +222,7 @@ def mock_data(model, sizes: Sizes) -> TrainingData:
 
 def epoch_rows(sizes: Sizes, batch_size: int, way: str) -> dict[str, Any]:
     """Whole epochs as `tasks.train` takes them, batches and losses included."""
-    limits = ceilings(sizes.device)
+    limits = ceilings(sizes.device, **sizes.ceilings)
     model = paper_model(sizes.device, **sizes.network)
     data = mock_data(model, sizes)
     settings = {**WAYS[way], "compile": WAYS[way]["compile"] and sizes.compile}
@@ -247,7 +251,7 @@ def epoch_rows(sizes: Sizes, batch_size: int, way: str) -> dict[str, Any]:
 
 def inference_rows(sizes: Sizes) -> dict[str, Any]:
     """Labels and attention of spectra of 3,757 pixels that lie in the host's memory."""
-    limits = ceilings(sizes.device)
+    limits = ceilings(sizes.device, **sizes.ceilings)
     model, wavelengths = paper_model(sizes.device, **sizes.network), APOGEE_WAVELENGTH[:3757]
     flux = random_survey(min(sizes.predicted, 1000))[0][:, :3757]
     spectra = np.resize(flux, (sizes.predicted, 3757))

@@ -11,14 +11,14 @@
 #   --output FOLDER  results (runs/gpu_check)
 #   --work FOLDER    survey, checkpoints, logs (OUTPUT.work); the same folder continues a run
 #   --only STEP ...  these steps: tests, step, epoch, chain, inference
-#   --small          toy sizes
+#   --small          toy sizes, for any machine: all limits are ten times as long
 #   --limit SECONDS  of everything (600)
 #   --steps FILE     other steps: lines of name, limit in seconds and command
 #   PYTHON           environment variable: the Python that runs them (.venv/bin/python)
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
-OUTPUT=runs/gpu_check WORK="" SMALL="" TOTAL=600 STEPS="" ONLY=""
+OUTPUT=runs/gpu_check WORK="" SMALL="" TOTAL="" STEPS="" ONLY=""
 while [ $# -gt 0 ]; do
   case $1 in
     --output) OUTPUT=$2; shift 2 ;;
@@ -38,16 +38,18 @@ PYTHON=${PYTHON:-.venv/bin/python}
 export PYTHON RUN WORK OUTPUT SMALL
 
 # The survey of the chain is smaller than the published one, which stage 1 does not need.
-if [ -n "$SMALL" ]; then PROFILE=smoke STARS="240 60"; else PROFILE=gpu STARS="40000 10000"; fi
+if [ -n "$SMALL" ]; then PROFILE=smoke STARS="240 60" TIMES=10
+else PROFILE=gpu STARS="40000 10000" TIMES=1; fi
+TOTAL=${TOTAL:-$((600 * TIMES))}
 SUITE="$PYTHON -m benchmarks --suite gpu $SMALL --add --output $OUTPUT/benchmarks.json"
 if [ -z "$STEPS" ]; then
   STEPS=$WORK/steps.txt
   cat >"$STEPS" <<LIST
-tests 60 $PYTHON -m pytest -v -p no:cacheprovider tests/test_gpu.py
-step 90 $SUITE --only step step-graphs step-compiled step-compiled-graphs
-epoch 50 $SUITE --only epoch
-chain 300 make --no-print-directory -o .venv/installed BIN=$(dirname "$PYTHON") JOBS=2 PROFILE=$PROFILE STARS_$PROFILE='$STARS' RUN=$RUN reproduce
-inference 60 $SUITE --only inference
+tests $((60 * TIMES)) $PYTHON -m pytest -v -p no:cacheprovider tests/test_gpu.py
+step $((90 * TIMES)) $SUITE --only step step-graphs step-compiled step-compiled-graphs
+epoch $((50 * TIMES)) $SUITE --only epoch
+chain $((300 * TIMES)) make --no-print-directory -o .venv/installed BIN=$(dirname "$PYTHON") JOBS=2 PROFILE=$PROFILE STARS_$PROFILE='$STARS' RUN=$RUN reproduce
+inference $((60 * TIMES)) $SUITE --only inference
 LIST
 fi
 

@@ -1,11 +1,16 @@
 """The numbered scripts as programs: run them, and train all stages at toy size."""
 
 import importlib.util
+import os
 import runpy
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from unittest import mock
+
+from stellarperceptron.data.mock import survey
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ROOT / "training"
@@ -18,10 +23,37 @@ STAGES = {
 
 
 def script(path, *arguments):
-    """Run a script as a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / path), *map(str, arguments)], capture_output=True, text=True
-    )
+    """Run a script as a process of its own.
+
+    On Linux it is a copy of this process, which has imported PyTorch already.
+    """
+    command = [sys.executable, str(ROOT / path), *map(str, arguments)]
+    if sys.platform != "linux":
+        return subprocess.run(command, capture_output=True, text=True)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as error:
+        child = os.fork()
+        if child == 0:
+            os._exit(_forked(path, arguments, output, error))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said = [file.seek(0) or file.read() for file in (output, error)]
+    return subprocess.CompletedProcess(command, code, *said)
+
+
+def _forked(path, arguments, output, error):
+    """Run a script in a forked process, with its output in files; the exit status."""
+    os.dup2(output.fileno(), 1)
+    os.dup2(error.fileno(), 2)
+    sys.stdout, sys.stderr = output, error
+    try:
+        end = run_here(path, *arguments)
+        if isinstance(end, str):
+            print(end, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        end = 1
+    output.flush()
+    error.flush()
+    return end if isinstance(end, int) else int(end is not None)
 
 
 def run_here(path, *arguments):
@@ -40,6 +72,15 @@ def load(path):
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def make_survey(path, seed):
+    """Write a mock survey of 240 + 40 stars."""
+    stars = ("--stars", 240, "--test-stars", 40, "--workers", 1)
+    # A block is always computed whole: it need not be larger.
+    with mock.patch.object(survey, "BLOCK", 240):
+        end = run_here("dataset/create_mock_survey.py", *stars, "--seed", seed, "--output", path)
+    assert end is None
 
 
 def stage(which, data, output, *arguments):

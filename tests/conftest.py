@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chain import run_here, script, stage
+from chain import make_survey, run_here, stage
 from hypothesis import settings
 
 from stellarperceptron import StellarPerceptron
@@ -34,11 +34,7 @@ def shared() -> Path:
 def survey(tmp_path_factory) -> Path:
     """A mock survey of 240 + 40 stars."""
     path = tmp_path_factory.mktemp("survey") / "survey.h5"
-    result = script(
-        "dataset/create_mock_survey.py",
-        *("--stars", 240, "--test-stars", 40, "--seed", 3, "--output", path),
-    )
-    assert result.returncode == 0, result.stderr
+    make_survey(path, seed=3)
     return path
 
 
@@ -73,10 +69,15 @@ def evaluated(survey, chain, tmp_path_factory) -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that train the stages as slow, whichever fixture trains them."""
+    """Mark the tests that train the stages as slow, whichever fixture trains them.
+
+    Files with slow tests come first: the quick ones then fill up what two processes have left.
+    """
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def make_model(pixels: int = 40, labels=LABELS, seed: int = 1, **config) -> StellarPerceptron:

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from chain import ROOT, run_here
+from chain import ROOT, run_here, script
 from matplotlib.image import imread
 
+from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.grid import FULL_WAVELENGTH
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.predictions import read_predictions
@@ -67,7 +68,14 @@ def test_comparison_marks_the_best(trained, tmp_path):
     assert "no table is called 'ours'" in message
 
 
-def test_learning_curve_goes_on_where_it_ended(survey, chain, tmp_path):
+def test_learning_curve_goes_on_where_it_ended(survey, chain, tmp_path, monkeypatch):
+    def run(command, check):
+        done = script(*command[1:])
+        print(done.stdout, done.stderr)
+        done.check_returncode()
+
+    if sys.platform == "linux":  # processes that need not import PyTorch first
+        monkeypatch.setattr("subprocess.run", run)
     arguments = ("--data", survey, "--output", tmp_path, *CHEAP, "--checkpoint", chain / "1")
     arguments += ("--profile", "smoke", "--least-steps", 1, "--set", "training.epochs=1")
     assert not run_here(f"{BASELINES}/learning_curve.py", *arguments, "--stars", 30)
@@ -113,12 +121,23 @@ def stars_file(tmp_path):
     return path
 
 
-def test_few_labels(stars_file, chain, tmp_path):
+def test_few_labels(stars_file, chain, tmp_path, monkeypatch):
     arguments = ("--stars-file", stars_file, "--output", tmp_path / "few", "--splits", 1)
     arguments += ("--checkpoint", chain / "1", "--steps", 20)
     assert not run_here(FEW_LABELS, *arguments, "--stars", 20)
+    epochs, fit = [], StellarPerceptron.fit
+
+    def note(self, *given, **options):
+        epochs.append(options["epochs"])
+        return fit(self, *given, **options)
+
+    monkeypatch.setattr(StellarPerceptron, "fit", note)
     assert not run_here(FEW_LABELS, *arguments, "--stars", 20, 40)
+    assert epochs == [7]  # 20 steps of 40 stars in batches of 16
+    message = run_here(FEW_LABELS, *arguments, "--stars", 20, "--seed", 1)
+    assert "few_labels.csv was made with other settings" in message
     table = pd.read_csv(tmp_path / "few/few_labels.csv")
+    assert (table["stars"] + table["labelled_stars"] == 60).all()  # tested on all others
     assert len(table) == 2 * 4 * 3 and np.isfinite(table["mad_std"]).all()
     found = table.set_index(["method", "labelled_stars", "label"])["mad_std"]
     for method in ("ridge regression", "quadratic regression"):
@@ -130,12 +149,15 @@ def test_few_labels(stars_file, chain, tmp_path):
 
 def test_flags_of_bad_pixels_may_be_integers(stars_file):
     specification = importlib.util.spec_from_file_location("few_labels", ROOT / FEW_LABELS)
-    script = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = script  # for its dataclasses
-    specification.loader.exec_module(script)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # for its dataclasses
+    specification.loader.exec_module(module)
     content = dict(np.load(stars_file))
     np.savez(stars_file, **{**content, "bad": content["bad"].astype(np.uint8)})
-    assert np.array_equal(np.isnan(script.read_stars(stars_file).flux), content["bad"])
+    flux = module.read_stars(stars_file).flux
+    assert np.array_equal(np.isnan(flux), content["bad"])
+    good = ~content["bad"]
+    np.testing.assert_allclose(flux[good], content["flux"][good] / 0.958, rtol=1e-6)
 
 
 def test_few_labels_refuses_other_files(stars_file, tmp_path):

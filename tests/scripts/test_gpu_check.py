@@ -27,7 +27,7 @@ def check(folder, *arguments, steps=None):
         arguments = ("--steps", folder / "list", *arguments)
     command = [*SCRIPT, "--output", folder / "out", *arguments]
     return subprocess.run(
-        list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+        list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=6000
     )
 
 

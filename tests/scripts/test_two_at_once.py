@@ -14,6 +14,7 @@ from chain import run_here
 from dr17_files import write_archive
 from train_tiny import main as train_tiny
 
+from stellarperceptron.data.mock import survey
 from stellarperceptron.network.checkpoint import read_checkpoint
 
 pytestmark = [
@@ -91,7 +92,9 @@ def test_two_trainings(tmp_path_factory, tmp_path, repeat):
 
 
 @pytest.mark.parametrize("repeat", range(REPEATS))
-def test_two_surveys(tmp_path_factory, tmp_path, repeat):
+def test_two_surveys(tmp_path_factory, tmp_path, repeat, monkeypatch):
+    monkeypatch.setattr(survey, "BLOCK", 4)  # a block is always computed whole
+
     def make(seed, output):
         stars = ("--stars", 3, "--test-stars", 2, "--workers", 1)
         script = "dataset/create_mock_survey.py"

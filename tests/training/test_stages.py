@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from chain import ROOT, STAGES, TRAINING, run_here, script, stage
+from chain import ROOT, STAGES, TRAINING, make_survey, run_here, script, stage
 
 from stellarperceptron import ModelConfig, StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
@@ -132,11 +132,7 @@ def test_stages_say_when_they_are_complete(chain):
 
 def test_other_data_are_refused(chain, tmp_path):
     other = tmp_path / "other.h5"
-    made = script(
-        "dataset/create_mock_survey.py",
-        *("--stars", 240, "--test-stars", 40, "--seed", 4, "--output", other),
-    )
-    assert made.returncode == 0, made.stderr
+    make_survey(other, seed=4)
     result = script(
         f"training/{STAGES[1]}",
         *("--profile", "smoke", "--data", other, "--output", chain / "1"),
