@@ -17,9 +17,9 @@ BINS = {"choice": "batch", "labels_per_star": "all", "batch_size": 5}
 @pytest.mark.parametrize(
     ("bad", "options", "rehearsed", "complete"),
     [
-        (0.05, {}, None, True),  # no bin is without a good pixel
-        (0.05, {"window_share": 0.9}, None, False),  # but the first of a window may be
-        (0.05, {}, 0.9, False),
+        (0.02, {}, None, True),  # no bin is without a good pixel
+        (0.02, {"window_share": 0.9}, None, False),  # but the first of a window may be
+        (0.02, {}, 0.9, False),
         (0.9, {}, None, False),
     ],
 )

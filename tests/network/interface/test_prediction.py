@@ -36,6 +36,13 @@ def test_a_star_without_errors_has_no_labels(model, spectra, errors):
     assert np.isnan(given).all(axis=1).tolist() == [False, False, True, False, False]
 
 
+def test_errors_are_those_of_each_star(model, spectra, errors):
+    errors[:, :20] = np.where(np.arange(5)[:, None] % 2, 0.01, np.nan)
+    with pytest.warns(UserWarning, match="count as bad"):
+        one, other = (predict(model, spectra, errors=errors, batch_size=n) for n in (1, 5))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 def test_errors_come_in_any_container(model, spectra, errors):
     errors[:, 3] = 0.0
     masked = np.ma.masked_array(np.where(errors > 0, errors, 0.01), mask=errors == 0)
