@@ -308,19 +308,6 @@ def test_windows_between_two_chips_are_not_empty():
             assert all(bins_of(batch))
 
 
-def test_windows_between_two_chips_hide_nothing_in_batches_of_one_shape():
-    data = make_data(stars=600, bad=0, pixels_per_token=4)
-    gap = torch.zeros(data.ids.shape, dtype=torch.bool)
-    gap[3:7] = True
-    data = dataclasses.replace(
-        data, ids=data.ids.masked_fill(gap, 0), groups=data.groups.masked_fill(gap, 40)
-    )
-    batches = list(shared(data, window_share=1.0, one_shape=True).batches(0))
-    assert all((~batch.tokens.values.isnan()).any() for batch in batches)
-    seen = [(~batch.tokens.values[0].isnan()).sum() for batch in batches]
-    assert len(set(map(int, seen))) > 5
-
-
 def test_a_filled_batch_repeats_its_stars():
     data = make_data(bad=0, pixels_per_token=4)
     (batch, *_) = shared(data, labels_per_star="one").batches(0)

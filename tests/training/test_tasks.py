@@ -27,11 +27,12 @@ def test_batches_are_called_complete_if_no_token_is_missing(bad, options, rehear
     """Attention needs no mask then."""
     model = make_model(pixels_per_token=4, context_length=11)
     data, settings = make_data(bad=bad, pixels_per_token=4), TrainingOptions(**BINS, **options)
-    rehearsal = rehearsed and (make_data(bad=rehearsed, pixels_per_token=4), 0.5)
+    rehearsal = rehearsed and (make_data(bad=rehearsed, pixels_per_token=4), settings)
     task = PerceptronTask(model, data, np.arange(30), np.arange(0), settings, ALONE, rehearsal)
     present = [
-        bool(batch.tokens.present().all())
+        bool(part.tokens.present().all())
         for epoch in range(5)
         for batch in task.training.batches(epoch)
+        for part in getattr(batch, "parts", (batch,))
     ]
     assert all(present) == task.complete == complete
