@@ -19,6 +19,7 @@ BASELINES = ("quadratic_regression", "pixel_network")
 
 # Scripts that `make reproduce` does not need.
 BY_HAND = {
+    "results/instruments/matrix.py",
     "results/baselines/compare.py",
     "results/baselines/learning_curve.py",
     "results/real_stars/few_labels.py",
