@@ -188,7 +188,7 @@ def epoch_from(survey: Path, sizes: Sizes, limits: dict[str, float]) -> dict[str
         1 / rate,
         flop / limits["flop_per_s"],
         f"{flop / 1e9:.2g} GFLOP a star of the network; fresh noise on every draw comes on top",
-        published_manner="none: tokens of 16 pixels",
+        published_manner="none: bins of 128 pixels, all in one context",
         clock="wall clock",
         stars=len(rows),
         ceilings=limits,
