@@ -34,6 +34,9 @@ def write_survey(path, *, true_labels=True, block=7, **options):
             arrays = make_arrays(split)
             if true_labels:
                 arrays["true_labels"] = arrays["labels"] + 1
+            if options.get("errors"):
+                shape = arrays["observed"].shape
+                arrays["observed_errors"] = np.random.default_rng(1).uniform(0.01, 0.03, shape)
             for first in range(0, COUNTS[split], block):
                 part = {name: array[first : first + block] for name, array in arrays.items()}
                 ids = [f"2Mé{first + i:04d}" for i in range(len(part["labels"]))]

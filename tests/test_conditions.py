@@ -1,21 +1,26 @@
 """What tokens are told of their observation: resolving power and signal-to-noise ratio."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_model, make_spectra
+from small_survey import N_PIXELS, write_survey
 from small_training import NAMES, make_data
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.data.standardizer import standardized_condition
+from stellarperceptron.evaluation.evaluate import evaluate
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.layers import Tokens
 from stellarperceptron.network.config import ModelConfig
 from stellarperceptron.training.batches import TrainingGenerator
+from stellarperceptron.training.run.calibration import calibrate_stage
 
 WAVELENGTHS = APOGEE.wavelength[:40]
 BINS = {"pixels_per_token": 8, "conditions": True}
@@ -135,6 +140,35 @@ def test_errors_tell_each_token_the_median_of_its_pixels(told):
     np.testing.assert_allclose(
         ask(told, spectra, errors=noisy, snr=80.0), same, rtol=1e-4, err_msg="snr comes first"
     )
+
+
+def test_errors_are_calibrated_for_what_the_model_is_told(told):
+    spectra = make_spectra(2000, 40, bad=0).astype(np.float32)
+    errors = spectra / 30
+    before = told.predict(spectra, WAVELENGTHS, LABELS, errors=errors, progress=False)
+    random, sigma = np.random.default_rng(4), [f"{label}_error" for label in LABELS]
+    labels = before[LABELS] + 2 * before[sigma].to_numpy() * random.normal(size=(2000, len(LABELS)))
+    told.calibrate(spectra, WAVELENGTHS, labels, errors=errors, windows=(1.0,))
+    after = told.predict(spectra, WAVELENGTHS, LABELS, errors=errors, progress=False)
+    np.testing.assert_allclose(after[sigma] / before[sigma], 2, rtol=0.1)
+
+
+def test_evaluation_and_calibration_tell_it_the_errors_of_a_survey(tmp_path, monkeypatch):
+    told = with_conditions(make_model(N_PIXELS, **BINS))
+    data = SimpleNamespace(kind="observed", pixels="full", labels=LABELS, label_errors=True)
+    profile = SimpleNamespace(data=data, training=SimpleNamespace(seed=0))
+    given = {}
+    with SpectraDataset.open(write_survey(tmp_path / "survey.h5", errors=True)) as dataset:
+        found = evaluate(told, tmp_path, dataset, "observed", "full", LABELS, tmp_path / "a.csv")
+        flux, errors = (dataset.test.read(kind) for kind in ("observed", "observed_errors"))
+        monkeypatch.setattr(told, "calibrate", lambda *_, **options: given.update(options))
+        calibrate_stage(told, dataset, profile, np.array([3, 1]))
+        own = dataset.train.read("observed_errors", [1, 3])
+    expected = told.predict(flux, dataset.wavelength, LABELS, errors=errors, progress=False)
+    np.testing.assert_allclose(found["TEFF_err"], expected["TEFF_error"], rtol=1e-6)
+    unaware = told.predict(flux, dataset.wavelength, LABELS, progress=False)
+    assert not np.allclose(found["TEFF_err"], unaware["TEFF_error"], rtol=0.01)
+    np.testing.assert_array_equal(given["errors"], own)
 
 
 def test_perceive_and_predict_answer_alike(told):

@@ -2,7 +2,7 @@ r"""Precision and predicted errors from windows of a spectrum and at lower signa
 
 Stage 2 predicts labels of the survey's test stars from the first half of the observed band, from
 windows of it, and from spectra to which noise was added. The windows lie at four random places, a
-quarter of the stars each. OUTPUT gets
+quarter of the stars each. A model that takes the signal-to-noise ratio is told it. OUTPUT gets
 
 errors_by_range.csv     metrics by label, fraction of the band and signal-to-noise ratio
 errors_by_range.png     the same, drawn; also as PDF, and the caption as Markdown
@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.survey_file import ERRORS
 from stellarperceptron.evaluation.evaluate import evaluation_labels
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.labels import label as label_named
@@ -58,6 +59,7 @@ def measure(
     pixels = test.pixel_range(PIXELS)
     rows = np.arange(min(stars, len(test)))
     flux, wavelength = test.read("observed", rows, pixels), dataset.wavelength[pixels]
+    known = test.read(ERRORS, rows, pixels) if test.has_errors else np.zeros_like(flux)
     columns = [dataset.label_names.index(label) for label in labels]
     true, catalogue = (array[rows][:, columns] for array in (test.labels, test.label_errors))
     random = np.random.default_rng(seed)
@@ -65,12 +67,20 @@ def measure(
     table = []
     for share, noise in tqdm(cases, "errors", unit="case", disable=None):
         seen = flux + random.standard_normal(flux.shape).astype(np.float32) / noise
+        errors = np.hypot(known, 1 / noise)
+        told = model.config.conditions and errors.any()
         found, error = np.full((2, *true.shape), np.nan)
         length = max(1, round(share * len(wavelength)))
         for part in np.array_split(np.arange(len(flux)), PLACES):
             start = int(random.integers(len(wavelength) - length + 1))
             window = slice(start, start + length)
-            answer = model.predict(seen[part, window], wavelength[window], labels, progress=False)
+            answer = model.predict(
+                seen[part, window],
+                wavelength[window],
+                labels,
+                errors=errors[part, window] if told else None,
+                progress=False,
+            )
             found[part] = answer[labels]
             error[part] = answer[[f"{label}_error" for label in labels]]
         table += [

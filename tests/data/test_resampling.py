@@ -71,6 +71,14 @@ def test_predictions_from_another_grid_are_nearly_the_same():
     assert np.abs((found - expected)[LABELS] / scale).max().max() < 0.05
 
 
+def test_a_model_of_some_pixels_takes_other_grids():
+    model, grid = make_model(400, context_length=400), APOGEE.wavelength[:400]
+    finer = np.arange(grid[0], grid[-1], 0.1)
+    with pytest.warns(UserWarning, match="onto 399 of them"):
+        found = model.predict(np.ones((1, len(finer))), finer, LABELS, progress=False)
+    assert np.isfinite(found[LABELS]).all(axis=None)
+
+
 def test_wavelengths_in_air_are_refused():
     model = make_model(7514, context_length=64)
     labels = {"TEFF": np.array([4600.0, 4800.0]), "LOGG": [2.3, 2.5], "FE_H": [-0.2, 0.1]}

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.survey_file import ERRORS
 from stellarperceptron.evaluation.predictions import (
     metrics_of_predictions,
     predictions_table,
@@ -168,8 +169,10 @@ def evaluate(
             )
         predicted, epoch = network.predict(spectra), None
     else:
-        wavelength = dataset.wavelength[part]
-        predicted = network.predict(spectra, wavelength, labels, precision=precision)
+        wavelength, errors = dataset.wavelength[part], None
+        if network.config.conditions and dataset.test.has_errors and kind == "observed":
+            errors = dataset.test.read(ERRORS, pixels=part)  # which training has told it as well
+        predicted = network.predict(spectra, wavelength, labels, errors=errors, precision=precision)
         epoch = network.epoch
     seconds = time.perf_counter() - begin
     about = {

@@ -121,7 +121,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     state = {_without_prefixes(name): tensor for name, tensor in state.items()}
     require_finite(state, path)
     tokens = len(config["tokenizer_config"]["vocabs"])
-    check_network_size(config["nn_config"], tokens, state, folder / "config.json")
+    check_network_size(config["nn_config"], tokens, state, folder / "config.json", path.name)
     path, reference = folder / "embed_map.npz", folder / "reference.npz"
     return Checkpoint(
         folder=folder,

@@ -108,7 +108,11 @@ def _tensors(content: Any) -> Iterator[Tensor]:
 
 
 def check_network_size(
-    nn_config: Mapping[str, Any], tokens: int, weights: Mapping[str, Tensor], path: Path
+    nn_config: Mapping[str, Any],
+    tokens: int,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    held_in: str,
 ) -> None:
     """Check, before a network is built, that it is not larger than its weights.
 
@@ -122,6 +126,8 @@ def check_network_size(
         Weights for the network.
     path
         File of the configuration, for the message.
+    held_in
+        Name of the file of the weights, for the message.
 
     Raises
     ------
@@ -137,7 +143,7 @@ def check_network_size(
     if asked > held:
         raise ValueError(
             f"{path}: nn_config ({', '.join(names)}) asks for {asked} parameters or more, but "
-            f"weights.pt has {held}: the two do not belong together"
+            f"{held_in} has {held}: the two do not belong together"
         )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "cores",
     "describe_sections",
     "errors_argument",
+    "number",
     "output_file",
     "output_folder",
     "output_picture",
@@ -97,9 +98,18 @@ def run_script(
         sys.exit(f"{name}: {error}")
 
 
+def number(text: str, kind: type[int] | type[float]) -> Any:
+    """A number of a kind."""
+    try:
+        return kind(text)
+    except ValueError:
+        what = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"'{text}' is no {what}") from None
+
+
 def positive(text: str) -> int:
     """A whole number above zero."""
-    value = int(text)
+    value = number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
@@ -107,7 +117,7 @@ def positive(text: str) -> int:
 
 def positive_float(text: str) -> float:
     """A finite number above zero."""
-    value = float(text)
+    value = number(text, float)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not above 0")
     return value

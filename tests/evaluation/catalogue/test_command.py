@@ -144,7 +144,8 @@ def test_columns_have_units_and_descriptions(predict):
         assert table["TEFF"].unit == table["TEFF_error"].unit == "K"
         assert table["FE_H"].unit == table["LOGG_error"].unit == u.dex
         assert table["radial_velocity"].unit == "km/s"
-        assert set(table.meta) >= {"WEIGHTS", "VERSION", "MODEL", "PIXELS"}
+        assert set(table.meta) >= {"WEIGHTS", "VERSION", "MODEL"}
+        assert table.meta["PIXELS"] == "first_half"
     header = fits.getheader(predict("--overwrite"), 1)
     number = 1 + table.colnames.index("FE_H")
     assert header[f"TTYPE{number}"] == "FE_H" and header[f"TCOMM{number}"].endswith(" [dex]")
@@ -345,6 +346,27 @@ def test_survey_and_its_info(capsys, tmp_path):
     said = capsys.readouterr().out
     assert "4 for training, 2 for tests" in said and "Teff [K], [Fe/H] [dex]" in said
     assert re.search(r"create_mock_survey\.py [\d.]+, seed 5", said)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--instrument", "HARPS", r"^stellarperceptron survey: unknown instrument 'HARPS'"),
+        ("--output", "a.fits", r"a\.fits must end in \.h5"),
+        ("--stars", "1e3", "argument --stars: '1e3' is no whole number"),
+        ("--seed", "one", "argument --seed: 'one' is no whole number"),
+        ("--labels", "Zr", "no label 'Zr'"),
+    ],
+)
+def test_impossible_surveys_are_refused_in_a_line(
+    capsys, tmp_path, monkeypatch, option, value, message
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["survey", "--stars", "4", "--test-stars", "2", "--output", "a.h5", option, value])
+    said = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
+    assert re.search(message, said)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["--help"], ["predict", "--help"], ["survey", "--help"]])

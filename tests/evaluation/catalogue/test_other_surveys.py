@@ -9,15 +9,16 @@ from apogee_files import absorption
 from astropy.io import fits
 from chain import run_here
 from conftest import make_model
-from spectrum_files import OBSERVATION, SOURCE, mwm_hdus, write_gaia, write_galah
+from spectrum_files import OBSERVATION, SOURCE, desi_hdus, mwm_hdus, write_gaia, write_galah
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.continuum import normalize_as
 from stellarperceptron.data.apogee.spectrum_files import NoVelocityError
 from stellarperceptron.data.mock import spectrographs
+from stellarperceptron.data.readers.files import read_spectrum_file
 from stellarperceptron.evaluation.catalogue.command import main
 from stellarperceptron.evaluation.catalogue.files import find_files, read_normalized
-from stellarperceptron.instruments import APOGEE, GAIA_RVS, GALAH
+from stellarperceptron.instruments import APOGEE, GAIA_RVS, GALAH, LOW_RESOLUTION
 
 FULL = slice(0, len(GALAH))
 LABELS = ["TEFF", "FE_H"]
@@ -129,3 +130,20 @@ def test_velocities_are_measured_by_the_lines_where_files_have_none(tmp_path):
     assert spectrum.velocity == pytest.approx(20.0, abs=0.3)
     with pytest.raises(NoVelocityError, match="its lines do not tell one"):
         read_normalized(path, FULL, GALAH, noise)
+
+
+def test_a_star_is_chosen_from_a_file_of_several(tmp_path):
+    path, pixels = tmp_path / "coadd.fits", slice(0, len(LOW_RESOLUTION))
+    hdus = desi_hdus(stars=3)
+    for arm in "BRZ":  # another star, at 300 km/s
+        wavelength = hdus[f"{arm}_WAVELENGTH"].data
+        flux = hdus[f"{arm}_FLUX"].data
+        flux[1] = np.interp(wavelength / 1.001, wavelength, flux[0])
+    hdus.writeto(path)
+    at_rest = read_spectrum_file(path, row=0, radial_velocity=0.0).normalized()
+    with pytest.raises(ValueError, match="has 3 stars: say which one"):
+        read_normalized(path, pixels, LOW_RESOLUTION, at_rest)
+    spectrum, flux = read_normalized(path, pixels, LOW_RESOLUTION, at_rest, row=1)
+    assert spectrum.star_id == "39627001"
+    assert spectrum.velocity == pytest.approx(300, abs=5)
+    np.testing.assert_allclose(flux[20:-20], at_rest[20:-20], atol=0.01)

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stellarperceptron.labels import ALL_LABELS, PUBLISHED_LABELS, label, resolve_label_names
-from stellarperceptron.utils.arguments import HelpFormatter, cores, errors_argument, positive
+from stellarperceptron.utils.arguments import (
+    HelpFormatter,
+    cores,
+    errors_argument,
+    number,
+    positive,
+)
 
 # PyTorch takes seconds to import: `--help` and wrong arguments need not wait for it.
 if TYPE_CHECKING:
@@ -258,7 +264,7 @@ def run_predict(options: argparse.Namespace) -> None:
         instrument=instrument,
         template=template_of(model),
         errors=options.errors,
-        about={"MODEL": options.checkpoint, "PIXELS": options.pixels},
+        about={"MODEL": options.checkpoint, "PIXELS": options.pixels or usual},
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = output.with_name(f".{output.name}.parts.lock")
@@ -365,15 +371,13 @@ def describe_survey_file(path: Path) -> None:
         print(f"    stars: {len(dataset.train):,} for training, {len(dataset.test):,} for tests")
         print(f"    spectra: {', '.join(dataset.train.kinds)}")
         print(f"    labels: {', '.join(label(name).heading for name in dataset.label_names)}")
-        print(
-            f"    made by: {made.get('generator', 'an unknown program')} "
-            f"{made.get('version', '')}{seed}"
-        )
+        program = made.get("generator", "an unknown program")
+        print(f"    made by: {program} {made.get('version', '')}{seed}")
 
 
 def _seed(text: str) -> int:
     """A seed: a whole number that is not negative and leaves a star's name short enough."""
-    value = int(text)
+    value = number(text, int)
     if not 0 <= value < SEEDS:
         raise argparse.ArgumentTypeError(f"{value} is not within 0 and {SEEDS - 1}")
     return value
@@ -430,8 +434,11 @@ def make_survey(options: argparse.Namespace) -> None:
 
     observer = instrument(options.instrument)
     torch.set_num_threads(1)  # blocks of stars share the cores
-    begin = time.perf_counter()
+    begin = time.time()
+    options.output = options.output.expanduser()
     check_output_file(options.output)
+    if options.output.suffix not in (".h5", ".hdf5"):
+        raise ValueError(f"--output {options.output} must end in .h5: a survey is an HDF5 file")
     counts = create_survey(
         options.output,
         options.stars,
@@ -443,8 +450,7 @@ def make_survey(options: argparse.Namespace) -> None:
         observer,
         options.emulators,
     )
-    seconds = time.perf_counter() - begin
     size = options.output.stat().st_size / 1e9
     asked, stars = options.stars + options.test_stars, sum(counts.values())
     part = "" if stars == asked else f" of {asked}, those within {observer.name}'s emulators"
-    print(f"{options.output}: {stars} stars{part}, {size:.2f} GB, {seconds:.0f} s")
+    print(f"{options.output}: {stars} stars{part}, {size:.2f} GB, {time.time() - begin:.0f} s")

@@ -83,6 +83,7 @@ def read_normalized(
     pixels: slice,
     instrument: Instrument = APOGEE,
     template: np.ndarray | None = None,
+    row: int | None = None,
 ) -> Reading:
     """Read a file: the spectrum at rest, and its flux (P,) over the pseudo-continuum.
 
@@ -99,6 +100,8 @@ def read_normalized(
     template : (P,), optional
         Normalized spectrum at rest, such as the median of many stars, relative to whose lines the
         velocity is measured where the file has none.
+    row
+        Which spectrum of a file that has several (`read_spectrum_file`).
 
     Raises
     ------
@@ -107,11 +110,11 @@ def read_normalized(
         no velocity and no lines to measure one, or has hardly a good pixel among `pixels`.
     """
     try:
-        spectrum = read_spectrum_file(path, instrument=instrument)
+        spectrum = read_spectrum_file(path, row=row, instrument=instrument)
     except NoVelocityError:
         if template is None:
             raise
-        spectrum = _read_shifted(path, instrument, template)
+        spectrum = _read_shifted(path, instrument, template, row)
     if spectrum.instrument != instrument:
         raise ValueError(f"{path} is a spectrum of {spectrum.instrument}, not of {instrument}")
     flux = spectrum.normalized(NOT_READ)
@@ -126,15 +129,19 @@ def read_normalized(
     return spectrum, flux
 
 
-def _read_shifted(path: Path, instrument: Instrument, template: np.ndarray) -> Spectrum:
+def _read_shifted(
+    path: Path, instrument: Instrument, template: np.ndarray, row: int | None
+) -> Spectrum:
     """Read a spectrum that is not at rest, and whose velocity its lines must tell."""
-    seen = read_spectrum_file(path, radial_velocity=0.0, instrument=instrument)
+    seen = read_spectrum_file(path, row=row, radial_velocity=0.0, instrument=instrument)
     if seen.instrument != instrument:  # said by the caller
         return seen
     velocity, significance = line_shift(seen.normalized(NOT_READ), template, instrument.wavelength)
     if not significance[0] >= LEAST_SIGNIFICANCE:
         raise NoVelocityError(f"{path} has no radial velocity, and its lines do not tell one")
-    return read_spectrum_file(path, radial_velocity=float(velocity[0]), instrument=instrument)
+    return read_spectrum_file(
+        path, row=row, radial_velocity=float(velocity[0]), instrument=instrument
+    )
 
 
 def read_all(

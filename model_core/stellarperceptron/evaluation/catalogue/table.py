@@ -60,7 +60,10 @@ def template_of(model: StellarPerceptron) -> np.ndarray | None:
     instrument = instrument_of(model)
     if instrument.log_step is None:
         return None
-    tokens = model.tokenize(instrument.pixel_names())
+    names = instrument.pixel_names()
+    if not np.isin(names, model.vocabs).all():
+        return None
+    tokens = model.tokenize(names)
     if len(model.standardizer.missing(tokens)):
         return None
     return np.asarray(model.standardizer.center[tokens], dtype=np.float64)

@@ -281,6 +281,7 @@ class PredictingModel(SpectraModel):
         labels: pd.DataFrame,
         label_errors: pd.DataFrame | None = None,
         *,
+        errors: np.ndarray | None = None,
         names: Sequence[str] | np.ndarray | None = None,
         windows: Sequence[float] = (1.0, 0.5, 0.25, 0.125),
         seed: int = 0,
@@ -300,8 +301,8 @@ class PredictingModel(SpectraModel):
 
         Parameters
         ----------
-        spectra, wavelengths, names
-            See `predict`.
+        spectra, wavelengths, errors, names
+            See `predict`. Give errors of the spectra if they will be given to `predict`.
         labels, label_errors
             (N, Q) catalogue labels and their errors, one column per label; NaN where missing.
         windows
@@ -319,7 +320,10 @@ class PredictingModel(SpectraModel):
             raise ValueError(f"windows {bad} are no fractions of the pixels, above 0 and at most 1")
         known_as, label_tokens = self._label_tokens(list(labels))
         labels = label_table(labels, known_as)
-        errors = 0 * labels if label_errors is None else label_table(label_errors, known_as, "_ERR")
+        if label_errors is None:
+            label_errors = 0 * labels
+        else:
+            label_errors = label_table(label_errors, known_as, "_ERR")
         wavelengths = as_array(wavelengths, unit="Angstrom", name="wavelengths")
         random, order = np.random.default_rng(seed), np.argsort(wavelengths)
         old, self.calibration = self.calibration, Calibration()
@@ -335,6 +339,7 @@ class PredictingModel(SpectraModel):
                     flux,
                     wavelengths[part],
                     known_as,
+                    errors=None if errors is None else as_array(errors)[:, part],
                     names=None if names is None else np.asarray(names)[part],
                     progress=False,
                 )
@@ -342,7 +347,8 @@ class PredictingModel(SpectraModel):
                 for label in labels:
                     residual = (predicted[label] - labels[label]).to_numpy()
                     error = predicted[f"{label}_error"].to_numpy()
-                    scales[label].append(error_scale(residual, error, errors[label].to_numpy()))
+                    known = label_errors[label].to_numpy()
+                    scales[label].append(error_scale(residual, error, known))
         except BaseException:
             self.calibration = old
             raise

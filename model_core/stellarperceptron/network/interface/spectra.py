@@ -205,12 +205,14 @@ class SpectraModel(PerceivingModel):
 
     def _refuse_air(self, spectra: np.ndarray, wavelengths: np.ndarray) -> None:
         """Refuse wavelengths in air, which most stars' lines give away."""
-        tokens = self.tokenize(self.instrument.pixel_names())
+        names = self.instrument.pixel_names()
+        known = np.isin(names, self.vocabs)
+        tokens = self.tokenize(names[known])
         if len(self.standardizer.missing(tokens)):
             return  # nothing is known yet
         template = self.standardizer.center[tokens]  # the median spectrum of the training stars
         flux = sentinels_to_nan(as_array(spectra[:50], dtype=np.float32))
-        found = air_or_vacuum(wavelengths, flux, self.instrument.wavelength, template)
+        found = air_or_vacuum(wavelengths, flux, self.instrument.wavelength[known], template)
         if (found == "air").sum() > (found == "vacuum").sum():
             raise ValueError(
                 "the wavelengths are those in air, by the lines of the spectra: convert them with "

@@ -39,12 +39,14 @@ def calibrate_stage(
     rows = np.sort(random.permutation(rows)[:CALIBRATION_STARS])
     stars = read_stars(dataset, profile, rows)
     names = list(stars.label_names)
-    errors = stars.label_errors
+    everything, label_errors = slice(0, len(stars)), stars.label_errors
+    told = model.config.conditions and stars.read_errors is not None
     model.calibrate(
-        stars.read(slice(0, len(stars))),
+        stars.read(everything),
         stars.wavelengths,
         pd.DataFrame(stars.labels, columns=names),
-        None if errors is None else pd.DataFrame(errors, columns=names),
+        None if label_errors is None else pd.DataFrame(label_errors, columns=names),
+        errors=stars.read_errors(everything) if told else None,
         seed=seed,
     )
 
