@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 
 from stellarperceptron.data.survey_file import FORMAT_VERSION
-from stellarperceptron.evaluation.catalogue.command import make_survey, survey_arguments
+from stellarperceptron.evaluation.catalogue.surveys import make_survey, survey_arguments
 from stellarperceptron.utils.arguments import HelpFormatter, run_script
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "positive",
     "positive_float",
     "read_sections",
+    "reason",
     "run_script",
     "with_nearest",
 ]
@@ -95,7 +96,14 @@ def run_script(
         print(f"{name}: interrupted{hint}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except told as error:
-        sys.exit(f"{name}: {error}")
+        sys.exit(f"{name}: {reason(error)}")
+
+
+def reason(error: BaseException) -> str:
+    """Text of an exception for a message, without the number of an error that says all in words."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return error.strerror
+    return str(error)
 
 
 def number(text: str, kind: type[int] | type[float]) -> Any:

@@ -346,6 +346,8 @@ def test_survey_and_its_info(capsys, tmp_path):
     said = capsys.readouterr().out
     assert "4 for training, 2 for tests" in said and "Teff [K], [Fe/H] [dex]" in said
     assert re.search(r"create_mock_survey\.py [\d.]+, seed 5", said)
+    with pytest.raises(SystemExit, match=r"nothing\.h5: there is no such file"):
+        main(["info", str(tmp_path / "nothing.h5")])
 
 
 @pytest.mark.parametrize(
@@ -353,6 +355,7 @@ def test_survey_and_its_info(capsys, tmp_path):
     [
         ("--instrument", "HARPS", r"^stellarperceptron survey: unknown instrument 'HARPS'"),
         ("--output", "a.fits", r"a\.fits must end in \.h5"),
+        ("--output", ".", r"^stellarperceptron survey: /.* is a folder: give the name of a file"),
         ("--stars", "1e3", "argument --stars: '1e3' is no whole number"),
         ("--seed", "one", "argument --seed: 'one' is no whole number"),
         ("--labels", "Zr", "no label 'Zr'"),

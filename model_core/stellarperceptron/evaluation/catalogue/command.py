@@ -2,6 +2,7 @@
 """The command `stellarperceptron`: labels of spectra in files, models, mock surveys."""
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -10,13 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stellarperceptron.labels import ALL_LABELS, PUBLISHED_LABELS, label, resolve_label_names
+from stellarperceptron.evaluation.catalogue.surveys import (
+    SURVEY_SUFFIXES,
+    describe_survey_file,
+    make_survey,
+    survey_arguments,
+)
+from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.utils.arguments import (
     HelpFormatter,
     cores,
     errors_argument,
-    number,
     positive,
+    reason,
 )
 
 # PyTorch takes seconds to import: `--help` and wrong arguments need not wait for it.
@@ -26,13 +33,12 @@ if TYPE_CHECKING:
     from stellarperceptron.evaluation.catalogue.parts import Failure, Plan
     from stellarperceptron.model import StellarPerceptron
 
-__all__ = ["main", "make_survey", "survey_arguments"]
+__all__ = ["main"]
 
-SEEDS = 10**13  # a name, mock-SEED-train-0000000, has room for 32 letters
 FAILURE_COLUMNS = ["catalogue", "file", "reason"]
 SHOWN = 10  # failures that are printed; all are in failures.csv
 
-PREDICT = """Predict labels of spectra and write a catalogue, a row a file.
+PREDICT = """Predict labels of spectra and write a catalogue, one row per file.
 
 Takes files of the checkpoint's instrument, recognised by their content: apStar, apVisit and
 aspcapStar (APOGEE), mwmStar, mwmVisit and astraStar (SDSS-V), the cameras' files of GALAH (the four
@@ -56,11 +62,9 @@ it was. The tasks of a job array share the work; a last command, with the same a
 def main(command_line: Sequence[str] | None = None) -> None:
     """Run the command; errors end it with a line, without a traceback."""
     parser = command_parser()
-    try:
+    with contextlib.suppress(ModuleNotFoundError):
         import argcomplete
-    except ModuleNotFoundError:
-        pass
-    else:
+
         argcomplete.autocomplete(parser)
     options = parser.parse_args(command_line)
     name = f"{parser.prog} {options.command}"
@@ -70,7 +74,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"{name}: {error}")
+        sys.exit(f"{name}: {reason(error)}")
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
@@ -351,106 +355,10 @@ def write_failures(failures: "Sequence[Failure]", catalogue: str, path: Path) ->
 def run_info(options: argparse.Namespace) -> None:
     """Describe a model or a survey."""
     path = Path(options.what).expanduser()
-    if path.is_file():
+    if path.is_file() or (path.suffix in SURVEY_SUFFIXES and not path.exists()):
         describe_survey_file(path)
         return
     model, checkpoint = load_model(options.what)
     print(model)
     print(f"    epoch: {model.epoch}\n    SHA-256 of the weights: {checkpoint}")
     print(f"\n{model.card}" if model.card else "It has no model card.")
-
-
-def describe_survey_file(path: Path) -> None:
-    """Print what a survey file holds."""
-    from stellarperceptron.data.dataset import SpectraDataset
-
-    with SpectraDataset.open(path) as dataset:
-        made = dataset.provenance
-        seed = f", seed {made['seed']}" if "seed" in made else ""
-        print(f"{path}: {dataset.instrument}")
-        print(f"    stars: {len(dataset.train):,} for training, {len(dataset.test):,} for tests")
-        print(f"    spectra: {', '.join(dataset.train.kinds)}")
-        print(f"    labels: {', '.join(label(name).heading for name in dataset.label_names)}")
-        program = made.get("generator", "an unknown program")
-        print(f"    made by: {program} {made.get('version', '')}{seed}")
-
-
-def _seed(text: str) -> int:
-    """A seed: a whole number that is not negative and leaves a star's name short enough."""
-    value = number(text, int)
-    if not 0 <= value < SEEDS:
-        raise argparse.ArgumentTypeError(f"{value} is not within 0 and {SEEDS - 1}")
-    return value
-
-
-def survey_arguments(parser: argparse.ArgumentParser, output: Path | None = None) -> None:
-    """Add the options of a mock survey; `output` is the default of that option."""
-    for name, kind, default, what in (
-        ("--stars", positive, 102_747, "training stars"),
-        ("--test-stars", positive, 25_681, "test stars"),
-        ("--seed", _seed, 1, "of everything, 0 or more"),
-        ("--workers", positive, min(4, cores()), "threads"),
-    ):
-        parser.add_argument(name, type=kind, default=default, help=what)
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=output,
-        required=output is None,
-        help="HDF5 file to write, 60 kB a star of APOGEE's",
-    )
-    parser.add_argument(
-        "--instrument",
-        default="APOGEE",
-        help="who observes the stars: APOGEE, GALAH, GAIA_RVS, LOW_RESOLUTION, MOONS_H, IGRINS_H; "
-        "the same seed and number give the same star",
-    )
-    parser.add_argument(
-        "--emulators",
-        type=Path,
-        metavar="FILE",
-        help="emulators of the instrument's wavelengths, if not those that are known",
-    )
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="LABEL",
-        default=PUBLISHED_LABELS,
-        help=f"labels of the catalogue, of {', '.join(ALL_LABELS)}, or all",
-    )
-
-
-def make_survey(options: argparse.Namespace) -> None:
-    """Make a mock survey and say how long it took."""
-    import time
-
-    import torch
-
-    from stellarperceptron.data.mock.survey import create_survey
-    from stellarperceptron.data.survey_file import FORMAT_VERSION
-    from stellarperceptron.instruments import instrument
-    from stellarperceptron.utils.data_utils import check_output_file
-
-    observer = instrument(options.instrument)
-    torch.set_num_threads(1)  # blocks of stars share the cores
-    begin = time.time()
-    options.output = options.output.expanduser()
-    check_output_file(options.output)
-    if options.output.suffix not in (".h5", ".hdf5"):
-        raise ValueError(f"--output {options.output} must end in .h5: a survey is an HDF5 file")
-    counts = create_survey(
-        options.output,
-        options.stars,
-        options.test_stars,
-        options.seed,
-        resolve_label_names(options.labels, ALL_LABELS),
-        options.workers,
-        getattr(options, "format_version", FORMAT_VERSION),
-        observer,
-        options.emulators,
-    )
-    size = options.output.stat().st_size / 1e9
-    asked, stars = options.stars + options.test_stars, sum(counts.values())
-    part = "" if stars == asked else f" of {asked}, those within {observer.name}'s emulators"
-    print(f"{options.output}: {stars} stars{part}, {size:.2f} GB, {time.time() - begin:.0f} s")
