@@ -46,14 +46,14 @@ EVALUATION = "results/real_spectra_finetune/evaluate_2_realfinetune_firsthalf_ep
 CARD = """# Model card: {name}
 
 A network of {parameters:,} parameters that reads any part of an APOGEE spectrum and answers with
-stellar labels and their standard deviations. Made with stellarperceptron {version} on {date};
-weights in half precision.
+stellar labels and their standard deviations. Its weights are in half precision. Made with
+stellarperceptron {version} on {date}.
 
 ## Input
 
-{instrument}: vacuum wavelengths in the star's
-rest frame, and flux over the pseudo-continuum of this package (a polynomial on each chip,
-`stellarperceptron.data.apogee.continuum.normalize`), NaN for bad pixels.
+{instrument}:
+vacuum wavelengths in the star's rest frame, and flux over the pseudo-continuum of this package (a
+polynomial on each chip, `stellarperceptron.data.apogee.continuum.normalize`), NaN for bad pixels.
 `StellarPerceptron.predict` converts other units of length and interpolates from other grids of
 sufficient sampling. The resolving power must be near {resolving_power:,.0f}.
 
@@ -88,8 +88,8 @@ MOCK = """Its spectra are computed, not observed: one line list stands for theor
 calibrated to the real survey, stands for real stars, with noise, sky lines and defects like those
 of the survey.
 """
-MOCK_LIMITS = """No real star was in the
-  training, and offsets of up to hundreds of kelvin against the survey's pipeline were seen.
+MOCK_LIMITS = """No real star was in the training,
+  and offsets of up to hundreds of kelvin against the survey's pipeline were seen.
 """
 
 # Stars whose predictions are pinned: giants, one of them metal-poor, a subgiant and two dwarfs, as
