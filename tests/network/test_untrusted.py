@@ -46,6 +46,14 @@ def test_a_network_larger_than_its_weights_is_not_made(saved, entries):
     refused(saved, r"config\.json: nn_config .* asks for \d+ parameters or more, but weights\.pt")
 
 
+def test_the_file_of_the_weights_is_named(model, tmp_path):
+    pytest.importorskip("safetensors")
+    model.save(tmp_path / "both", safetensors=True)
+    (tmp_path / "both/weights.pt").unlink()
+    change_config(tmp_path / "both", "nn_config", encoder_dense_num=10**9)
+    refused(tmp_path / "both", r"asks for \d+ parameters or more, but weights\.safetensors has \d+")
+
+
 def test_tokens_of_too_many_pixels_are_refused(saved):
     change_config(saved, "stellarperceptron", pixels_per_token=10**9)
     refused(saved, "pixels_per_token = 1000000000 is above")
