@@ -283,14 +283,16 @@ class PredictingModel(SpectraModel):
         *,
         errors: np.ndarray | None = None,
         names: Sequence[str] | np.ndarray | None = None,
-        windows: Sequence[float] = (1.0, 0.5, 0.25, 0.125),
+        windows: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125),
+        positions: int = 4,
         seed: int = 0,
     ) -> None:
         """Calibrate predicted standard deviations on stars that were not used in training.
 
         For the whole spectra and for random windows of them, the factor is measured that makes
-        68.3 % of the stars lie within one standard deviation, label by label. A power law of the
-        number of valid pixels is fitted to these factors. `predict` and `request` apply it from
+        68.3 % of the stars lie within one standard deviation, label by label. Windows of one width
+        differ, so that the geometric mean of several is taken. A power law of the number of valid
+        pixels is fitted to these means. `predict` and `request` apply it from
         then on, and `save` keeps it in the checkpoint.
 
         A label that no star has, or whose catalogue errors exceed its scatter, is left
@@ -307,6 +309,8 @@ class PredictingModel(SpectraModel):
             (N, Q) catalogue labels and their errors, one column per label; NaN where missing.
         windows
             Widths of the windows, as fractions of the number of pixels.
+        positions
+            Number of windows of each width below 1.
         seed
             Seed of the positions of the windows.
 
@@ -332,23 +336,30 @@ class PredictingModel(SpectraModel):
         try:
             for share in windows:
                 length = max(1, round(share * len(order)))
-                start = int(random.integers(len(order) - length + 1))
-                part = order[start : start + length]
-                flux = as_array(spectra, dtype=np.float32)[:, part]
-                predicted = self.predict(
-                    flux,
-                    wavelengths[part],
-                    known_as,
-                    errors=None if errors is None else as_array(errors)[:, part],
-                    names=None if names is None else np.asarray(names)[part],
-                    progress=False,
-                )
-                pixels.append(max(1.0, float(np.median(np.isfinite(flux).sum(axis=1)))))
+                counts, found = [], {label: [] for label in labels}
+                for _ in range(1 if length == len(order) else positions):
+                    start = int(random.integers(len(order) - length + 1))
+                    part = order[start : start + length]
+                    flux = as_array(spectra, dtype=np.float32)[:, part]
+                    predicted = self.predict(
+                        flux,
+                        wavelengths[part],
+                        known_as,
+                        errors=None if errors is None else as_array(errors)[:, part],
+                        names=None if names is None else np.asarray(names)[part],
+                        progress=False,
+                    )
+                    counts.append(np.median(np.isfinite(flux).sum(axis=1)))
+                    for label in labels:
+                        residual = (predicted[label] - labels[label]).to_numpy()
+                        error = predicted[f"{label}_error"].to_numpy()
+                        scale = error_scale(residual, error, label_errors[label].to_numpy())
+                        if np.isfinite(scale):
+                            found[label].append(scale)
+                pixels.append(max(1.0, float(np.mean(counts))))
                 for label in labels:
-                    residual = (predicted[label] - labels[label]).to_numpy()
-                    error = predicted[f"{label}_error"].to_numpy()
-                    known = label_errors[label].to_numpy()
-                    scales[label].append(error_scale(residual, error, known))
+                    mean = np.exp(np.mean(np.log(found[label]))) if found[label] else math.nan
+                    scales[label].append(float(mean))
         except BaseException:
             self.calibration = old
             raise
