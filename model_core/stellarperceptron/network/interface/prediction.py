@@ -1,5 +1,6 @@
 """Predict labels from spectra with any number of pixels, and calibrate their errors."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,7 @@ _COMBINATIONS = ("mean", "inverse_variance")
 # answers better without the pixel (measured with noise on 5 to 30 % of the pixels).
 _LARGEST_ERROR = 0.05  # of the pseudo-continuum
 _LARGEST_RATIO = 3.0  # to the star's median error
+_LEAST_PIXELS = 10  # of a window for calibration; in fewer, many stars have no valid one
 
 
 class PredictingModel(SpectraModel):
@@ -308,7 +310,7 @@ class PredictingModel(SpectraModel):
         labels, label_errors
             (N, Q) catalogue labels and their errors, one column per label; NaN where missing.
         windows
-            Widths of the windows, as fractions of the number of pixels.
+            Widths of the windows, as fractions of the number of pixels; at least 10 pixels.
         positions
             Number of windows of each width below 1.
         seed
@@ -334,8 +336,9 @@ class PredictingModel(SpectraModel):
         pixels: list[float] = []
         scales: dict[str, list[float]] = {label: [] for label in labels}
         try:
-            for share in windows:
-                length = max(1, round(share * len(order)))
+            least = min(_LEAST_PIXELS, len(order))
+            lengths = {max(least, round(share * len(order))) for share in windows}
+            for length in sorted(lengths, reverse=True):
                 counts, found = [], {label: [] for label in labels}
                 for _ in range(1 if length == len(order) else positions):
                     start = int(random.integers(len(order) - length + 1))
