@@ -339,7 +339,7 @@ class PredictingModel(SpectraModel):
             least = min(_LEAST_PIXELS, len(order))
             lengths = {max(least, round(share * len(order))) for share in windows}
             for length in sorted(lengths, reverse=True):
-                counts, found = [], {label: [] for label in labels}
+                counts, measured = [], {label: [] for label in labels}
                 for _ in range(1 if length == len(order) else positions):
                     start = int(random.integers(len(order) - length + 1))
                     part = order[start : start + length]
@@ -358,10 +358,10 @@ class PredictingModel(SpectraModel):
                         error = predicted[f"{label}_error"].to_numpy()
                         scale = error_scale(residual, error, label_errors[label].to_numpy())
                         if np.isfinite(scale):
-                            found[label].append(scale)
+                            measured[label].append(scale)
                 pixels.append(max(1.0, float(np.mean(counts))))
                 for label in labels:
-                    mean = np.exp(np.mean(np.log(found[label]))) if found[label] else math.nan
+                    mean = np.exp(np.mean(np.log(measured[label]))) if measured[label] else math.nan
                     scales[label].append(float(mean))
         except BaseException:
             self.calibration = old
