@@ -339,7 +339,8 @@ class PredictingModel(SpectraModel):
             least = min(_LEAST_PIXELS, len(order))
             lengths = {max(least, round(share * len(order))) for share in windows}
             for length in sorted(lengths, reverse=True):
-                counts, measured = [], {label: [] for label in labels}
+                counts: list[float] = []
+                measured: dict[str, list[float]] = {label: [] for label in labels}
                 for _ in range(1 if length == len(order) else positions):
                     start = int(random.integers(len(order) - length + 1))
                     part = order[start : start + length]
@@ -352,7 +353,7 @@ class PredictingModel(SpectraModel):
                         names=None if names is None else np.asarray(names)[part],
                         progress=False,
                     )
-                    counts.append(np.median(np.isfinite(flux).sum(axis=1)))
+                    counts.append(float(np.median(np.isfinite(flux).sum(axis=1))))
                     for label in labels:
                         residual = (predicted[label] - labels[label]).to_numpy()
                         error = predicted[f"{label}_error"].to_numpy()
