@@ -77,29 +77,32 @@ def write_gaia(folder, kind):
 
 
 def lamost_arrays(velocity):
-    """Wavelength, flux, inverse variance and and-mask (3904,); pixel 100 is masked."""
+    """Wavelength, flux, inverse variance, and-mask and or-mask (3904,).
+
+    Pixel 100 is bad in all exposures, and pixels 300 to 309 in one of them.
+    """
     wavelength = 10.0 ** (3.5682 + 1e-4 * np.arange(3904))
     flux = 500 * broad(wavelength / (1 + velocity / SPEED_OF_LIGHT))
-    mask = np.zeros(3904)
-    mask[100] = 1
-    return wavelength, flux, np.full(3904, 0.04), mask
+    masks = np.zeros((2, 3904))
+    masks[:, 100], masks[1, 300:310] = 1, 1
+    return wavelength, flux, np.full(3904, 0.04), *masks
 
 
 def lamost_rows(velocity=0.0, wavelength=None):
     """HDUs as of data release 1: rows of an image, by default with wavelengths of 1.0."""
-    _, flux, variance, mask = lamost_arrays(velocity)
+    _, flux, variance, *masks = lamost_arrays(velocity)
     wavelength = np.ones(3904) if wavelength is None else wavelength
-    rows = np.array([flux, variance, wavelength, mask, mask], dtype=np.float32)
+    rows = np.array([flux, variance, wavelength, *masks], dtype=np.float32)
     return fits.HDUList([fits.PrimaryHDU(rows, _lamost_header(velocity))])
 
 
 def lamost_table(velocity=0.0):
     """HDUs as since data release 8: a table of one row."""
-    wavelength, flux, variance, mask = lamost_arrays(velocity)
+    wavelength, flux, variance, *masks = lamost_arrays(velocity)
     names = ("FLUX", "IVAR", "WAVELENGTH", "ANDMASK", "ORMASK")
     columns = [
         fits.Column(name, "3904E", array=values[None])
-        for name, values in zip(names, (flux, variance, wavelength, mask, mask), strict=True)
+        for name, values in zip(names, (flux, variance, wavelength, *masks), strict=True)
     ]
     table = fits.BinTableHDU.from_columns(columns, name="COADD")
     return fits.HDUList([fits.PrimaryHDU(header=_lamost_header(velocity)), table])

@@ -14,6 +14,7 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.evaluation.evaluate import load_network
 from stellarperceptron.network.baseline import BaselineNetwork
 from stellarperceptron.network.checkpoint import read_embed_map, weights_sha256
+from stellarperceptron.network.tensor_files import check_tensors
 
 
 @pytest.fixture
@@ -133,6 +134,13 @@ class _Names:
 def test_tensors_without_their_values_are_refused(saved, tensor, message):
     torch.save({"model_state_dict": {"a": tensor}}, saved / "weights.pt")
     refused(saved, rf"weights\.pt is refused: .*{message}")
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(10**10, device="meta"), torch.eye(2).to_sparse()])
+def test_tensors_that_are_sparse_or_without_data_are_refused(tmp_path, tensor):
+    """Even if a file got so far, as with another version of PyTorch."""
+    with pytest.raises(ValueError, match=r"weights\.pt is refused: .* sparse or without data"):
+        check_tensors({"a": [torch.zeros(1), tensor]}, tmp_path / "weights.pt")
 
 
 def test_old_files_without_an_archive_are_refused(saved):

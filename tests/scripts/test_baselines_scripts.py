@@ -4,13 +4,17 @@ import importlib.util
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from chain import ROOT, run_here, script
+from conftest import LABELS
 from matplotlib.image import imread
 
+from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.grid import FULL_WAVELENGTH
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.predictions import read_predictions
@@ -18,6 +22,14 @@ from stellarperceptron.training.stages import draw_stars
 
 BASELINES = "results/baselines"
 FEW_LABELS = "results/real_stars/few_labels.py"
+SMALL = {
+    "context_length": 16,
+    "embedding_dim": 16,
+    "encoder_head_num": 4,
+    "encoder_dense_num": 32,
+    "decoder_head_num": 4,
+    "decoder_dense_num": 32,
+}
 CHEAP = ("--pixels", "0:512", "--baselines", "quadratic_regression")
 
 
@@ -135,14 +147,70 @@ def test_few_labels(stars_file, chain, tmp_path):
     assert imread(tmp_path / "few/few_labels.png").ndim == 3
 
 
-def test_flags_of_bad_pixels_may_be_integers(stars_file):
+@pytest.fixture(scope="module")
+def few_labels():
+    """The script as a module."""
     specification = importlib.util.spec_from_file_location("few_labels", ROOT / FEW_LABELS)
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module  # for its dataclasses
     specification.loader.exec_module(module)
+    return module
+
+
+def test_flags_of_bad_pixels_may_be_integers(few_labels, stars_file):
     content = dict(np.load(stars_file))
     np.savez(stars_file, **{**content, "bad": content["bad"].astype(np.uint8)})
-    assert np.array_equal(np.isnan(module.read_stars(stars_file).flux), content["bad"])
+    assert np.array_equal(np.isnan(few_labels.read_stars(stars_file).flux), content["bad"])
+
+
+def test_fluxes_are_brought_to_the_scale_of_the_package(few_labels, stars_file):
+    content = np.load(stars_file)
+    expected = np.where(content["bad"], np.nan, content["flux"]) / 0.958
+    np.testing.assert_allclose(few_labels.read_stars(stars_file).flux, expected, rtol=1e-6)
+
+
+def test_stars_are_learned_from_or_tested_on_and_a_run_is_continued(
+    few_labels, stars_file, tmp_path
+):
+    splits = []
+
+    def method(stars, train, test, seed):
+        splits.append((train, test))
+        return stars.labels[test]
+
+    def run(**changes):
+        given = {"output": tmp_path, "stars": [20], "splits": 2, "seed": 0, "steps": 1}
+        arguments = SimpleNamespace(checkpoint=None, **(given | changes))
+        return few_labels.run(arguments, few_labels.read_stars(stars_file), {"truth": method})
+
+    run()
+    for train, test in splits:
+        assert len(train) == 20 and sorted([*train, *test]) == list(range(60))
+    table = run(splits=3)
+    assert len(splits) == 3 and len(table) == 3 * 3
+    assert len({tuple(train) for train, _ in splits}) == 3
+    with pytest.raises(ValueError, match="was made with other settings"):
+        run(seed=1)
+
+
+def test_fine_tuning_takes_the_steps_that_it_is_told_to(
+    few_labels, stars_file, tmp_path, monkeypatch
+):
+    stars, taken, step = few_labels.read_stars(stars_file), [], torch.optim.AdamW.step
+    names = [*few_labels.APOGEE.pixel_names(stars.wavelength), *LABELS]
+    model = StellarPerceptron(names, device="cpu", **SMALL)
+    model.fit_standardization(np.hstack([stars.flux, stars.labels]), names)
+    model.save(tmp_path / "model")
+
+    def counted(self, *arguments, **options):
+        taken.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    method = few_labels.fine_tuned(tmp_path / "model", 20)
+    answers = method(stars, np.arange(40), np.arange(40, 60), 0)
+    assert 20 <= len(taken) < 23  # three batches an epoch
+    assert np.isfinite(answers).all() and answers.shape == (20, 3)
 
 
 def test_few_labels_refuses_other_files(stars_file, tmp_path):

@@ -329,6 +329,7 @@ def test_metrics_and_logs(tmp_path):
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:6] == ["time", "loss", "mse_loss", "val_loss", "val_mse_loss", "lr"]
     assert float(rows[3]["val_loss"]) == history[3]["val_loss"]
+    assert [float(row["lr"]) for row in rows] == [1e-3] * 4
     names = {path.name for path in (tmp_path / "run").iterdir()}
     logs = {"training.log", "training_system_info.log", "loss.png", "configuration.json"}
     assert logs | {"epoch_3", "epoch_4", "best"} <= names
