@@ -6,9 +6,10 @@ import torch
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.data.mock.emulated import FINE_COMPONENTS, emulated_source
+from stellarperceptron.data.mock.emulated import FINE_COMPONENTS, EmulatedSpectra, emulated_source
 from stellarperceptron.data.mock.observation import SpectraBank
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
+from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Continuum, Instrument
 from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
 from stellarperceptron.training.stars.labelled import survey_stars
@@ -52,6 +53,17 @@ def test_parts_are_parts_of_the_whole(emulated):
     part = emulated.train.read("synthetic", rows, slice(100, 300))
     whole = emulated.train.read("synthetic")[rows, 100:300]
     np.testing.assert_allclose(part, whole, rtol=0, atol=2e-6)
+
+
+def test_lines_only_absorb_and_what_is_no_flux_is_missing():
+    """Stars of one flux in all pixels, over another continuum."""
+    flux = torch.tensor([[0.5], [1.3], [0.02], [1.0]])
+    continuum = torch.tensor([[1.0], [1.0], [1.0], [0.8]])
+    constant = torch.eye(1, APOGEE.continuum.order + 1).repeat(1, len(APOGEE.chips))
+    coefficients = torch.hstack([flux, continuum * constant])
+    spectra = EmulatedSpectra(coefficients, torch.ones(1, len(APOGEE)))
+    expected = torch.tensor([[0.5], [1.0], [torch.nan], [torch.nan]]).expand(4, len(APOGEE))
+    torch.testing.assert_close(spectra.flux(coefficients), expected, equal_nan=True)
 
 
 def test_the_seed_makes_them_repeatable(emulated):
@@ -104,7 +116,7 @@ def test_other_instruments_see_what_their_line_spread_leaves():
             bank.emulator.coefficients(stars.theory[:8]), np.zeros(8, int), stars.broadening[:8]
         )
         seen = spectra.bank(spectra.coefficients[:, -FINE_COMPONENTS:], instrument)
-        assert (seen - expected).std() < 2e-4
+        assert (seen - expected).std() < 2e-4 and seen.max() <= 1
         assert (seen - expected).abs().max() < 4e-3
         normalized = spectra.seen_by(spectra.coefficients, instrument)
         torch.testing.assert_close(normalized.mean(dim=1), torch.ones(8), atol=1e-4, rtol=0)

@@ -317,7 +317,7 @@ def test_desi_spectra_are_smoothed_to_the_instrument(tmp_path):
         weight = LOW_RESOLUTION.pixel_width[near]
         width = math.sqrt((absorbed * offset**2 * weight).sum() / (absorbed * weight).sum())
         expected = math.hypot(4.0, center / 1800 / FWHM)
-        assert width == pytest.approx(expected, rel=0.03)
+        assert width == pytest.approx(expected, rel=0.003)
 
 
 def test_stars_of_a_coadd(tmp_path):
