@@ -38,6 +38,7 @@ def change_config(folder, section, **entries):
     "entries",
     [
         {"encoder_dense_num": 10**9},
+        {"encoder_dense_num": 2000},
         {"decoder_dense_num": 8 * 10**8},
         {"embedding_dim": 2**20},
     ],

@@ -198,7 +198,7 @@ def test_fine_tuning_takes_the_steps_that_it_is_told_to(
 ):
     stars, taken, step = few_labels.read_stars(stars_file), [], torch.optim.AdamW.step
     names = [*few_labels.APOGEE.pixel_names(stars.wavelength), *LABELS]
-    model = StellarPerceptron(names, device="cpu", **SMALL)
+    model = StellarPerceptron(names, device="cpu", instrument=few_labels.APOGEE, **SMALL)
     model.fit_standardization(np.hstack([stars.flux, stars.labels]), names)
     model.save(tmp_path / "model")
 
