@@ -53,8 +53,9 @@ def test_apogee_is_the_survey():
     np.testing.assert_allclose(log, 4.179 + 6e-6 * APOGEE.grid_index, rtol=1e-14)
 
 
-def test_pixel_names_by_wavelength():
-    names = APOGEE.pixel_names(APOGEE.wavelength[[0, 3027, 3028, 7513]] + 0.05)
+@pytest.mark.parametrize("offset", [-0.05, 0.05])
+def test_pixel_names_by_wavelength(offset):
+    names = APOGEE.pixel_names(APOGEE.wavelength[[0, 3027, 3028, 7513]] + offset)
     assert names.tolist() == ["syn_apogee0", "syn_apogee3027", "syn_apogee3028", "syn_apogee7513"]
 
 
