@@ -312,7 +312,7 @@ class PredictingModel(SpectraModel):
         windows
             Widths of the windows, as fractions of the number of pixels; at least 10 pixels.
         positions
-            Number of windows of each width below 1.
+            Least number of windows of each width below 1; there are more if more fit side by side.
         seed
             Seed of the positions of the windows.
 
@@ -341,7 +341,8 @@ class PredictingModel(SpectraModel):
             for length in sorted(lengths, reverse=True):
                 counts: list[float] = []
                 measured: dict[str, list[float]] = {label: [] for label in labels}
-                for _ in range(1 if length == len(order) else positions):
+                fit = len(order) // length
+                for _ in range(1 if length == len(order) else max(positions, fit)):
                     start = int(random.integers(len(order) - length + 1))
                     part = order[start : start + length]
                     flux = as_array(spectra, dtype=np.float32)[:, part]
