@@ -53,9 +53,8 @@ class Calibration:
     def fit(self, label: str, pixels: np.ndarray, scales: np.ndarray) -> None:
         """Fit the factor of a label to scales (k,) measured with these numbers of pixels (k,).
 
-        The fit is a least-squares line in the logarithms. The largest number of pixels, which most
-        predictions are made with, counts as much as all others together. With a single number of
-        pixels b is 0.
+        The fit is the least-squares line in the logarithms that passes through the largest number
+        of pixels, which most predictions are made with. With a single number of pixels b is 0.
 
         Raises
         ------
@@ -65,11 +64,10 @@ class Calibration:
         if not np.all(np.isfinite(scales) & (np.asarray(scales) > 0)):
             raise ValueError(f"scales {scales} of the errors of {label} are not positive numbers")
         x, y = np.log(np.asarray(pixels) / self.PIXELS), np.log(scales)
-        weights = np.where(x == x.max(), max(1, len(x) - 1), 1)
-        mean_x, mean_y = (np.average(values, weights=weights) for values in (x, y))
-        spread = np.average((x - mean_x) ** 2, weights=weights)
-        slope = np.average((x - mean_x) * (y - mean_y), weights=weights) / spread if spread else 0.0
-        self.factors[label] = (float(mean_y - slope * mean_x), float(slope))
+        whole = np.mean(y[x == x.max()])
+        dx = x - x.max()
+        slope = dx @ (y - whole) / (dx @ dx) if dx.any() else 0.0
+        self.factors[label] = (float(whole - slope * x.max()), float(slope))
 
 
 def error_scale(residuals: np.ndarray, errors: np.ndarray, label_errors: np.ndarray) -> float:
