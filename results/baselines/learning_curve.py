@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from tqdm.auto import tqdm
 
 from stellarperceptron.evaluation.baselines import BASELINES
@@ -44,7 +45,7 @@ TRAIN_BASELINES = ROOT / "results/baselines/train_baselines.py"
 FINE_TUNED = "2_realfinetune_firsthalf_on_observed"  # as the evaluation script names its table
 NAMES = {
     FINE_TUNED: "pre-trained, fine-tuned",
-    **{name: name.replace("_", " ") for name in BASELINES},
+    **{name: name.replace("_", " ").replace("pixel", "plain") for name in BASELINES},
 }
 METRICS = {"mad_std": "mad_std", "rmse": "RMSE"}
 CAPTION = (
@@ -181,14 +182,22 @@ def draw(table: pd.DataFrame, metric: str, path: Path) -> None:
     rows = math.ceil(len(labels) / columns)
     figure = Figure(figsize=(PAGE_WIDTH * columns / 3, 2.1 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[len(labels) :]:
-        axes.remove()
     for axes, label in zip(panels, labels, strict=False):
         for method, part in table[table["label"] == label].groupby("method", sort=False):
             axes.plot(part["labelled_stars"], part[metric], marker="o", label=method)
         axes.set(xscale="log", yscale="log", xlabel="number of labelled stars")
         axes.set_ylabel(f"{METRICS[metric]} of {axis_label(label)}")
-    panels[0].legend()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_formatter(NullFormatter())
+    handles, names = panels[0].get_legend_handles_labels()
+    free = panels[len(labels) :]
+    for axes in free:
+        axes.axis("off")
+    (free[0] if len(free) else panels[0]).legend(
+        handles, names, loc="center" if len(free) else "best"
+    )
     save_figure(figure, path, CAPTION.format(metric=METRICS[metric]))
 
 
