@@ -13,7 +13,7 @@ DRAWN = DrawnInstruments(share=0.5)
 
 
 def draw(seed):
-    return DRAWN.draw(np.random.default_rng(seed), 15_152.0, 16_960.0)
+    return DRAWN.draw(np.random.default_rng(seed), [(15_152.0, 16_960.0)])
 
 
 def test_drawn_instruments_are_what_the_parameters_say():
@@ -27,6 +27,18 @@ def test_drawn_instruments_are_what_the_parameters_say():
         DRAWN.refuse(one.wavelength, np.full(len(one), one.resolving_power))
     assert {len(one.chips) for one in drawn} == {1, 2, 3, 4}
     assert len({one.resolving_power for one in drawn}) > 15
+
+
+def test_windows_are_chips_that_gaps_divide():
+    drawn = DrawnInstruments(share=1, resolving_power=(1_500, 60_000))
+    windows = [(4714.0, 4904.0), (5650.0, 5874.0), (6480.0, 6738.0), (7702.0, 7889.0)]
+    for seed in range(40):
+        one = drawn.draw(np.random.default_rng(seed), windows)
+        assert min(chip.stop - chip.start for chip in one.chips.values()) >= 20
+        for chip in one.chips.values():
+            ends = one.wavelength[[chip.start, chip.stop - 1]]
+            assert any(low <= ends[0] and ends[1] <= high for low, high in windows)
+            assert np.ptp(np.diff(one.grid_index[chip])) == 0
 
 
 def test_the_same_seed_draws_the_same_instrument():

@@ -1,6 +1,7 @@
 """Instruments that training makes up, so that one that nobody has seen is an ordinary one."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from stellarperceptron.instruments.spectrograph import Continuum, Instrument
 __all__ = ["DrawnInstruments"]
 
 POWERS = 20  # resolving powers that are told apart
+SHORTEST_CHIP = 20  # pixels; fewer have no continuum
 TOLERANCE = 1.1  # a user's numbers are not exact: limits are wider by this factor
 
 
@@ -24,7 +26,7 @@ class DrawnInstruments:
     ----------
     share
         Fraction of the batches of stage 1 that show a drawn instrument (data.source = "emulator"
-        only); the others show APOGEE. 0: none.
+        only); the others show data.instrument. 0: none.
     resolving_power
         Lowest and highest; 20 values between them are drawn, in equal steps of the logarithm.
     sampling
@@ -32,7 +34,7 @@ class DrawnInstruments:
     gaps
         Largest number of gaps between chips.
     gap
-        Largest width of a gap, as a fraction of the spectrum.
+        Largest width of a gap, as a fraction of the spectrum's pixels.
     bad
         Largest fraction of bad pixels.
     """
@@ -63,29 +65,39 @@ class DrawnInstruments:
         """(20,) resolving powers."""
         return np.geomspace(*self.resolving_power, POWERS)
 
-    def draw(self, random: np.random.Generator, low: float, high: float) -> Instrument:
-        """Draw an instrument that sees from `low` to `high` [Angstrom, vacuum].
+    def draw(
+        self, random: np.random.Generator, windows: Sequence[tuple[float, float]]
+    ) -> Instrument:
+        """Draw an instrument that sees some windows.
 
         Its pixels are equal in the logarithm of the wavelength, and begin anywhere within the first
-        one. Gaps divide them into chips, each with its own pseudo-continuum.
+        one. Windows and gaps divide them into chips, each with its own pseudo-continuum. Shorter
+        chips than 20 pixels are left out.
+
+        Parameters
+        ----------
+        windows
+            First and last wavelength of each, ascending [Angstrom, vacuum].
         """
         power = float(random.choice(self.powers))
         step = 1 / (power * random.uniform(*self.sampling))
+        low, high = windows[0][0], windows[-1][1]
         length = int(math.log(high / low) / step)
         wavelength = low * np.exp(step * (random.random() + np.arange(length)))
-        kept = np.ones(length, dtype=bool)
+        index = np.concatenate(
+            [np.flatnonzero((wavelength >= a) & (wavelength <= b)) for a, b in windows]
+        )
+        kept = np.ones(len(index), dtype=bool)
         for _ in range(random.integers(self.gaps + 1)):
-            width = int(length * self.gap * random.random())
-            start = int(random.integers(length - width + 1))
+            width = int(len(index) * self.gap * random.random())
+            start = int(random.integers(len(index) - width + 1))
             kept[start : start + width] = False
-        edges = np.flatnonzero(np.diff(np.pad(kept, 1).astype(int)))
-        chips: dict[str, slice] = {}
-        index, first = np.flatnonzero(kept), 0
-        for start, stop in edges.reshape(-1, 2):
-            chips[f"chip_{len(chips)}"] = slice(first, first := first + int(stop - start))
-        least = 20  # fewer pixels between two gaps have no continuum
-        if min(chip.stop - chip.start for chip in chips.values()) < least:
-            chips = {}
+        index = index[kept]
+        parts = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
+        parts = [part for part in parts if len(part) >= SHORTEST_CHIP] or [index]
+        ends = np.cumsum([0, *map(len, parts)]).tolist()
+        chips = {f"chip_{i}": slice(*ends[i : i + 2]) for i in range(len(parts))}
+        index = np.concatenate(parts)
         return Instrument(
             "DRAWN",
             wavelength[index],

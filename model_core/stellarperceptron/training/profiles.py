@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from stellarperceptron.data.mock.emulated import LINE_LISTS
 from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.labels import PUBLISHED_LABELS
@@ -51,6 +52,8 @@ STAGES = ("stage_1", "stage_2", "stage_3", "baseline")
 # Entries with a fixed set of values.
 CHOICES = {
     ("data", "source"): ("survey", "emulator"),
+    ("data", "instrument"): ("APOGEE", "GALAH", "GAIA_RVS"),
+    ("data", "line_lists"): LINE_LISTS,
     ("data", "kind"): ("synthetic", "observed"),
     ("data", "memory"): MEMORIES,
     ("training", "precision"): tuple(PRECISIONS),
@@ -170,6 +173,12 @@ class DataProfile:
         "survey": the spectra of a survey file. "emulator" (stage 1 only): synthetic spectra of
         `stars` stars of the mock survey whose seed is that of the training, made in every batch
         from their coefficients on the device, without a survey file.
+    instrument
+        Instrument whose pixels the model has, for source = "emulator"; a survey file names its own.
+        Emulators other than APOGEE's are in the repository.
+    line_lists
+        Lines of the emulator's spectra: "nominal", or "mixed" between the two lists, drawn for each
+        star; see `emulated_source`.
     kind
         "synthetic" or "observed" spectra.
     pixels
@@ -205,6 +214,8 @@ class DataProfile:
     """
 
     source: str = "survey"
+    instrument: str = "APOGEE"
+    line_lists: str = "nominal"
     kind: str = "synthetic"
     pixels: str = "full"
     labels: tuple[str, ...] | str = PUBLISHED_LABELS
@@ -340,6 +351,10 @@ class Profile:
             yield "data.synthetic_share is for observed spectra; data.kind is 'synthetic'"
         if self.data.source == "emulator" and self.data.kind != "synthetic":
             yield "data.source = 'emulator' has synthetic spectra only; data.kind is 'observed'"
+        if self.data.source == "survey" and self.data.line_lists != "nominal":
+            yield "data.line_lists = 'mixed' needs data.source = 'emulator'"
+        if self.data.source == "survey" and self.data.instrument != "APOGEE":
+            yield "data.instrument needs data.source = 'emulator': a survey file names its own"
         if self.data.source == "emulator" and self.data.stars == 0:
             yield "data.source = 'emulator' needs data.stars, the number of stars to draw"
         if self.instruments.share:

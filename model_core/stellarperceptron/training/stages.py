@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.emulated import emulated_source
+from stellarperceptron.instruments import instrument
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
@@ -67,6 +68,8 @@ def open_stars(path: Path | None, profile: Profile, process: Process) -> Spectra
             data.labels,
             workers=workers,
             any_instrument=bool(profile.instruments.share),
+            instrument=instrument(data.instrument),
+            line_lists=data.line_lists,
         )
     )
 

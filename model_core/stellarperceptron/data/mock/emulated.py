@@ -11,6 +11,7 @@ two matrix products give the spectra of a batch on any device. The stars are tho
 
 The same stars can be seen by other instruments (`Bank`): further coefficients are those of
 components at the emulator's own resolving power, which are smoothed to each resolving power once.
+Spectra of other wavelengths than APOGEE's are made in this way only (`SeenSpectra`).
 """
 
 import math
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from torch import Tensor
 from stellarperceptron.data.apogee.continuum import VALID_FLUX, normalize_as, pseudo_continuum
 from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH, CHIP_PIXELS
 from stellarperceptron.data.mock.emulator import Projection
-from stellarperceptron.data.mock.line_spread import FineGrid
+from stellarperceptron.data.mock.line_spread import Bank
 from stellarperceptron.data.mock.observation import (
     LSF_GROUPS,
     MACROTURBULENCE,
@@ -39,7 +41,13 @@ from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import PUBLISHED_LABELS, label
 
-__all__ = ["COMPONENTS", "Bank", "EmulatedSpectra", "emulated_source"]
+__all__ = [
+    "COMPONENTS",
+    "LINE_LISTS",
+    "EmulatedSpectra",
+    "SeenSpectra",
+    "emulated_source",
+]
 
 COMPONENTS = 384
 """Components for all line spreads: they leave 1e-5 of the flux over (rms), at most 1e-3."""
@@ -49,60 +57,13 @@ BROADENINGS = len(MACROTURBULENCE) + len(ROTATION)
 FINE_COMPONENTS = 256
 """Components at the emulator's own resolving power."""
 
-SAMPLES = 5
-"""Samples a resolution element of smoothed components: cubic interpolation errs by 0.4 % of the
-depth of a line at most."""
+LINE_LISTS = ("nominal", "mixed")
+"""Line lists of the spectra; see `emulated_source`."""
 
+LINES_SCATTER = 0.3
+"""Scatter of the weights of single components of the difference between two line lists."""
 
-class Bank:
-    """Spectra of stars at some resolving powers, for instruments with any pixels.
-
-    Parameters
-    ----------
-    components
-        (C, H) float32, at the emulator's own resolving power.
-    grid
-        Its wavelengths.
-    """
-
-    def __init__(self, components: Tensor, grid: FineGrid):
-        self.components, self.grid = components, grid
-        self._smoothed: dict[tuple[float, torch.device], tuple[Tensor, float, float]] = {}
-
-    def _at(self, power: float, device: torch.device) -> tuple[Tensor, float, float]:
-        """Components (C, h) at a resolving power, the first log10 wavelength, and the step."""
-        if (power, device) not in self._smoothed:
-            low, high = np.log10(self.grid.wavelength[[0, -1]])
-            step = 1 / (power * SAMPLES * math.log(10))
-            wavelength = 10.0 ** np.arange(low, high, step)
-            smoothed = self.grid.sample(self.components.T.double(), wavelength, power)
-            self._smoothed[power, device] = smoothed.T.float().contiguous().to(device), low, step
-        return self._smoothed[power, device]
-
-    def __call__(self, coefficients: Tensor, instrument: Instrument) -> Tensor:
-        """Flux over continuum (B, P) of stars with some coefficients (B, C), on their device.
-
-        The instrument has one resolving power for all of its pixels.
-        """
-        device = coefficients.device
-        components, start, step = self._at(instrument.resolving_power, device)
-        place = (np.log10(instrument.wavelength) - start) / step
-        first = np.floor(place).astype(np.int64).clip(1, components.shape[1] - 3)
-        low, high = int(first[0]) - 1, int(first[-1]) + 3
-        fine = coefficients @ components[:, low:high]
-        t = place - first
-        # Lagrange's polynomials through four neighbours.
-        weights = (
-            -t * (t - 1) * (t - 2) / 6,
-            (t + 1) * (t - 1) * (t - 2) / 2,
-            -(t + 1) * t * (t - 2) / 2,
-            (t + 1) * t * (t - 1) / 6,
-        )
-        flux = torch.zeros(len(fine), len(place), device=device)
-        for i, weight in enumerate(weights):
-            index = torch.as_tensor(first - 1 - low + i, device=device)
-            flux += fine[:, index] * torch.as_tensor(weight, dtype=torch.float32, device=device)
-        return flux.clamp_(max=1.0)
+LINES_STREAM = 500  # of random numbers, beyond those of the labels
 
 
 @lru_cache(maxsize=1)
@@ -114,6 +75,12 @@ def _polynomials() -> Tensor:
         pixels = np.linspace(-1, 1, chip.stop - chip.start)
         row[:, chip] = torch.from_numpy(np.polynomial.legendre.legvander(pixels, order).T)
     return rows.flatten(0, 1)
+
+
+@lru_cache(maxsize=1)
+def _fit_of_polynomials() -> Tensor:
+    """Matrix (P, C * M) that fits them."""
+    return torch.linalg.pinv(_polynomials())
 
 
 class EmulatedSpectra:
@@ -170,6 +137,26 @@ class EmulatedSpectra:
         return normalize_as(instrument, flux)
 
 
+class SeenSpectra(EmulatedSpectra):
+    """Synthetic spectra (N, P) of an instrument, from the coefficients of a bank alone.
+
+    Parameters
+    ----------
+    coefficients
+        (N, C) float32, on the CPU: of the components of `bank`.
+    bank, instrument
+        What instruments see of these stars, and the instrument.
+    """
+
+    def __init__(self, coefficients: Tensor, bank: Bank, instrument: Instrument):
+        self.coefficients, self.bank, self.instrument = coefficients, bank, instrument
+        self.shape = (len(coefficients), len(instrument))
+
+    def flux(self, coefficients: Tensor, pixels: slice = slice(None)) -> Tensor:
+        """Normalized spectra (B, p) of some coefficients (B, C), on their device."""
+        return self.seen_by(coefficients, self.instrument)[:, pixels]
+
+
 class _Common:
     """Common components of several projections of an emulator, and coefficients in them.
 
@@ -203,49 +190,88 @@ class _Common:
         return common
 
 
-class _Compression:
-    """Common components of all line spreads, and the coefficients of stars in them."""
+def _projection(banks: Sequence[SpectraBank], group: int, broadening: int) -> Projection:
+    """Projection of one emulator; or of two, and then the last component is their difference."""
+    one = banks[0].projection(group, broadening)
+    if len(banks) == 1:
+        return one
+    other = banks[1].projection(group, broadening)
+    return Projection(one.mean, torch.cat([other.components, (other.mean - one.mean)[None]]))
 
-    def __init__(self):
-        survey = MockSurvey(0)
-        self.bank = survey.nominal
-        some = self.bank.emulator.coefficients(survey.stars("train", 0).theory)
+
+class _Compression:
+    """Common components of all line spreads, and the coefficients of stars in them.
+
+    Parameters
+    ----------
+    instrument
+        APOGEE, or the one whose emulators make the spectra.
+    mixed
+        Whether lines lie between the lists of *nominal* and *nature*; see `emulated_source`.
+    """
+
+    def __init__(self, instrument: Instrument, mixed: bool):
+        survey = MockSurvey(0, instrument=instrument)
+        self.banks = [survey.nominal, survey.nature] if mixed else [survey.nominal]
+        stars = survey.stars("train", 0)
+        reached = survey.reached(stars.theory)
+        some = self._own(stars.theory[reached], np.random.default_rng(0))
         # The components of each line spread, as large as they are in the stars.
         covariance = some.T @ some / len(some)
         self.scatter = torch.linalg.cholesky(covariance + 1e-12 * torch.eye(len(covariance)))
-        kinds = [
-            self.bank.projection(group, broadening)
-            for group in range(len(LSF_GROUPS))
-            for broadening in range(BROADENINGS)
-        ]
-        self._common = _Common(kinds, self.scatter, COMPONENTS)
-        self.components = self._common.components
-        self._fit = torch.linalg.pinv(_polynomials())  # (P, C M)
+
+    @cached_property
+    def common(self) -> _Common:
+        """Components of all line spreads of APOGEE's fibres."""
+        groups = range(len(LSF_GROUPS))
+        kinds = [_projection(self.banks, g, b) for g in groups for b in range(BROADENINGS)]
+        return _Common(kinds, self.scatter, COMPONENTS)
 
     @cached_property
     def fine(self) -> _Common:
         """The same at the emulator's own resolving power, on its own wavelengths."""
-        emulator = self.bank.emulator
-        bank = SpectraBank(emulator, emulator.wavelength, emulator.resolution, groups=(1.0,))
-        kinds = [bank.projection(0, broadening) for broadening in range(BROADENINGS)]
+        emulators = [bank.emulator for bank in self.banks]
+        banks = [SpectraBank(e, e.wavelength, e.resolution, groups=(1.0,)) for e in emulators]
+        kinds = [_projection(banks, 0, broadening) for broadening in range(BROADENINGS)]
         return _Common(kinds, self.scatter, FINE_COMPONENTS)
 
-    def coefficients(self, stars: Stars, fine: bool = False) -> Tensor:
-        """Coefficients (N, k) of a block of stars; see `EmulatedSpectra`."""
-        own = self.bank.emulator.coefficients(stars.theory)
-        flux = self.bank(own, stars.group, stars.broadening)
-        continuum = pseudo_continuum(flux).double() @ self._fit
-        kinds = stars.group * BROADENINGS + stars.broadening
-        parts = [self._common.coefficients(own, kinds), continuum]
+    def _own(self, theory: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Coefficients (N, K) of stars in the components of `_projection`."""
+        own = self.banks[-1].emulator.coefficients(theory)
+        if len(self.banks) == 1:
+            return own
+        number = own.shape[1] - self.banks[0].emulator.size
+        weights = rng.random((len(own), 1)) + LINES_SCATTER * rng.standard_normal(
+            (len(own), number + 1)
+        )
+        weights = torch.from_numpy(weights)
+        return torch.cat(
+            [own[:, :-number], own[:, -number:] * weights[:, 1:], weights[:, :1]], dim=1
+        )
+
+    def coefficients(
+        self, stars: Stars, rows: np.ndarray, apogee: bool, fine: bool, rng: np.random.Generator
+    ) -> Tensor:
+        """Coefficients (n, k) of some rows of stars; see `EmulatedSpectra` and `SeenSpectra`."""
+        own = self._own(stars.theory[rows], rng)
+        group, broadening = stars.group[rows], stars.broadening[rows]
+        parts = []
+        if apogee:
+            common = self.common.coefficients(own, group * BROADENINGS + broadening)
+            if len(self.banks) == 1:
+                flux = self.banks[0](own, group, broadening)
+            else:
+                flux = (common.float() @ self.common.components).clamp_(max=1.0)
+            parts += [common, pseudo_continuum(flux).double() @ _fit_of_polynomials()]
         if fine:
-            parts.append(self.fine.coefficients(own, stars.broadening))
+            parts.append(self.fine.coefficients(own, broadening))
         return torch.cat(parts, dim=1).float()
 
 
 @lru_cache(maxsize=1)
-def _compression() -> _Compression:
+def _compression(instrument: Instrument, mixed: bool) -> _Compression:
     """The same for all stars; it takes about ten CPU seconds."""
-    return _Compression()
+    return _Compression(instrument, mixed)
 
 
 def emulated_source(
@@ -254,12 +280,17 @@ def emulated_source(
     label_names: str | Iterable[str] = PUBLISHED_LABELS,
     workers: int = 1,
     any_instrument: bool = False,
+    instrument: Instrument = APOGEE,
+    line_lists: str = "nominal",
 ) -> Source:
     """The first training stars of a mock survey with their synthetic spectra, without a file.
 
     Labels, names and spectra are those of the survey file of the same seed, whatever the number of
     its stars; the spectra agree within rounding and the accuracy of `COMPONENTS`. There are
     neither observed spectra nor test stars.
+
+    Stars of other instruments than APOGEE are those that the instrument's emulators reach, and have
+    the resolving power of its row in the table, without the scatter of a survey's.
 
     Parameters
     ----------
@@ -271,42 +302,76 @@ def emulated_source(
         Threads.
     any_instrument
         Make what other instruments see of the stars, too; see `EmulatedSpectra.seen_by`.
+    instrument
+        The instrument, of which `MockSurvey` knows how it observes.
+    line_lists
+        "nominal": lines as in the emulator *nominal*. "mixed": each star's lines lie between those
+        of *nominal* and *nature*. The weight of *nature* is drawn uniformly from 0 to 1, and a
+        scatter of 0.3 is added for each component of the difference. A network then relies on no
+        line list; but the spectra that a survey observes are *nature*'s, and tests with them say
+        less about real stars.
 
     Raises
     ------
     ValueError
-        There is to be no star, or a label is unknown or given twice.
+        There is to be no star, a label is unknown or given twice, or the line lists are unknown.
+    FileNotFoundError
+        There is no file with emulators of the instrument's wavelengths.
     """
     if stars < 1:
         raise ValueError(f"stars = {stars}: say how many stars to draw, at least one")
-    survey = MockSurvey(seed, label_names=label_names)
-    compression = _compression()
+    if line_lists not in LINE_LISTS:
+        raise ValueError(f"line_lists = {line_lists!r} is not one of {', '.join(LINE_LISTS)}")
+    survey = MockSurvey(seed, label_names=label_names, instrument=instrument)
+    compression = _compression(instrument, line_lists == "mixed")
+    apogee = instrument == APOGEE
+    any_instrument = any_instrument or not apogee
     bank = None
     if any_instrument:
-        bank = Bank(compression.fine.components, compression.bank.emulator.grid)
+        bank = Bank(compression.fine.components, compression.banks[0].emulator.grid)
 
-    def block(index: int) -> tuple[Tensor, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def block(index: int) -> tuple[Tensor, np.ndarray, list[np.ndarray]]:
         drawn = survey.stars("train", index)
-        return compression.coefficients(drawn, any_instrument), survey.catalogue(drawn)
+        rows = np.flatnonzero(survey.reached(drawn.theory))
+        rng = np.random.default_rng([seed, 0, index, LINES_STREAM])
+        found = compression.coefficients(drawn, rows, apogee, any_instrument, rng)
+        return found, index * BLOCK + rows, [column[rows] for column in survey.catalogue(drawn)]
 
+    parts: list[Tensor] = []
+    numbers: list[np.ndarray] = []
+    tables: list[list[np.ndarray]] = []
     with ThreadPoolExecutor(workers) as pool:
-        parts, tables = zip(*pool.map(block, range(math.ceil(stars / BLOCK))), strict=True)
+        while (missing := stars - sum(map(len, parts))) > 0:
+            first = len(parts)
+            for some in pool.map(block, range(first, first + math.ceil(missing / BLOCK))):
+                for one, kept in zip(some, (parts, numbers, tables), strict=True):
+                    kept.append(one)
     names = ("labels", "label_errors", "true_labels")
     columns = {
         name: np.concatenate(table)[:stars]
         for name, table in zip(names, zip(*tables, strict=True), strict=True)
     }
-    columns["ids"] = np.array([f"mock-{seed}-train-{star:07d}" for star in range(stars)])
-    columns["synthetic"] = EmulatedSpectra(torch.cat(parts)[:stars], compression.components, bank)
+    columns["ids"] = np.array(
+        [f"mock-{seed}-train-{star:07d}" for star in np.concatenate(numbers)[:stars]]
+    )
+    coefficients = torch.cat(parts)[:stars]
+    if apogee:
+        spectra = EmulatedSpectra(coefficients, compression.common.components, bank)
+    else:
+        spectra = SeenSpectra(coefficients, bank, instrument)
+    columns["synthetic"] = spectra
+    chosen: dict[str, Any] = {"stars": stars, "labels": list(survey.label_names)}
+    if line_lists != "nominal":
+        chosen["line_lists"] = line_lists
     return Source(
         path=Path("emulator"),
-        instrument=APOGEE,
-        wavelength=APOGEE_WAVELENGTH,
+        instrument=instrument,
+        wavelength=instrument.wavelength,
         label_names=survey.label_names,
         label_units=tuple(label(name).unit for name in survey.label_names),
         provenance={
             "generator": "emulator",
-            "arguments": {"stars": stars, "labels": list(survey.label_names)},
+            "arguments": chosen,
             "seed": seed,
             **survey.provenance(),
         },

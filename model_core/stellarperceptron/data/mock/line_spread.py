@@ -8,10 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FWHM", "FineGrid", "convolve", "lsf_matrix", "rotation_profile"]
+from stellarperceptron.instruments.spectrograph import Instrument
+
+__all__ = ["FWHM", "Bank", "FineGrid", "convolve", "lsf_matrix", "rotation_profile"]
 
 FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 """Full width at half maximum of a Gaussian over its standard deviation."""
+
+SAMPLES = 5
+"""Samples a resolution element of smoothed components: cubic interpolation errs by 0.4 % of the
+depth of a line at most."""
 
 
 def lsf_matrix(source: Tensor, start: float, step: float, size: int, sigma: Tensor) -> Tensor:
@@ -144,6 +150,78 @@ class FineGrid:
     def broaden(self, spectra: Tensor, profile: Tensor) -> Tensor:
         """Spectra (H, N) convolved with a symmetric profile (2 n + 1,), as `convolve` does it."""
         return torch.cat([convolve(spectra[pixels], profile) for *_, pixels in self.windows])
+
+
+class Bank:
+    """Spectra of stars at some resolving powers, for instruments with any pixels.
+
+    Parameters
+    ----------
+    components
+        (C, H) float32, at the emulator's own resolving power.
+    grid
+        Its wavelengths.
+    """
+
+    def __init__(self, components: Tensor, grid: FineGrid):
+        self.components, self.grid = components, grid
+        self._smoothed: dict[tuple[float, torch.device], tuple[Tensor, FineGrid]] = {}
+
+    def windows(self, instrument: Instrument) -> list[tuple[float, float]]:
+        """First and last wavelength of the instrument's pixels in each window [Angstrom]."""
+        grid = instrument.wavelength
+        inside = [
+            grid[(grid >= 10**first) & (grid <= 10**last)] for first, last, _ in self.grid.windows
+        ]
+        return [(float(pixels[0]), float(pixels[-1])) for pixels in inside if len(pixels)]
+
+    def _at(self, power: float, device: torch.device) -> tuple[Tensor, FineGrid]:
+        """Components (C, h) at a resolving power, and their wavelengths."""
+        if (power, device) not in self._smoothed:
+            step = 1 / (power * SAMPLES * math.log(10))
+            numbers = [math.ceil((last - first) / step) for first, last, _ in self.grid.windows]
+            grid = FineGrid(self.grid.starts, tuple(numbers), step, power)
+            smoothed = self.grid.sample(self.components.T.double(), grid.wavelength, power)
+            self._smoothed[power, device] = smoothed.T.float().contiguous().to(device), grid
+        return self._smoothed[power, device]
+
+    def __call__(self, coefficients: Tensor, instrument: Instrument) -> Tensor:
+        """Flux over continuum (B, P) of stars with some coefficients (B, C), on their device.
+
+        The instrument has one resolving power for all of its pixels.
+
+        Raises
+        ------
+        ValueError
+            It has pixels that the emulator does not reach.
+        """
+        device = coefficients.device
+        components, grid = self._at(instrument.resolving_power, device)
+        log = np.log10(instrument.wavelength)
+        place, first = np.full(len(log), np.nan), np.zeros(len(log), dtype=np.int64)
+        for (low, high, _), (_, _, part) in zip(self.grid.windows, grid.windows, strict=True):
+            inside = (log >= low) & (log <= high)
+            place[inside] = part.start + (log[inside] - low) / grid.step
+            # The four neighbours lie in the same window.
+            inner = np.floor(place[inside]).astype(np.int64)
+            first[inside] = inner.clip(part.start + 1, part.stop - 3)
+        if np.isnan(place).any():
+            raise ValueError(f"the emulator does not reach all pixels of {instrument}")
+        low, high = int(first[0]) - 1, int(first[-1]) + 3
+        fine = coefficients @ components[:, low:high]
+        t = place - first
+        # Lagrange's polynomials through four neighbours.
+        weights = (
+            -t * (t - 1) * (t - 2) / 6,
+            (t + 1) * (t - 1) * (t - 2) / 2,
+            -(t + 1) * t * (t - 2) / 2,
+            (t + 1) * t * (t - 1) / 6,
+        )
+        flux = torch.zeros(len(fine), len(place), device=device)
+        for i, weight in enumerate(weights):
+            index = torch.as_tensor(first - 1 - low + i, device=device)
+            flux += fine[:, index] * torch.as_tensor(weight, dtype=torch.float32, device=device)
+        return flux.clamp_(max=1.0)
 
 
 def rotation_profile(velocity: float, step: float, limb_darkening: float = 0.6) -> Tensor:

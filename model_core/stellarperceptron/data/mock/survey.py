@@ -162,7 +162,7 @@ class MockSurvey:
         # Stars are drawn within the range of the package's emulators, whoever observes them.
         file = self.emulator_file if self.spectrograph is None else EMULATOR_FILE
         emulators = {name: Emulator.load(name, file) for name in ("nominal", "nature")}
-        self.low, self.high = _range(emulators.values())
+        self.low, self.high = self._reached = _range(emulators.values())
         if self.spectrograph is None:
             self.nominal, self.nature = (SpectraBank(one) for one in emulators.values())
             return
@@ -253,9 +253,13 @@ class MockSurvey:
         """Mask (BLOCK,) of the stars that the instrument observes, which its emulators reach."""
         if self.spectrograph is None:
             return np.ones(BLOCK, dtype=bool)
+        return self.reached(stars.nature)
+
+    def reached(self, labels: np.ndarray) -> np.ndarray:
+        """Mask (N,) of the labels (N, 20) that the emulators reach."""
         low, high = self._reached
         margin = 1e-6 * (high - low)  # rounding is not extrapolation
-        return ((stars.nature >= low - margin) & (stars.nature <= high + margin)).all(axis=1)
+        return ((labels >= low - margin) & (labels <= high + margin)).all(axis=1)
 
     def block(self, split: str, index: int, size: int = BLOCK) -> dict[str, np.ndarray | list]:
         """

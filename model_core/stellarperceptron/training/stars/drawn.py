@@ -65,6 +65,7 @@ class DrawnSpectra:
             raise ValueError(f"drawn instruments need emulated stars with all pixels: {instrument}")
         self.drawn, self.instrument = drawn, instrument
         self.see, self.augmentation = stars.see, augmentation
+        self.windows = stars.windows or [tuple(map(float, instrument.wavelength[[0, -1]]))]
 
     def applies(self, random: np.random.Generator) -> bool:
         """Whether a batch is seen by a drawn instrument."""
@@ -89,8 +90,7 @@ class DrawnSpectra:
         random, generator
             Randomness of the instrument, and of noise and bad pixels.
         """
-        ends = self.instrument.wavelength[[0, -1]]
-        seen_by = self.drawn.draw(random, *map(float, ends))
+        seen_by = self.drawn.draw(random, self.windows)
         flux, noise = self.see(coefficients, seen_by), None
         if self.augmentation is not None:
             flux, noise = self.augmentation.with_noise(flux, generator, instrument=seen_by)

@@ -46,6 +46,8 @@ class Stars:
     see : callable or None
         Function of (B, k) coefficients and an instrument that makes what the instrument sees, if
         any instrument can see the stars.
+    windows : sequence of (float, float) or None
+        First and last wavelength of each window in which it can [Angstrom, vacuum]; None: all.
     """
 
     read: Callable[[slice], np.ndarray]
@@ -58,6 +60,7 @@ class Stars:
     coefficients: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     see: Callable[[Tensor, Instrument], Tensor] | None = None
+    windows: Sequence[tuple[float, float]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,6 +104,7 @@ def survey_stars(
     rows = np.arange(len(split)) if rows is None else as_rows(rows, len(split))
     wavelengths = dataset.wavelength[part]
     recipe, known = split.recipe(kind), split.has_errors and kind == "observed"
+    bank = None if recipe is None else recipe.bank
     return Stars(
         read=lambda block: split.read(kind, rows[block], part),
         names=dataset.instrument.pixel_names(wavelengths),
@@ -111,7 +115,8 @@ def survey_stars(
         read_errors=(lambda block: split.read(ERRORS, rows[block], part)) if known else None,
         coefficients=None if recipe is None else recipe.coefficients[torch.from_numpy(rows)],
         decode=None if recipe is None else functools.partial(recipe.flux, pixels=part),
-        see=None if recipe is None or recipe.bank is None else recipe.seen_by,
+        see=None if bank is None else recipe.seen_by,
+        windows=None if bank is None else bank.windows(dataset.instrument),
     )
 
 
