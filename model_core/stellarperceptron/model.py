@@ -62,6 +62,7 @@ class StellarPerceptron(PredictingModel):
         label_names: Sequence[str] | None = None,
         inputs_err: np.ndarray | None = None,
         inputs_wavelength: np.ndarray | None = None,
+        resolving_power: Any = None,
         kind: str = "observed",
         pixels: str | slice = "full",
         validation_split: float = 0.1,
@@ -102,6 +103,9 @@ class StellarPerceptron(PredictingModel):
             (N, n) standard deviations. Those of the inputs are for a model that takes conditions.
         inputs_wavelength
             (n,) or (N, n) vacuum [Angstrom], 0 for columns without one. None: no wavelengths.
+        resolving_power
+            One number or (n,) of spectra of another instrument, for a model that was trained on
+            many; see `predict`.
         kind, pixels
             Which spectra and which pixels of a survey; see `SpectraDataset`.
         validation_split
@@ -152,6 +156,7 @@ class StellarPerceptron(PredictingModel):
         """
 
         from stellarperceptron.training.stages import fit_model
+        from stellarperceptron.training.stars.drawn import OtherSpectra, other_stars
         from stellarperceptron.training.stars.labelled import array_stars, survey_stars
 
         if standardization_file is not None:
@@ -160,13 +165,28 @@ class StellarPerceptron(PredictingModel):
         if embed_map_file is not None:
             self.set_embed_map(read_embed_map(Path(embed_map_file)))
         self.set_embed_map(dict.fromkeys(new_names_for_embed_mapping, self.vocabs[0]))
+        another = draw = None
         if holds_labels(inputs_name):
+            another = self._of_another_instrument(inputs, outputs_name, resolving_power)
+        if another is not None:
+            if inputs_err is not None:
+                raise ValueError("inputs_err is for spectra on the model's own pixels")
+            values, known = self._known_labels(inputs_name, label_names, len(another.flux))
+            stars = other_stars(self.instrument, another.flux, values, known)
+            draw = OtherSpectra(self.instrument, *another[1:], augment)
+            augment = None
+        elif resolving_power is not None:
+            raise ValueError(
+                "resolving_power is for spectra of another instrument than the model's, and a "
+                "model that was trained on many"
+            )
+        elif holds_labels(inputs_name):
             inputs, inputs_name, outputs_name, inputs_wavelength = self._labelled_spectra(
                 inputs, inputs_name, outputs_name, label_names
             )
         if isinstance(inputs, SpectraDataset):
             stars = survey_stars(inputs, kind, pixels, outputs_name)
-        else:
+        elif another is None:
             if isinstance(inputs, pd.DataFrame) and inputs_name is None:
                 inputs_name = list(map(str, inputs.columns))
             inputs_name = self._known_names(inputs_name, "inputs_name")
@@ -192,6 +212,7 @@ class StellarPerceptron(PredictingModel):
             resume=resume,
             process=process,
             progress=progress,
+            draw=draw,
         )
         self.card, self.trained_on = "", {}  # what they say no longer holds
         return pd.DataFrame(history)

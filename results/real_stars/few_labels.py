@@ -1,13 +1,16 @@
-r"""Labels of real giants from 100 pixels, learned from 30, 100 and 300 of them.
+r"""Labels of real stars from few pixels, learned from few of them.
 
 Ridge and quadratic regression, a network from scratch, and a pre-trained model that is fine-tuned
 all learn from the same stars and are tested on the rest, in five random splits. STARS_FILE is an
 .npz file with
 
 wavelength (P,)     vacuum [Angstrom], on pixels of the APOGEE grid
-flux, error (N, P)  normalized flux and its standard deviation
+flux (N, P)         normalized flux
 bad (N, P)          true for bad pixels
-labels (N, 3)       effective temperature [K], log g, [M/H]; label_names (3,) TEFF, LOGG, M_H
+labels (N, 3)       effective temperature [K], log g, [M/H]; label_names (3,) TEFF, LOGG, M_H or
+                    FE_H
+resolving_power     of another instrument than APOGEE, whose spectra are normalized as the model's;
+                    wavelengths may be any that a model trained on many instruments reads
 
 OUTPUT gets few_labels.csv (each split), few_labels.md (mad_std, mean of the splits) and
 few_labels.png (and .pdf), whose caption is below the table. What is in few_labels.csv already is
@@ -15,10 +18,13 @@ not run again.
 
     python few_labels.py --stars-file apogee_window100.npz --output runs/laptop/few_labels \
         --checkpoint runs/laptop/1_basemodel_synthetic
+    python few_labels.py --stars-file runs/real/lamost.npz --stars 65 \
+        --checkpoint runs/optical/1 --output runs/few
 """
 
 import argparse
 import functools
+import itertools
 import json
 import sys
 import time
@@ -39,6 +45,7 @@ from stellarperceptron.evaluation.baselines import PixelNetwork
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.nn_utils import linear_warmup_cosine
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive, run_script
@@ -66,8 +73,13 @@ AUGMENTATION = {
 
 FLUX_SCALE = 0.958  # of the file's flux over that of this package's pseudo-continuum
 MOST_VALUES = 1_000_000_000  # of an array in the file: 100,000 spectra
-TOKENS = {"TEFF": "TEFF", "LOGG": "LOGG", "M_H": "FE_H"}  # what the model calls the labels
-HEADINGS = {"TEFF": "Teff [K]", "LOGG": "log g", "M_H": "[M/H]"}
+TOKENS = {
+    "TEFF": "TEFF",
+    "LOGG": "LOGG",
+    "M_H": "FE_H",
+    "FE_H": "FE_H",
+}  # what the model calls the labels
+HEADINGS = {"TEFF": "Teff [K]", "LOGG": "log g", "M_H": "[M/H]", "FE_H": "[Fe/H]"}
 RIDGE, QUADRATIC = "ridge regression", "quadratic regression"
 NETWORK, FINE_TUNED = "network from scratch", "pre-trained, fine-tuned"
 CAPTION = (
@@ -80,12 +92,16 @@ CAPTION = (
 
 @dataclass(frozen=True, eq=False)
 class Stars:
-    """Spectra of N stars, P pixels each, NaN where bad, and their labels (N, L)."""
+    """Spectra of N stars, P pixels each, NaN where bad, and their labels (N, L).
+
+    `resolving_power` is that of another instrument than APOGEE.
+    """
 
     wavelength: np.ndarray
     flux: np.ndarray
     labels: np.ndarray
     label_names: list[str]
+    resolving_power: float | None = None
 
 
 Method = Callable[[Stars, np.ndarray, np.ndarray, int], np.ndarray]
@@ -106,6 +122,7 @@ def read_stars(path: Path) -> Stars:
             needed = ["wavelength", "flux", "bad", "labels", "label_names"]
             missing = [name for name in needed if name not in content]
             arrays = {name: content[name] for name in needed if name not in missing}
+            power = float(content["resolving_power"]) if "resolving_power" in content else None
     except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no .npz file of plain arrays") from error
     if missing:
@@ -119,6 +136,8 @@ def read_stars(path: Path) -> Stars:
     if unknown := [name for name in names if name not in TOKENS]:
         raise ValueError(f"{path}: labels {unknown} are none of {', '.join(TOKENS)}")
     flux[arrays["bad"].astype(bool) | ~np.isfinite(flux)] = np.nan
+    if power is not None:
+        return Stars(arrays["wavelength"], flux, labels, names, power)
     pixels = APOGEE.pixels_at(arrays["wavelength"])  # refuses what is not on the APOGEE grid
     if (np.diff(pixels) != 1).any():
         raise ValueError(f"{path}: the wavelengths are not those of neighbouring APOGEE pixels")
@@ -177,6 +196,21 @@ def network(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.
     return model.predict(stars.flux[test])[stars.label_names].to_numpy()
 
 
+def instrument_of(stars: Stars) -> Instrument:
+    """The instrument of the spectra, whose chips are what gaps in wavelength divide."""
+    step = np.diff(np.log(stars.wavelength))
+    index = np.append(0, np.cumsum(np.round(step / np.median(step))))
+    ends = [0, *(np.flatnonzero(step > 20 * np.median(step)) + 1), len(index)]
+    chips = {f"chip_{i}": (int(a), int(b)) for i, (a, b) in enumerate(itertools.pairwise(ends))}
+    return Instrument(
+        "OTHER",
+        stars.wavelength,
+        chips=chips,
+        resolving_power=stars.resolving_power,
+        grid_index=index,
+    )
+
+
 def fine_tuned(checkpoint: Path, steps: int) -> Method:
     """Fine-tune all weights of the pre-trained model.
 
@@ -189,6 +223,27 @@ def fine_tuned(checkpoint: Path, steps: int) -> Method:
     def method(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
         model = StellarPerceptron.load_for_finetuning(checkpoint)
         labels = [TOKENS[name] for name in stars.label_names]
+        settings = {
+            "validation_split": 0.0,
+            "lr_scheduler": schedule,
+            "epochs": -(-steps // -(-len(train) // FINE_TUNING["batch_size"])),
+            "seed": seed,
+            "progress": False,
+            **FINE_TUNING,
+        }
+        if stars.resolving_power is not None:
+            told = {"resolving_power": stars.resolving_power}
+            augment = functools.partial(
+                Augmentation(**AUGMENTATION).with_noise, instrument=instrument_of(stars)
+            )
+            known = pd.DataFrame(stars.labels[train], columns=labels)
+            model.fit(
+                stars.flux[train], known, stars.wavelength, augment=augment, **told, **settings
+            )
+            answers = model.predict(
+                stars.flux[test], stars.wavelength, labels, progress=False, **told
+            )
+            return answers[labels].to_numpy()
         pixels = APOGEE.pixels_at(stars.wavelength)
         augment = functools.partial(
             Augmentation(**AUGMENTATION), pixels=slice(int(pixels[0]), int(pixels[-1]) + 1)
@@ -198,13 +253,8 @@ def fine_tuned(checkpoint: Path, steps: int) -> Method:
             [*APOGEE.pixel_names(stars.wavelength), *labels],
             labels,
             inputs_wavelength=np.append(stars.wavelength, np.zeros(len(labels))),
-            validation_split=0.0,
-            lr_scheduler=schedule,
             augment=augment,
-            epochs=-(-steps // -(-len(train) // FINE_TUNING["batch_size"])),
-            seed=seed,
-            progress=False,
-            **FINE_TUNING,
+            **settings,
         )
         answers = model.predict(stars.flux[test], stars.wavelength, labels, progress=False)
         return answers[labels].to_numpy()

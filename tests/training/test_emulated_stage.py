@@ -4,11 +4,13 @@ import os
 import signal
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from chain import STAGES, run_here
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.instruments import GALAH, LOW_RESOLUTION
 from stellarperceptron.training import stages
 from stellarperceptron.training.profiles import read_profile
 from stellarperceptron.training.step import Trainer
@@ -87,3 +89,17 @@ def test_only_stage_1_has_emulated_spectra(tmp_path, stage, entries, message):
     (tmp_path / "own.toml").write_text(f"[{stage}.training]\nepochs = 1\n")
     with pytest.raises(ValueError, match=message):
         read_profile(tmp_path / "own.toml", stage, ["data.source=emulator", *entries])
+
+
+def test_one_model_for_the_hermes_windows_reads_any_resolving_power(tmp_path):
+    sizes = ("data.stars=64", "training.epochs=1", "data.line_lists=nominal")
+    chosen = [word for entry in sizes for word in ("--set", entry)]
+    assert not run_here(SCRIPT, "--profile", "optical", *chosen, "--output", tmp_path)
+    model = StellarPerceptron.load(tmp_path / "selected", device="cpu")
+    assert model.instrument == GALAH
+    assert model.drawn.resolving_power == (1_500.0, 60_000.0)
+    inside = (LOW_RESOLUTION.wavelength > 4720) & (LOW_RESOLUTION.wavelength < 7880)
+    wavelength = LOW_RESOLUTION.wavelength[inside]
+    flux = np.ones((2, len(wavelength)))
+    found = model.predict(flux, wavelength, ["TEFF"], resolving_power=1_800.0, progress=False)
+    assert np.isfinite(found["TEFF"]).all()

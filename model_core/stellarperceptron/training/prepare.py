@@ -20,7 +20,7 @@ from stellarperceptron.network.patches import (
     mean_wavelengths,
     pixel_ids,
 )
-from stellarperceptron.training.stars.drawn import DrawnSpectra, Seen
+from stellarperceptron.training.stars.drawn import DrawnSpectra, OtherSpectra, Seen
 from stellarperceptron.training.stars.labelled import BLOCK, Stars
 from stellarperceptron.training.stars.prefetch import memory_for
 
@@ -118,8 +118,8 @@ class TrainingData:
     noise : Tensor or None
         (N,) inverse signal-to-noise ratio a pixel of the values, NaN where unknown; None if
         `conditions` is.
-    draw : DrawnSpectra or None
-        Makes what drawn instruments see of the stars; None: all batches show the same instrument.
+    draw : DrawnSpectra, OtherSpectra or None
+        Makes what other instruments see of the stars; None: all batches show the model's own.
     """
 
     values: Tensor
@@ -138,7 +138,7 @@ class TrainingData:
     decode: Callable[[Tensor], Tensor] | None = None
     conditions: Tensor | None = None
     noise: Tensor | None = None
-    draw: DrawnSpectra | None = None
+    draw: DrawnSpectra | OtherSpectra | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -162,7 +162,7 @@ class TrainingData:
 
         `random` draws the instrument that sees them, where training draws instruments.
         """
-        if random is not None and self.draw is not None and self.draw.applies(random):
+        if self.draw is not None and self.draw.applies(random):
             statistics = self.center, self.scale, self.limit
             return self.draw(values, statistics, self.groups.cpu().numpy(), random, generator)
         noise = None

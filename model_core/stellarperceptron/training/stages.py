@@ -31,7 +31,7 @@ from stellarperceptron.training.prepare import (
 from stellarperceptron.training.profiles import Profile, TrainingOptions
 from stellarperceptron.training.run.configuration import describe_augmentation, describe_schedule
 from stellarperceptron.training.run.folder import RunFolder
-from stellarperceptron.training.stars.drawn import DrawnSpectra
+from stellarperceptron.training.stars.drawn import DrawnSpectra, OtherSpectra
 from stellarperceptron.training.stars.labelled import Stars, survey_stars
 from stellarperceptron.training.stars.prefetch import spare_cores
 from stellarperceptron.training.tasks import train
@@ -354,6 +354,7 @@ def fit_model(
     resume: bool = False,
     process: Process | None = None,
     progress: bool = True,
+    draw: OtherSpectra | None = None,
 ) -> list[dict[str, float]]:
     """Train a model on stars without a profile; see `StellarPerceptron.fit`, which calls this.
 
@@ -365,6 +366,8 @@ def fit_model(
         The stars.
     options
         Entries of `TrainingOptions`.
+    draw
+        What spreads spectra of another instrument onto the model's pixels; it augments them itself.
 
     Raises
     ------
@@ -379,6 +382,7 @@ def fit_model(
     fit_standardization(model, stars)
     model.calibration, model.reference = Calibration(), None  # belong to other training
     data = prepare_training_data(model, stars, augment=augment)
+    data = dataclasses.replace(data, draw=draw)
     usable = usable_stars(data)
     if validation_indices is None:
         order = np.random.RandomState(settings.seed).permutation(len(usable))

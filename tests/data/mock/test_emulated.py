@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.apogee.continuum import normalize_as
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.emulated import (
     FINE_COMPONENTS,
-    Bank,
     EmulatedSpectra,
     emulated_source,
 )
-from stellarperceptron.data.mock.line_spread import FineGrid
+from stellarperceptron.data.mock.line_spread import Bank, FineGrid
 from stellarperceptron.data.mock.observation import SpectraBank
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
-from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments import APOGEE, GALAH
 from stellarperceptron.instruments.spectrograph import Continuum, Instrument
 from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
 from stellarperceptron.training.stars.labelled import survey_stars
@@ -133,3 +133,59 @@ def test_other_instruments_see_what_their_line_spread_leaves():
         assert (seen - expected).abs().max() < 4e-3
         normalized = spectra.seen_by(spectra.coefficients, instrument)
         torch.testing.assert_close(normalized.mean(dim=1), torch.ones(8), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> dict:
+    """Stars of GALAH whose lines lie between two lists."""
+    source = emulated_source(40, seed=5, instrument=GALAH, line_lists="mixed")
+    return {"source": source, **source.splits["train"]}
+
+
+def test_stars_of_another_instrument_are_those_that_its_emulators_reach(mixed):
+    block = MockSurvey(5, instrument=GALAH)
+    stars = block.stars("train", 0)
+    numbers = np.flatnonzero(block.reached(stars.theory))[:40]
+    assert mixed["ids"].tolist() == [f"mock-5-train-{number:07d}" for number in numbers]
+    np.testing.assert_array_equal(mixed["labels"], block.catalogue(stars)[0][numbers])
+    assert mixed["source"].instrument == GALAH
+    assert mixed["source"].provenance["arguments"]["line_lists"] == "mixed"
+    assert mixed["labels"][:, 0].min() > 4200
+
+
+def test_mixed_lines_lie_between_both_lists(mixed):
+    survey = MockSurvey(5, instrument=GALAH)
+    stars = survey.stars("train", 0)
+    rows = np.flatnonzero(survey.reached(stars.theory))[:40]
+    nominal, nature = (
+        normalize_as(
+            GALAH,
+            SpectraBank(bank.emulator, GALAH.wavelength, GALAH.resolving_power, groups=(1.0,))(
+                bank.emulator.coefficients(stars.theory[rows]),
+                np.zeros(40, int),
+                stars.broadening[rows],
+            ),
+        )
+        for bank in (survey.nominal, survey.nature)
+    )
+    step = (nature - nominal).nan_to_num(0)
+    flux = torch.from_numpy(mixed["synthetic"][0:40, :])
+    weight = ((flux - nominal).nan_to_num(0) * step).sum(dim=1) / step.square().sum(dim=1)
+    assert 0.3 < float(weight.mean()) < 0.7
+    assert 0.1 < float(weight.std()) < 0.5
+    assert float(weight.min()) > -0.6 and float(weight.max()) < 1.6
+
+
+def test_only_wavelengths_that_the_emulator_reaches_are_seen(mixed):
+    spectra = mixed["synthetic"]
+    windows = spectra.bank.windows(GALAH)
+    ends = [GALAH.wavelength[chip][[0, -1]].tolist() for chip in GALAH.chips.values()]
+    np.testing.assert_allclose(windows, ends)
+    between = Instrument("BETWEEN", np.linspace(5700, 6000, 3000), resolving_power=5_000.0)
+    with pytest.raises(ValueError, match="does not reach all pixels of BETWEEN"):
+        spectra.bank(spectra.coefficients, between)
+
+
+def test_unknown_line_lists_are_refused():
+    with pytest.raises(ValueError, match="nominal, mixed"):
+        emulated_source(5, line_lists="both")

@@ -1,6 +1,9 @@
 """Spectra of instruments that a model reads between its pixels."""
 
+import copy
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import LABELS
@@ -10,6 +13,7 @@ from stellarperceptron.data.flags import Flag
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.network.interface.other_instruments import OtherInstrument
+from stellarperceptron.training.stars.drawn import OtherSpectra
 
 POWER = 10_000.0
 
@@ -165,3 +169,62 @@ def test_the_models_own_pixels_are_read_as_before(model):
     flux = np.stack([star(APOGEE.wavelength, seed) for seed in (0, 1)])
     plain = model.predict(flux, APOGEE.wavelength, LABELS, progress=False)
     assert not (plain["flags"].to_numpy() & int(Flag.OTHER_INSTRUMENT)).any()
+
+
+def test_fit_learns_from_spectra_of_another_instrument(model):
+    pupil = copy.deepcopy(model)
+    wavelength, seeds = GRIDS["part"], range(24)
+    flux = np.stack([star(wavelength, seed) for seed in seeds])
+    labels = pd.DataFrame({LABELS[0]: np.linspace(-1, 1, 24)})
+    history = pupil.fit(
+        flux,
+        labels,
+        wavelength,
+        resolving_power=POWER,
+        augment=lambda some, generator: some + 0.001 * torch.randn(some.shape, generator=generator),
+        epochs=30,
+        batch_size=8,
+        learning_rate=5e-3,
+        labels_per_star="all",
+        validation_split=0.25,
+        progress=False,
+    )
+    assert history["mse_loss"].iloc[-1] < 0.3 * history["mse_loss"].iloc[0]
+    assert np.isfinite(history["val_loss"]).all()
+    before, after = (
+        abs(
+            one.predict(flux, wavelength, [LABELS[0]], resolving_power=POWER, progress=False)[
+                LABELS[0]
+            ]
+            - labels[LABELS[0]]
+        ).mean()
+        for one in (model, pupil)
+    )
+    assert after < 0.5 * before
+
+
+def test_training_shows_the_tokens_that_predict_sees(model):
+    wavelength = GRIDS["coarse"]
+    flux = star(wavelength, 3)[None].astype(np.float32)
+    other = OtherInstrument(APOGEE, model.drawn, wavelength, np.full(len(wavelength), POWER))
+    values, weights = other.spread(flux, model.standardizer, np.arange(1, 7515), torch.zeros(1))
+    statistics = model.standardizer.statistics(np.arange(1, 7515), torch.zeros(1))
+    groups = np.arange(7514)[:, None]
+    shown = OtherSpectra(APOGEE, wavelength, np.full(len(wavelength), POWER))(
+        torch.from_numpy(flux), statistics, groups, None, None
+    )
+    part = slice(int(other.pixels[0]), int(other.pixels[-1]) + 1)
+    torch.testing.assert_close(shown.values[:, part], values, equal_nan=True)
+    torch.testing.assert_close(shown.weights[:, part], weights)
+
+
+def test_fit_refuses_what_predict_refuses(model):
+    wavelength = GRIDS["part"]
+    flux, labels = np.ones((3, len(wavelength))), pd.DataFrame({LABELS[0]: [1.0, 2.0, 3.0]})
+    with pytest.raises(ValueError, match="say which resolving power"):
+        model.fit(flux, labels, wavelength)
+    with pytest.raises(ValueError, match="outside of 4000 to 50000"):
+        model.fit(flux, labels, wavelength, resolving_power=500.0)
+    own = np.ones((3, 7514))
+    with pytest.raises(ValueError, match="of another instrument than the model's"):
+        model.fit(own, labels, APOGEE.wavelength, resolving_power=POWER)

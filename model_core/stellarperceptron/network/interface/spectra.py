@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,21 @@ from tqdm.auto import tqdm
 from stellarperceptron.data.wavelengths import air_or_vacuum, off_pixels, resampling_onto
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.network.interface.export import FluxToLabels, write_onnx
+from stellarperceptron.network.interface.other_instruments import OtherInstrument
 from stellarperceptron.network.interface.perception import PerceivingModel
 from stellarperceptron.network.patches import Patch, split_into_patches
 from stellarperceptron.utils.arrays import as_array, as_names, as_spectra, sentinels_to_nan
 from stellarperceptron.utils.data_utils import written_by
 
 __all__ = ["SpectraModel", "holds_labels"]
+
+
+class AnotherInstrument(NamedTuple):
+    """Fluxes (N, n) of another instrument, wavelengths (n,) and resolving power (n,)."""
+
+    flux: np.ndarray
+    wavelengths: np.ndarray
+    resolving_power: np.ndarray
 
 
 def holds_labels(values: Any) -> bool:
@@ -194,7 +203,7 @@ class SpectraModel(PerceivingModel):
         if self.drawn is not None and off_pixels(self.instrument, wavelengths).any():
             raise ValueError(
                 f"the wavelengths are not those of {self.instrument.name} pixels: only predict "
-                "reads spectra of other instruments"
+                "and fit read spectra of other instruments"
             )
         resampling = resampling_onto(self.instrument, wavelengths)
         if resampling is not None:
@@ -202,6 +211,30 @@ class SpectraModel(PerceivingModel):
             flux = resampling(flux)
             wavelengths = self.instrument.wavelength[resampling.pixels]
         return flux, wavelengths, self.instrument.pixel_names(wavelengths)
+
+    def _of_another_instrument(
+        self, spectra: Any, wavelengths: Any, resolving_power: Any
+    ) -> "AnotherInstrument | None":
+        """Spectra of another instrument as they are; None if they are of the model's own.
+
+        Raises
+        ------
+        ValueError
+            The model was not trained on instruments like this one.
+        """
+        if self.drawn is None or self.instrument is None:
+            return None
+        spectra, wavelengths = as_spectra(spectra, wavelengths)
+        wavelengths = self._check_wavelengths(wavelengths, [np.shape(spectra)[1:]])
+        if not off_pixels(self.instrument, wavelengths).any():
+            return None
+        self._refuse_air(spectra, wavelengths)
+        power = resolving_power
+        if power is not None:
+            power = np.broadcast_to(as_array(power, name="resolving_power"), wavelengths.shape)
+        OtherInstrument(self.instrument, self.drawn, wavelengths, power)  # refuses what is unknown
+        flux = sentinels_to_nan(as_array(spectra, dtype=np.float32))
+        return AnotherInstrument(np.where(flux == 0, np.float32(np.nan), flux), wavelengths, power)
 
     def _refuse_air(self, spectra: np.ndarray, wavelengths: np.ndarray) -> None:
         """Refuse wavelengths in air, which most stars' lines give away."""
@@ -224,6 +257,14 @@ class SpectraModel(PerceivingModel):
     ) -> tuple[np.ndarray, list[str], list[str], np.ndarray]:
         """Arguments of `fit` in its published form, from spectra and labels apart."""
         flux, wavelengths, names = self._on_pixels(spectra, wavelengths)
+        values, known = self._known_labels(labels, label_names, len(flux))
+        wavelengths = np.append(wavelengths, np.zeros(len(known)))
+        return np.hstack([flux, values]), [*names, *known], known, wavelengths
+
+    def _known_labels(
+        self, labels: Any, label_names: Sequence[str] | None, stars: int
+    ) -> tuple[np.ndarray, list[str]]:
+        """Values (N, Q) of labels in any container, and what the model calls them."""
         if isinstance(labels, Table):
             labels = labels.to_pandas()
         if isinstance(labels, pd.DataFrame | Mapping):
@@ -235,10 +276,9 @@ class SpectraModel(PerceivingModel):
         label_names = as_names(label_names, "label_names")
         known = [self._known_label(name) for name in label_names]
         values = as_array(labels, unit=None, name="labels")
-        if values.shape != (len(flux), len(known)):
+        if values.shape != (stars, len(known)):
             raise ValueError(
-                f"labels have shape {values.shape}, expected {(len(flux), len(known))}: a row a "
-                "star, a column a label"
+                f"labels have shape {values.shape}, expected {(stars, len(known))}: a row a star, "
+                "a column a label"
             )
-        wavelengths = np.append(wavelengths, np.zeros(len(known)))
-        return np.hstack([flux, values]), [*names, *known], known, wavelengths
+        return values, known

@@ -1,8 +1,9 @@
-"""Batches as made-up instruments see them; see `instruments.drawn` and `instruments.rows`."""
+"""Batches as other instruments see them; see `instruments.drawn` and `instruments.rows`."""
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.instruments.drawn import DrawnInstruments
-from stellarperceptron.instruments.rows import between_rows
+from stellarperceptron.instruments.rows import BetweenRows, between_rows
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.network.patches import known_conditions
 from stellarperceptron.training.stars.labelled import Stars
 
-__all__ = ["DrawnSpectra", "Seen", "at_all_powers"]
+__all__ = ["DrawnSpectra", "OtherSpectra", "Seen", "at_all_powers", "other_stars"]
 
 
 class Seen(NamedTuple):
@@ -67,9 +68,9 @@ class DrawnSpectra:
         self.see, self.augmentation = stars.see, augmentation
         self.windows = stars.windows or [tuple(map(float, instrument.wavelength[[0, -1]]))]
 
-    def applies(self, random: np.random.Generator) -> bool:
-        """Whether a batch is seen by a drawn instrument."""
-        return bool(random.random() < self.drawn.share)
+    def applies(self, random: np.random.Generator | None) -> bool:
+        """Whether a batch is seen by a drawn instrument; none is in validation (`random` None)."""
+        return random is not None and bool(random.random() < self.drawn.share)
 
     def __call__(
         self,
@@ -96,16 +97,93 @@ class DrawnSpectra:
             flux, noise = self.augmentation.with_noise(flux, generator, instrument=seen_by)
         lost = self.drawn.bad * random.random()
         luck = torch.rand(flux.shape, generator=generator, device=flux.device)
+        flux = flux.masked_fill(luck < lost, math.nan)
         rows = between_rows(self.instrument, seen_by.wavelength)
-        center, scale, limit = map(rows.interpolate, statistics)
-        pixels = torch.as_tensor(rows.pixels, device=flux.device)
-        z = (flux[:, pixels] - center) / scale
-        z = z.masked_fill((z.abs() > limit) | z.isinf() | (luck[:, pixels] < lost), math.nan)
-        values, weights = rows.spread(z)
         power = np.full(len(self.instrument), seen_by.resolving_power)
-        groups = np.where(groups == len(power), -1, groups)
-        conditions = known_conditions(groups, power).to(flux.device)
-        return Seen(values, noise, weights, conditions)
+        return _spread(flux, rows, power, statistics, groups)._replace(noise=noise)
+
+
+class OtherSpectra:
+    """Spreads spectra of another instrument, which has been measured, onto the model's pixels.
+
+    Parameters
+    ----------
+    instrument
+        The model's instrument.
+    wavelengths, resolving_power
+        (n,) of the spectra.
+    augment
+        Function of fluxes (B, n) and a generator; see `TrainingData`.
+    """
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        wavelengths: np.ndarray,
+        resolving_power: np.ndarray,
+        augment: Callable[[Tensor, torch.Generator], Any] | None = None,
+    ):
+        self.rows = between_rows(instrument, wavelengths)
+        order = np.argsort(wavelengths)
+        self.power = np.interp(
+            instrument.wavelength, wavelengths[order], np.asarray(resolving_power)[order]
+        )
+        self.augment = augment
+
+    def applies(self, random: np.random.Generator | None) -> bool:
+        """Whether a batch shows the other instrument: all do."""
+        return True
+
+    def __call__(
+        self,
+        flux: Tensor,
+        statistics: tuple[Tensor, Tensor, Tensor],
+        groups: np.ndarray,
+        random: np.random.Generator | None,
+        generator: torch.Generator | None,
+    ) -> Seen:
+        """Standardize and spread fluxes (B, n), augmented where there is a generator.
+
+        `statistics` and `groups` as in `DrawnSpectra`.
+        """
+        noise = None
+        if generator is not None and self.augment is not None:
+            found = self.augment(flux, generator)
+            flux, noise = found if isinstance(found, tuple) else (found, None)
+        return _spread(flux, self.rows, self.power, statistics, groups)._replace(noise=noise)
+
+
+def _spread(
+    flux: Tensor,
+    rows: BetweenRows,
+    power: np.ndarray,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    groups: np.ndarray,
+) -> Seen:
+    """Standardize fluxes (B, m) of another instrument and spread them onto the model's pixels."""
+    center, scale, limit = map(rows.interpolate, statistics)
+    z = (flux[:, torch.as_tensor(rows.pixels, device=flux.device)] - center) / scale
+    z = z.masked_fill((z.abs() > limit) | z.isinf(), math.nan)
+    values, weights = rows.spread(z)
+    groups = np.where(groups == len(power), -1, groups)
+    conditions = known_conditions(groups, power).to(flux.device)
+    return Seen(values, weights=weights, conditions=conditions)
+
+
+def other_stars(
+    instrument: Instrument, flux: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
+) -> Stars:
+    """Stars (N, Q) whose fluxes (N, n) `OtherSpectra` spreads onto an instrument's pixels."""
+    return Stars(
+        read=lambda rows: flux[rows],
+        names=instrument.pixel_names(),
+        wavelengths=instrument.wavelength,
+        labels=labels,
+        label_errors=None,
+        label_names=label_names,
+        coefficients=torch.from_numpy(flux),
+        decode=lambda some: some,  # the fluxes themselves
+    )
 
 
 def at_all_powers(stars: Stars, instrument: Instrument, drawn: DrawnInstruments) -> Stars:
