@@ -20,6 +20,9 @@ BASELINES = ("quadratic_regression", "pixel_network")
 # Scripts that `make reproduce` does not need.
 BY_HAND = {
     "results/instruments/matrix.py",
+    "results/instruments/one_star.py",
+    "results/instruments/real_stars.py",
+    "results/instruments/two_instruments.py",
     "results/baselines/compare.py",
     "results/baselines/learning_curve.py",
     "results/real_stars/few_labels.py",

@@ -31,6 +31,7 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path):
         "attention/extract_attention",
         "baselines/train_baselines",
         "fe/EvaluateFeFT",
+        "instruments/real_stars",
         "real_stars/few_labels",
         "real_stars/predict_real_stars",
     ],
