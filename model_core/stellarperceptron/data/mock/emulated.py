@@ -343,9 +343,11 @@ def emulated_source(
     with ThreadPoolExecutor(workers) as pool:
         while (missing := stars - sum(map(len, parts))) > 0:
             first = len(parts)
-            for some in pool.map(block, range(first, first + math.ceil(missing / BLOCK))):
-                for one, kept in zip(some, (parts, numbers, tables), strict=True):
-                    kept.append(one)
+            more = range(first, first + math.ceil(missing / BLOCK))
+            for found, kept, table in pool.map(block, more):
+                parts.append(found)
+                numbers.append(kept)
+                tables.append(table)
     names = ("labels", "label_errors", "true_labels")
     columns = {
         name: np.concatenate(table)[:stars]

@@ -193,9 +193,11 @@ class Bank:
         Raises
         ------
         ValueError
-            It has pixels that the emulator does not reach.
+            It has pixels that the emulator does not reach, or no single resolving power.
         """
         device = coefficients.device
+        if not isinstance(instrument.resolving_power, float):
+            raise ValueError(f"{instrument} has no resolving power, or another one for each pixel")
         components, grid = self._at(instrument.resolving_power, device)
         log = np.log10(instrument.wavelength)
         place, first = np.full(len(log), np.nan), np.zeros(len(log), dtype=np.int64)
