@@ -14,8 +14,8 @@ labels (N, L) are those of the literature, NaN where unknown; label_names are TE
 OUTPUT gets
 
 real_stars.csv      a row a star: labels of the model with errors and flags, and the literature's
-real_stars.md       bias, scatter and pulls of each set, and a row for each star that is no LAMOST's
-real_stars.png      predicted labels against those of the literature (and .pdf)
+real_stars_table.md bias, scatter and pulls of each set, and a row for each star that is no LAMOST's
+real_stars.png      predicted labels against those of the literature (and .pdf, and caption)
 lamost.npz          the LAMOST spectra that have labels, for results/real_stars/few_labels.py
 
     python real_stars.py --data ../shared/real --checkpoint runs/optical/1 --output runs/real
@@ -309,7 +309,7 @@ def draw(table: pd.DataFrame) -> Figure:
     use_style()
     figure = Figure(figsize=(PAGE_WIDTH, PAGE_WIDTH / 2.6), layout="constrained")
     inside = reached(table)
-    markers = dict(zip(SETS, "sD.", strict=True))
+    markers = dict(zip(SETS, "sDo", strict=True))
     order = [name for name in reversed(SETS) if name in set(table["set"])]  # few above many
     for axes, label in zip(figure.subplots(1, len(LABELS)), LABELS, strict=True):
         for color, name in enumerate(order):
@@ -322,7 +322,8 @@ def draw(table: pd.DataFrame) -> Figure:
                     fmt=markers[name],
                     color=f"C{color}",
                     markerfacecolor=f"C{color}" if filled else "none",
-                    elinewidth=0.5,
+                    markersize=2 if name == FAINT else 4,
+                    elinewidth=0.3 if name == FAINT else 0.6,
                     label=name if filled else None,
                     zorder=2 + color,
                 )
@@ -368,7 +369,7 @@ def main() -> None:
     if len(few):
         text += "\nPredicted labels and, in brackets, those of the literature:\n\n"
         text += markdown_table(star_text(few))
-    with atomic_output(arguments.output / "real_stars.md") as temporary:
+    with atomic_output(arguments.output / "real_stars_table.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     caption = CAPTION.format(
         sets=", ".join(arguments.sets),

@@ -92,7 +92,7 @@ def test_only_stage_1_has_emulated_spectra(tmp_path, stage, entries, message):
 
 
 def test_one_model_for_the_hermes_windows_reads_any_resolving_power(tmp_path):
-    sizes = ("data.stars=64", "training.epochs=1", "data.line_lists=nominal")
+    sizes = ("data.stars=150", "training.epochs=1", "data.line_lists=nominal")
     chosen = [word for entry in sizes for word in ("--set", entry)]
     assert not run_here(SCRIPT, "--profile", "optical", *chosen, "--output", tmp_path)
     model = StellarPerceptron.load(tmp_path / "selected", device="cpu")
