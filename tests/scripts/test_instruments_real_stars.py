@@ -23,7 +23,8 @@ def two():
 
 
 def line(wavelength, center, width=0.15):
-    return 1 - 0.5 * np.exp(-0.5 * ((wavelength - center) / width) ** 2)
+    continuum = 1 + 1e-3 * np.sin(wavelength)  # constant flux is no measurement
+    return continuum - 0.5 * np.exp(-0.5 * ((wavelength - center) / width) ** 2)
 
 
 def minima(stars):

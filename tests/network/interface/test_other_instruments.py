@@ -200,7 +200,7 @@ def test_fit_learns_from_spectra_of_another_instrument(model):
         ).mean()
         for one in (model, pupil)
     )
-    assert after < 0.5 * before
+    assert after < 0.7 * before  # a quarter of the stars was not shown
 
 
 def test_training_shows_the_tokens_that_predict_sees(model):
