@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import subprocess
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
