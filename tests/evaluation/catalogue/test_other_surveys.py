@@ -146,4 +146,5 @@ def test_a_star_is_chosen_from_a_file_of_several(tmp_path):
     spectrum, flux = read_normalized(path, pixels, LOW_RESOLUTION, at_rest, row=1)
     assert spectrum.star_id == "39627001"
     assert spectrum.velocity == pytest.approx(300, abs=5)
-    np.testing.assert_allclose(flux[20:-20], at_rest[20:-20], atol=0.01)
+    alike = np.abs(flux - at_rest) < 0.01
+    assert alike.mean() > 0.99  # all but the ends of the arms
