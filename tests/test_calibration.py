@@ -74,6 +74,27 @@ def test_the_calibration_is_exact_for_the_whole_spectrum():
     assert quarter < 0.9 < half < whole
 
 
+def test_signal_to_noise_ratios_have_a_factor_of_their_own():
+    calibration = Calibration()
+    pixels = np.array([4000.0, 2000, 500, 500, 1000])
+    snr = np.array([50.0, 400, 200, np.nan, 30])
+    told = np.nan_to_num(snr / 100, nan=1.0)
+    calibration.fit("TEFF", pixels, 1.5 * (pixels / 1000) ** -0.3 * told**-0.2, snr)
+    np.testing.assert_allclose(calibration.factors["TEFF"], (np.log(1.5), -0.3, -0.2))
+    given = np.array([50, np.nan, 1e9, 1.0]), np.array([0.5, 1.0, 5.0, 0.2])  # limits
+    factor = calibration.factor(["TEFF", "LOGG"], np.full(4, 1000), given[0])
+    np.testing.assert_allclose(factor[:, 0], 1.5 * given[1] ** -0.2)
+    assert (factor[:, 1] == 1).all()
+
+
+def test_two_numbers_mean_what_they_did():
+    pixels = np.arange(1, 9000, 7)
+    calibration = Calibration({"TEFF": (-0.5042893902160249, 0.08638171880660125)})
+    expected = np.exp(-0.5042893902160249 + 0.08638171880660125 * np.log(pixels / 1000))
+    for snr in (None, np.linspace(1, 1e4, len(pixels))):
+        np.testing.assert_array_equal(calibration.factor(["TEFF"], pixels, snr)[:, 0], expected)
+
+
 def test_only_valid_pixels_count(model):
     """In `predict` and in `request`: bad pixels tell nothing."""
     spectra, part = make_spectra(4, 40, bad=0), slice(0, 16)
@@ -135,7 +156,7 @@ def test_windows_lie_anywhere(model, monkeypatch):
     assert len(windows) == 8 and len({w[0] for w in windows}) > 3
 
 
-@pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
+@pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0, 4.0]])
 def test_impossible_calibrations_are_refused(values):
     with pytest.raises(ValueError, match="calibration of TEFF"):
         Calibration({"TEFF": values})

@@ -16,8 +16,10 @@ from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.data.standardizer import standardized_condition
 from stellarperceptron.evaluation.evaluate import evaluate
 from stellarperceptron.instruments import APOGEE
+from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.layers import Tokens
+from stellarperceptron.model_core import Calibration
 from stellarperceptron.network.config import ModelConfig
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.run.calibration import calibrate_stage
@@ -153,10 +155,26 @@ def test_errors_are_calibrated_for_what_the_model_is_told(told):
     np.testing.assert_allclose(after[sigma] / before[sigma], 2, rtol=0.1)
 
 
+def test_errors_are_scaled_by_the_signal_to_noise_ratio_that_the_model_is_told(told):
+    spectra = make_spectra(3, 40, bad=0).astype(np.float32)
+    snr = np.array([25.0, 200.0, np.nan])  # unknown: no factor
+    options = [{"snr": snr}, {"errors": spectra / 200}, {}]
+    before = [ask(told, spectra, **given) for given in options]
+    told.calibration = Calibration(dict.fromkeys(LABELS, (0.0, 0.0, -0.5)))
+    after = [ask(told, spectra, **given) for given in options]
+    factors = [np.array([[2.0], [0.5**0.5], [1.0]]), 0.5**0.5, 1.0]
+    for one, other, factor in zip(before, after, factors, strict=True):
+        np.testing.assert_allclose(other[:, : len(LABELS)], one[:, : len(LABELS)])
+        sigma = slice(len(LABELS), None)
+        np.testing.assert_allclose(other[:, sigma], one[:, sigma] * factor, rtol=1e-5)
+
+
 def test_evaluation_and_calibration_tell_it_the_errors_of_a_survey(tmp_path, monkeypatch):
     told = with_conditions(make_model(N_PIXELS, **BINS))
     data = SimpleNamespace(kind="observed", pixels="full", labels=LABELS, label_errors=True)
-    profile = SimpleNamespace(data=data, training=SimpleNamespace(seed=0))
+    profile = SimpleNamespace(
+        data=data, training=SimpleNamespace(seed=0), instruments=DrawnInstruments()
+    )
     given = {}
     with SpectraDataset.open(write_survey(tmp_path / "survey.h5", errors=True)) as dataset:
         found = evaluate(told, tmp_path, dataset, "observed", "full", LABELS, tmp_path / "a.csv")

@@ -23,38 +23,66 @@ PADDING = "[pad]"
 class Calibration:
     """Factors that scale predicted standard deviations to the scatter of held-out stars.
 
-    The factor of a label is ``exp(a + b ln(n / PIXELS))`` for a star with n valid pixels (or other
-    values).
+    The factor of a label is ``exp(a + b ln(n / PIXELS) + c ln(s / SNR))`` for a star with n valid
+    pixels (or other values) and a signal-to-noise ratio s. A pixel of another instrument than the
+    model's counts as many as it is wide in pixels of the model's.
 
     Parameters
     ----------
     factors
-        (a, b) of each label; other labels have a factor of 1.
+        (a, b) or (a, b, c) of each label; other labels have a factor of 1.
     """
 
     PIXELS = 1000.0
+    SNR = 100.0
+    SNR_LIMITS = (20.0, 500.0)  # the profiles' trainings show no other
 
     def __init__(self, factors: Mapping[str, Sequence[float]] | None = None):
-        self.factors: dict[str, tuple[float, float]] = {}
+        self.factors: dict[str, tuple[float, ...]] = {}
         if not isinstance(factors, Mapping | None):
-            raise ValueError(f"the calibration is {factors!r}, not two numbers for each label")
+            raise ValueError(f"the calibration is {factors!r}, not numbers for each label")
         for label, values in (factors or {}).items():
             numbers = tuple(float(value) for value in values)
-            if len(numbers) != 2 or not np.isfinite(numbers).all():
-                raise ValueError(f"calibration of {label} is {values!r}, not two finite numbers")
-            self.factors[str(label)] = (numbers[0], numbers[1])
+            if len(numbers) not in (2, 3) or not np.isfinite(numbers).all():
+                raise ValueError(
+                    f"calibration of {label} is {values!r}, not two or three finite numbers"
+                )
+            self.factors[str(label)] = numbers
 
-    def factor(self, labels: Sequence[str], pixels: np.ndarray) -> np.ndarray:
-        """Factors (N, Q) of labels for stars with these numbers of valid pixels (N,)."""
-        a, b = np.array([self.factors.get(label, (0.0, 0.0)) for label in labels]).T
+    def factor(
+        self, labels: Sequence[str], pixels: np.ndarray, snr: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Factors (N, Q) of labels.
+
+        Parameters
+        ----------
+        labels
+            (Q,) names.
+        pixels
+            (N,) numbers of valid pixels of the stars.
+        snr
+            (N,) signal-to-noise ratios a pixel, NaN where unknown; None: all unknown.
+        """
+        numbers = [self.factors.get(label, (0.0, 0.0)) for label in labels]
+        a, b = np.array([values[:2] for values in numbers]).T
+        c = np.array([values[2] if len(values) > 2 else 0.0 for values in numbers])
         logarithm = np.log(np.maximum(pixels, 1) / self.PIXELS)
-        return np.exp(a + b * logarithm[:, None])
+        told = np.zeros(len(logarithm)) if snr is None else self._log_snr(snr)
+        return np.exp(a + b * logarithm[:, None] + c * told[:, None])
 
-    def fit(self, label: str, pixels: np.ndarray, scales: np.ndarray) -> None:
+    def _log_snr(self, snr: np.ndarray) -> np.ndarray:
+        """Logarithm (k,) of the signal-to-noise ratio over `SNR`, 0 where it is unknown."""
+        return np.nan_to_num(np.log(np.clip(snr, *self.SNR_LIMITS) / self.SNR), nan=0.0)
+
+    def fit(
+        self, label: str, pixels: np.ndarray, scales: np.ndarray, snr: np.ndarray | None = None
+    ) -> None:
         """Fit the factor of a label to scales (k,) measured with these numbers of pixels (k,).
 
-        The fit is the least-squares line in the logarithms that passes through the largest number
-        of pixels, which most predictions are made with. With a single number of pixels b is 0.
+        Without signal-to-noise ratios, the fit is the least-squares line in the logarithms that
+        passes through the largest number of pixels, which most predictions are made with; with a
+        single number of pixels b is 0. With ratios (k,), NaN where the model was not told, it is
+        the least-squares plane.
 
         Raises
         ------
@@ -64,6 +92,10 @@ class Calibration:
         if not np.all(np.isfinite(scales) & (np.asarray(scales) > 0)):
             raise ValueError(f"scales {scales} of the errors of {label} are not positive numbers")
         x, y = np.log(np.asarray(pixels) / self.PIXELS), np.log(scales)
+        if snr is not None:
+            columns = np.stack([np.ones(len(x)), x, self._log_snr(snr)], axis=1)
+            self.factors[label] = tuple(np.linalg.lstsq(columns, y, rcond=None)[0].tolist())
+            return
         whole = np.mean(y[x == x.max()])
         dx = x - x.max()
         slope = dx @ (y - whole) / (dx @ dx) if dx.any() else 0.0

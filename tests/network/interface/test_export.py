@@ -26,7 +26,7 @@ def onnxruntime():
 )
 def test_exported_models_answer_alike(onnxruntime, tmp_path, tokens):
     model = make_model(**tokens)
-    model.calibration = Calibration({"TEFF": (0.3, -0.4)})
+    model.calibration = Calibration({"TEFF": (0.3, -0.4), "FE_H": (0.1, 0.2, 0.5)})
     wavelengths, spectra = APOGEE.wavelength[:40], make_spectra(7, 40).astype(np.float32)
     spectra[3, 20:] = np.nan
     spectra[4, 7] = 50.0  # too far from the training stars to count

@@ -165,6 +165,7 @@ class PredictingModel(SpectraModel):
         batch_size = self.stars_at_once(batch_size)
         answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
         valid, flags = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
+        told = [np.zeros(0)]  # the signal-to-noise ratio of each star
         dropped = 0
         judge = SpectrumFlags(
             self.standardizer,
@@ -219,6 +220,8 @@ class PredictingModel(SpectraModel):
                     ratio = np.broadcast_to(snr[start : start + batch_size, None], flux.shape)
                 if ratio is not None:
                     ratio = torch.from_numpy(ratio.astype(np.float32)).to(self.device)
+                    if snr is None:
+                        told.append(ratio.nanmedian(dim=1).values.cpu().numpy())
                 if compile:  # keep the shape
                     again = torch.arange(min(batch_size, stars), device=self.device) % number
                     flux, ratio, weights = (
@@ -248,7 +251,9 @@ class PredictingModel(SpectraModel):
         pixels = np.concatenate(valid)
         self._warn_of_empty_stars(pixels == 0)
         value, error = torch.cat(answers, dim=1).numpy()
-        frame = self._frame(value, error, labels, label_tokens, pixels)
+        if snr is None and len(told) > 1:
+            snr = np.concatenate(told)
+        frame = self._frame(value, error, labels, label_tokens, pixels, snr)
         frame["flags"] = np.concatenate(flags)
         if other is not None:
             frame["flags"] |= int(Flag.OTHER_INSTRUMENT)

@@ -147,7 +147,8 @@ class SpectraModel(PerceivingModel):
             pixel_names = self.instrument.pixel_names(wavelengths)
             tokens, patches = self._patches(pixel_names, wavelengths, seed)
             like = torch.zeros(1)
-            factors = [self.calibration.factors.get(name, (0.0, 0.0)) for name in names]
+            # The file is not told the signal-to-noise ratio, so that its coefficient is left out.
+            factors = [self.calibration.factors.get(name, (0.0, 0.0))[:2] for name in names]
             network = FluxToLabels(
                 self.torch_model,
                 patches,

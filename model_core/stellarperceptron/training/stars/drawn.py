@@ -92,15 +92,28 @@ class DrawnSpectra:
             Randomness of the instrument, and of noise and bad pixels.
         """
         seen_by = self.drawn.draw(random, self.windows)
-        flux, noise = self.see(coefficients, seen_by), None
+        flux, noise = self.with_errors(self.see(coefficients, seen_by), seen_by, random, generator)
+        rows = between_rows(self.instrument, seen_by.wavelength)
+        power = np.full(len(self.instrument), seen_by.resolving_power)
+        return _spread(flux, rows, power, statistics, groups)._replace(noise=noise)
+
+    def with_errors(
+        self,
+        flux: Tensor,
+        seen_by: Instrument,
+        random: np.random.Generator,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add errors and bad pixels to what an instrument sees (B, n).
+
+        The second result is the standard deviation of the noise (B,), None if there is none.
+        """
+        noise = None
         if self.augmentation is not None:
             flux, noise = self.augmentation.with_noise(flux, generator, instrument=seen_by)
         lost = self.drawn.bad * random.random()
         luck = torch.rand(flux.shape, generator=generator, device=flux.device)
-        flux = flux.masked_fill(luck < lost, math.nan)
-        rows = between_rows(self.instrument, seen_by.wavelength)
-        power = np.full(len(self.instrument), seen_by.resolving_power)
-        return _spread(flux, rows, power, statistics, groups)._replace(noise=noise)
+        return flux.masked_fill(luck < lost, math.nan), noise
 
 
 class OtherSpectra:
