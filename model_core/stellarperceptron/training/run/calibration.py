@@ -46,10 +46,10 @@ def calibrate_stage(
     describe_training(model, dataset, data.kind, data.pixels, labels, seed)
     if not len(rows):
         return
-    random = np.random.RandomState(seed)
     if profile.instruments.share:
-        calibrate_over_drawn(model, read_stars(dataset, profile, np.sort(rows)), profile)
+        calibrate_over_drawn(model, read_stars(dataset, profile, rows), profile)
         return
+    random = np.random.RandomState(seed)
     rows = np.sort(random.permutation(rows)[:CALIBRATION_STARS])
     stars = read_stars(dataset, profile, rows)
     names = list(stars.label_names)
@@ -66,14 +66,12 @@ def calibrate_stage(
 
 
 def calibrate_over_drawn(model: StellarPerceptron, stars: Stars, profile: Profile) -> None:
-    """Calibrate the predicted errors over all instruments that stage 1 has drawn.
+    """Calibrate the predicted errors over all instruments that stage 1 draws.
 
-    In every draw, some stars are seen by a drawn instrument or by the model's own, as often as in
-    training, completely or, in half of the draws, in a window of them. Signal-to-noise ratio and
-    other errors are those of the profile's augmentation; the ratio is hidden in some draws, as in
-    training. The factor is measured as in `StellarPerceptron.calibrate`; it is fitted as a power
-    law of the number of valid pixels and of the ratio. It hardly depends on the resolving power
-    otherwise.
+    The factor of each label is measured as in `StellarPerceptron.calibrate`, on stars as stage 1
+    shows them: each draw has an instrument, a signal-to-noise ratio, and, every other time, a
+    window. A power law of the number of valid pixels and of the ratio is fitted to the factors.
+    With another one of the resolving power, errors of other stars were no better.
 
     Parameters
     ----------
@@ -82,70 +80,80 @@ def calibrate_over_drawn(model: StellarPerceptron, stars: Stars, profile: Profil
     stars
         Validation stars, which any instrument can see.
     profile
-        The profile of stage 1.
+        The profile of stage 1, with the seed.
     """
-    drawn, instrument, seed = profile.instruments, model.instrument, profile.training.seed
+    seed, names = profile.training.seed, list(stars.label_names)
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    names = list(stars.label_names)
     model.calibration = Calibration()
-    pixels: list[float] = []
-    ratios: list[float] = []
-    scales: list[list[float]] = []
-    for _ in range(DRAWS):
-        number = min(STARS_A_DRAW, len(stars))
-        rows = np.sort(random.choice(len(stars), number, replace=False))
-        snr, errors = math.nan, None
-        if profile.data.augment:
-            low, high = np.log(profile.augmentation.snr)
-            snr = math.exp(random.uniform(low, high))
-            errors = dataclasses.replace(profile.augmentation, snr=(snr, snr))
-        spectra = DrawnSpectra(drawn, instrument, stars, errors)
-        coefficients = stars.coefficients[torch.from_numpy(rows)]
-        if spectra.applies(random):
-            seen_by = drawn.draw(random, spectra.windows)
-            flux = stars.see(coefficients, seen_by)
-        else:
-            seen_by, flux = instrument, stars.decode(coefficients)
-        flux, _ = spectra.with_errors(flux, seen_by, random, generator)
-        if random.random() < HIDDEN:
-            snr = math.nan
-        places = between_rows(instrument, seen_by.wavelength)
-        length = len(places.pixels)
-        if random.random() < 0.5:  # a window, of any length
-            length = round(length * 2.0 ** random.uniform(-5, 0))
-            length = min(max(SHORTEST_CHIP, length), len(places.pixels))
-        start = int(random.integers(len(places.pixels) - length + 1))
-        part = places.pixels[start : start + length]
-        shown = flux[:, torch.from_numpy(part)].numpy()
-        power = np.broadcast_to(seen_by.resolving_power, len(seen_by))[part]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "(?s).*flagged")
-            predicted = model.predict(
-                shown,
-                seen_by.wavelength[part],
-                names,
-                snr=None if math.isnan(snr) else snr,
-                resolving_power=power,
-                progress=False,
-            )
-        counts = np.isfinite(shown) @ places.width[start : start + length]
-        pixels.append(max(1.0, float(np.median(counts))))
-        ratios.append(snr)
-        scales.append(
-            [
-                error_scale(
-                    (predicted[name] - stars.labels[rows, i]).to_numpy(),
-                    predicted[f"{name}_error"].to_numpy(),
-                    0.0 if stars.label_errors is None else stars.label_errors[rows, i],
-                )
-                for i, name in enumerate(names)
-            ]
-        )
-    for name, measured in zip(names, np.array(scales).T, strict=True):
+    draws = [_scales_in_a_draw(model, stars, profile, random, generator) for _ in range(DRAWS)]
+    pixels, snr, scales = (np.array(column) for column in zip(*draws, strict=True))
+    for name, measured in zip(names, scales.T, strict=True):
         found = np.isfinite(measured)
-        model.calibration.fit(
-            name, np.array(pixels)[found], measured[found], np.array(ratios)[found]
+        model.calibration.fit(name, pixels[found], measured[found], snr[found])
+
+
+def _scales_in_a_draw(
+    model: StellarPerceptron,
+    stars: Stars,
+    profile: Profile,
+    random: np.random.Generator,
+    generator: torch.Generator,
+) -> tuple[float, float, list[float]]:
+    """Show some stars to the model as one instrument sees them, and compare errors and scatter.
+
+    Returns
+    -------
+    pixels : float
+        Median number of valid pixels, in pixels of the model's instrument.
+    snr : float
+        Signal-to-noise ratio a pixel that the model was told; NaN: none.
+    scales : list of float
+        Factor of the errors of each label; see `error_scale`.
+    """
+    rows = np.sort(random.choice(len(stars), min(STARS_A_DRAW, len(stars)), replace=False))
+    snr, errors = math.nan, None
+    if profile.data.augment:
+        snr = math.exp(random.uniform(*np.log(profile.augmentation.snr)))
+        errors = dataclasses.replace(profile.augmentation, snr=(snr, snr))
+    spectra = DrawnSpectra(profile.instruments, model.instrument, stars, errors)
+    coefficients = stars.coefficients[torch.from_numpy(rows)]
+    if spectra.applies(random):
+        seen_by = profile.instruments.draw(random, spectra.windows)
+        flux = stars.see(coefficients, seen_by)
+    else:
+        seen_by, flux = model.instrument, stars.decode(coefficients)
+    flux, _ = spectra.with_errors(flux, seen_by, random, generator)
+    if random.random() < HIDDEN:
+        snr = math.nan
+    places = between_rows(model.instrument, seen_by.wavelength)
+    shown, width = places.pixels, places.width
+    if random.random() < 0.5:
+        length = round(len(shown) * 2.0 ** random.uniform(-5, 0))
+        length = min(max(length, SHORTEST_CHIP), len(shown))
+        start = int(random.integers(len(shown) - length + 1))
+        shown, width = shown[start : start + length], width[start : start + length]
+    seen = flux.numpy()[:, shown]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*flagged")
+        predicted = model.predict(
+            seen,
+            seen_by.wavelength[shown],
+            list(stars.label_names),
+            snr=None if math.isnan(snr) else snr,
+            resolving_power=np.broadcast_to(seen_by.resolving_power, len(seen_by))[shown],
+            progress=False,
         )
+    true, true_errors = stars.labels[rows], stars.label_errors
+    true_errors = np.zeros_like(true) if true_errors is None else true_errors[rows]
+    scales = [
+        error_scale(
+            predicted[name].to_numpy() - true[:, i],
+            predicted[f"{name}_error"].to_numpy(),
+            true_errors[:, i],
+        )
+        for i, name in enumerate(stars.label_names)
+    ]
+    return max(1.0, float(np.median(np.isfinite(seen) @ width))), snr, scales
 
 
 def describe_training(
