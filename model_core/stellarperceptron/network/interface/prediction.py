@@ -219,9 +219,10 @@ class PredictingModel(SpectraModel):
                 if snr is not None:
                     ratio = np.broadcast_to(snr[start : start + batch_size, None], flux.shape)
                 if ratio is not None:
-                    ratio = torch.from_numpy(ratio.astype(np.float32)).to(self.device)
+                    known = torch.from_numpy(ratio.astype(np.float32))
                     if snr is None:
-                        told.append(ratio.nanmedian(dim=1).values.cpu().numpy())
+                        told.append(known.nanmedian(dim=1).values.numpy())
+                    ratio = known.to(self.device)
                 if compile:  # keep the shape
                     again = torch.arange(min(batch_size, stars), device=self.device) % number
                     flux, ratio, weights = (
