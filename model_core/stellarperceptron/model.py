@@ -171,9 +171,10 @@ class StellarPerceptron(PredictingModel):
         if another is not None:
             if inputs_err is not None:
                 raise ValueError("inputs_err is for spectra on the model's own pixels")
-            values, known = self._known_labels(inputs_name, label_names, len(another.flux))
-            stars = other_stars(self.instrument, another.flux, values, known)
-            draw = OtherSpectra(self.instrument, *another[1:], augment)
+            flux, wavelengths, power = another
+            values, known = self._known_labels(inputs_name, label_names, len(flux))
+            stars = other_stars(self.instrument, flux, values, known)
+            draw = OtherSpectra(self.instrument, wavelengths, power, augment)
             augment = None
         elif resolving_power is not None:
             raise ValueError(

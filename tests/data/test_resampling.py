@@ -71,6 +71,20 @@ def test_predictions_from_another_grid_are_nearly_the_same():
     assert np.abs((found - expected)[LABELS] / scale).max().max() < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:the wavelengths are not those")
+def test_a_flux_of_zero_is_not_interpolated():
+    model, grid = make_model(400, context_length=400), APOGEE.wavelength[:400]
+    finer = np.arange(grid[0], grid[-1], 0.1)
+    flux = 0.9 + 0.05 * np.sin(finer)[None]
+    zero, missing = flux.copy(), flux.copy()
+    zero[0, 500], missing[0, 500] = 0.0, np.nan
+    found, expected, whole = (
+        model.predict(one, finer, LABELS, progress=False) for one in (zero, missing, flux)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert not np.allclose(found[LABELS], whole[LABELS], rtol=1e-6)
+
+
 def test_a_model_of_some_pixels_takes_other_grids():
     model, grid = make_model(400, context_length=400), APOGEE.wavelength[:400]
     finer = np.arange(grid[0], grid[-1], 0.1)

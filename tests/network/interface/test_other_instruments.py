@@ -149,6 +149,22 @@ def test_bad_pixels_and_errors_are_left_out(model):
     np.testing.assert_allclose(with_errors[LABELS], told[LABELS], rtol=2e-2)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.2])
+def test_flux_that_is_no_measurement_has_no_labels(model, value):
+    wavelength = GRIDS["fine"]
+    flux = np.stack([star(wavelength, seed) for seed in (0, 1, 2)])
+    flux[1] = value
+    dead = np.isin(APOGEE.nearest_pixels(wavelength), np.r_[APOGEE.chips["green"]])
+    flux[2, dead] = value
+    options = {"resolving_power": POWER, "progress": False}
+    with pytest.warns(UserWarning, match="index 1"):
+        found = model.predict(flux, wavelength, LABELS, **options)
+    assert found[LABELS].isna().all(axis=1).tolist() == [False, True, False]
+    flux[2, dead] = np.nan
+    expected = model.predict(flux[2:], wavelength, LABELS, **options)
+    np.testing.assert_allclose(found[2:][LABELS], expected[LABELS], rtol=1e-4)
+
+
 def test_instruments_that_training_has_not_seen_are_refused(model):
     wavelength = GRIDS["part"]
     with pytest.raises(ValueError, match=r"resolving_power=\.\.\."):

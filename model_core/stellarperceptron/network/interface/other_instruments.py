@@ -95,12 +95,11 @@ class OtherInstrument:
         Parameters
         ----------
         flux
-            (N, n) fluxes over the pseudo-continuum, NaN for bad pixels. Zero is no measurement.
+            (N, n) fluxes over the pseudo-continuum, NaN for bad pixels.
         standardizer, tokens
             The model's standardization, and its tokens (R,) of all pixels of its instrument.
         """
         values = torch.from_numpy(flux[:, self.order[self.rows.pixels]]).to(like)
-        values = values.masked_fill(values == 0, math.nan)
         center, scale, limit = map(self.rows.interpolate, standardizer.statistics(tokens, like))
         z = (values - center) / scale
         z = z.masked_fill((z.abs() > limit) | z.isinf(), math.nan)

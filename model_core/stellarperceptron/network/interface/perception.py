@@ -62,6 +62,11 @@ class PerceivingModel(StoredModel):
         rows = [self._measured(star, pixels) for star, pixels in stars]
         return torch.cat(rows) if rows else values
 
+    def _measured_at(self, flux: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
+        """The same for flux (N, n) at any wavelengths (n,), by the chips that they lie nearest to."""
+        pixels = self.instrument.nearest_pixels(wavelengths)
+        return self._measured(torch.from_numpy(flux), pixels).numpy()
+
     def _measured(self, values: Tensor, pixels: np.ndarray) -> Tensor:
         """The same for columns (n,) of the instrument's pixels, negative for other columns."""
         bad = values == 0

@@ -129,6 +129,7 @@ class PredictingModel(SpectraModel):
         if power is None:
             power = self.resolving_power_at(wavelengths)
         resampling = other = None
+        own_wavelengths = wavelengths  # of the spectra, whatever they are brought to
         if names is None:
             if self.instrument is None:
                 raise ValueError(
@@ -198,6 +199,8 @@ class PredictingModel(SpectraModel):
             for start in range(0, stars, batch_size):
                 flux = as_array(spectra[start : start + batch_size], dtype=np.float32)
                 flux, ratio = sentinels_to_nan(flux), None
+                if resampling is not None or other is not None:
+                    flux = self._measured_at(flux, own_wavelengths)
                 if errors is not None:
                     part = as_array(errors[start : start + batch_size], dtype=np.float32)
                     noisy = too_noisy(part)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,14 +21,6 @@ from stellarperceptron.utils.arrays import as_array, as_names, as_spectra, senti
 from stellarperceptron.utils.data_utils import written_by
 
 __all__ = ["SpectraModel", "holds_labels"]
-
-
-class AnotherInstrument(NamedTuple):
-    """Fluxes (N, n) of another instrument, wavelengths (n,) and resolving power (n,)."""
-
-    flux: np.ndarray
-    wavelengths: np.ndarray
-    resolving_power: np.ndarray
 
 
 def holds_labels(values: Any) -> bool:
@@ -209,14 +201,16 @@ class SpectraModel(PerceivingModel):
         resampling = resampling_onto(self.instrument, wavelengths)
         if resampling is not None:
             self._refuse_air(flux, wavelengths)
-            flux = resampling(flux)
+            flux = resampling(self._measured_at(flux, wavelengths))
             wavelengths = self.instrument.wavelength[resampling.pixels]
         return flux, wavelengths, self.instrument.pixel_names(wavelengths)
 
     def _of_another_instrument(
         self, spectra: Any, wavelengths: Any, resolving_power: Any
-    ) -> "AnotherInstrument | None":
-        """Spectra of another instrument as they are; None if they are of the model's own.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Flux (N, n), wavelengths and resolving power (n,) of another instrument's spectra.
+
+        None if they are on the model's own pixels, or if the model reads no others.
 
         Raises
         ------
@@ -235,7 +229,7 @@ class SpectraModel(PerceivingModel):
             power = np.broadcast_to(as_array(power, name="resolving_power"), wavelengths.shape)
         OtherInstrument(self.instrument, self.drawn, wavelengths, power)  # refuses what is unknown
         flux = sentinels_to_nan(as_array(spectra, dtype=np.float32))
-        return AnotherInstrument(np.where(flux == 0, np.float32(np.nan), flux), wavelengths, power)
+        return self._measured_at(flux, wavelengths), wavelengths, power
 
     def _refuse_air(self, spectra: np.ndarray, wavelengths: np.ndarray) -> None:
         """Refuse wavelengths in air, which most stars' lines give away."""
