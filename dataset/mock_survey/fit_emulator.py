@@ -285,13 +285,14 @@ def draw(results: dict[str, tuple[np.ndarray, Grid]], wavelength: np.ndarray, pa
             for level, shade in ((95, 0.4), (68, 1.0)):
                 y = np.percentile(np.abs(errors[:, piece]), level, axis=0)
                 axis.plot(wavelength[piece], y, color=color, lw=0.4, alpha=shade)
-            axis.set(xlim=wavelength[piece[[0, -1]]], ylim=(0, None))
+            axis.set_xlim(wavelength[piece[[0, -1]]])
         row[0].set_ylabel("|error| of\nflux / continuum")
         row[-1].set_title(f"{name}: 68 and 95 %", loc="right")
         rms = np.sqrt((errors**2).mean(1))
         for label_axis, d in zip(by_label, (0, 1, 2), strict=True):
             x = grid.labels[grid.held_out][:, d]
             label_axis.plot(x, rms, ".", color=color, alpha=0.7, mew=0, label=name)
+    by_wavelength[0, 0].set_ylim(bottom=0)  # once all is drawn; the panels share the axis
     upper.supxlabel("vacuum wavelength [Å]")
     for axis, label in zip(by_label, LABELS[:3], strict=True):
         axis.set(xlabel=axis_label(label), yscale="log", ylim=(1e-4, 3e-2))
