@@ -42,7 +42,8 @@ WORST = 4.0  # ratio of errors at the end of the colours
 CAPTION = (
     "Scatter (mad_std) and, in brackets, bias (median) of predicted labels of {stars:,} stars at a "
     "signal-to-noise ratio of {snr:g} a pixel. Rows: what a model was trained on. Columns: the "
-    "instrument that observed the stars. Colours: the scatter over the smallest of its column. "
+    "instrument that observed the stars. Colours: the scatter over the smallest of its column, up "
+    "to {worst:g}. "
     "Empty: the model refuses the instrument."
 )
 
@@ -208,8 +209,12 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(models)), models)
         axes.set_title(f"{entry.symbol} [{entry.unit}]")
         axes.tick_params(length=0)
-        bar = figure.colorbar(image, ax=axes, label="over the best", ticks=[1, 2, 4], format="%g")
+        bar = figure.colorbar(
+            image, ax=axes, label="over the best", ticks=[1, 2, 4], format="%g", extend="max"
+        )
         bar.minorticks_off()
+    figure.supylabel("trained on")
+    figure.supxlabel("tested on")
     return figure
 
 
@@ -242,7 +247,7 @@ def main() -> None:
     text = markdown_table(text_table(table))
     with atomic_output(stem.with_name(f"{stem.name}_table.md")) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    caption = CAPTION.format(stars=arguments.stars, snr=arguments.snr)
+    caption = CAPTION.format(stars=arguments.stars, snr=arguments.snr, worst=WORST)
     save_figure(draw(table), stem.with_name(f"{stem.name}.png"), caption)
     print(text, end="")
 

@@ -1,8 +1,8 @@
-r"""One star as four spectrographs of the H band see it, and what one model says of each spectrum.
+r"""One star as four spectrographs of the H band see it, and the labels that one model derives.
 
 A star of the mock survey, which the model has not seen in training, is observed by APOGEE, by
 MOONS, and by two made-up instruments, with noise of their own. Draws flux against wavelength, a
-panel for each, with the labels and errors that the model gives, and writes PNG, PDF and caption.
+panel for each, with the model's labels and their errors, and writes PNG, PDF and caption.
 
     python one_star.py --checkpoint runs/instruments/1 --output results/instruments/one_star.png
 """
@@ -35,7 +35,7 @@ from stellarperceptron.utils.plotting import COLORS, PAGE_WIDTH, save_figure, us
 
 CAPTION = (
     "A star of the mock survey ({truth}) as four spectrographs see it, at a signal-to-noise ratio "
-    "of {snr:g} a pixel, and the labels that one model gives from each spectrum."
+    "of {snr:g} a pixel, and the labels that one model derives from each spectrum."
 )
 
 
@@ -84,13 +84,11 @@ def draw(
     use_style()
     figure = Figure(figsize=(PAGE_WIDTH, 1.25 * len(INSTRUMENTS)), layout="constrained")
     panels = figure.subplots(len(INSTRUMENTS), 1, sharex=True, sharey=True)
-    bottom = float(np.nanquantile(np.concatenate(spectra), 0.001)) - 0.03
     for axes, one, flux, answer in zip(panels, INSTRUMENTS, spectra, answers, strict=True):
         for chip in one.chips.values():
             axes.plot(one.wavelength[chip], flux[chip], color=COLORS["black"], lw=0.4)
         told = ", ".join(text(label, answer[label], answer[f"{label}_error"]) for label in labels)
         axes.set_title(f"{one.name}:  {told}", loc="left", fontsize="small")
-        axes.set(ylim=(bottom, 1.1))
     figure.suptitle(f"One star: {truth}", x=0.01, ha="left")
     figure.supylabel("flux / continuum")
     panels[-1].set_xlabel("vacuum wavelength in the star's rest frame [Å]")

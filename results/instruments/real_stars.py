@@ -1,7 +1,8 @@
 r"""Labels of real stars in the windows of HERMES, by a model that has seen synthetic spectra only.
 
-Reads up to three sets of real spectra in DATA, takes them to vacuum, to rest and to pixels, and
-asks one model about all of them (stage 1 of profile `optical`, see `training/profiles`):
+Reads up to three sets of real spectra in DATA, brings them to vacuum wavelengths, to the stars'
+rest frame and to an instrument's pixels, and predicts their labels with one model (stage 1 of
+profile `optical`, see `training/profiles`):
 
 gaia_benchmarks_hermes/spectra.npz  Gaia benchmark stars, R = 28,000; NAME_ARM_flux and
     NAME_ARM_wavelength_start_step [Angstrom, air, at rest] of four arms, names, labels
@@ -14,7 +15,7 @@ labels (N, L) are those of the literature, NaN where unknown; label_names are TE
 OUTPUT gets
 
 real_stars.csv      a row a star: labels of the model with errors and flags, and the literature's
-real_stars_table.md bias, scatter and pulls of each set, and a row for each star that is no LAMOST's
+real_stars_table.md bias, scatter and pulls of each set; labels of each star of the first two sets
 real_stars.png      predicted labels against those of the literature (and .pdf, and caption)
 lamost.npz          the LAMOST spectra that have labels, for results/real_stars/few_labels.py
 
@@ -213,6 +214,21 @@ SETS = {
 }
 
 
+def read_set(name: str, folder: Path) -> Stars:
+    """One of the sets in a folder.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Its file is missing, or no such file; says what it lacks.
+    """
+    file, read = SETS[name]
+    try:
+        return read(folder / file)
+    except KeyError as error:
+        raise ValueError(f"{folder / file} lacks {error.args[0]}") from error
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 
@@ -353,13 +369,12 @@ def main() -> None:
         model = StellarPerceptron.load(resolve_checkpoint(arguments.checkpoint), device="cpu")
         found = []
         for name in arguments.sets:
-            file, read = SETS[name]
-            stars = read(arguments.data / file)
+            stars = read_set(name, arguments.data)
             found.append(answers(model, name, stars, arguments.blue))
             if name == FAINT:
                 write_for_few_labels(stars, arguments.output / "lamost.npz")
         table = pd.concat(found, ignore_index=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     with atomic_output(arguments.output / "real_stars.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")

@@ -174,7 +174,10 @@ def main() -> None:
     try:
         model = StellarPerceptron.load(resolve_checkpoint(arguments.checkpoint), device="cpu")
         if model.drawn is None or model.instrument.name not in PAIRS:
-            raise ValueError("the model was not trained on many instruments, or on unknown ones")
+            raise ValueError(
+                "the model was not trained on many instruments of the H band or the windows of "
+                "HERMES"
+            )
         source = emulated_source(
             arguments.stars,
             seed,

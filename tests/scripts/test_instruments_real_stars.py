@@ -96,6 +96,14 @@ def test_lamost_without_labels_is_left_out_and_the_rest_can_be_learned_from(real
     assert len(few.instrument_of(again).chips) == 4
 
 
+def test_what_a_file_lacks_is_named(real, tmp_path):
+    path = tmp_path / "gaia_benchmarks_hermes/spectra.npz"
+    path.parent.mkdir()
+    np.savez(path, names=np.array(["one"]), labels=np.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"spectra\.npz lacks label_names"):
+        real.read_set("Gaia benchmark stars", tmp_path)
+
+
 def test_low_resolution_leaves_out_more_of_the_balmer_cores(real):
     instrument = real.lamost_in_windows()
     assert list(instrument.chips) == list(GALAH.chips)
@@ -182,8 +190,7 @@ def test_one_star_has_a_panel_for_each_instrument():
 @pytest.mark.reference
 def test_real_files_are_read(real, shared):
     for name, stars in (("Gaia benchmark stars", 11), ("GALAH", 6), ("LAMOST", 131)):
-        file, read = real.SETS[name]
-        found = read(shared / "real" / file)
+        found = real.read_set(name, shared / "real")
         assert found.flux.shape == (stars, len(found.instrument))
         assert np.isfinite(found.flux).mean() > 0.95
         assert np.nanmedian(found.flux) == pytest.approx(1, abs=0.05)
