@@ -4,13 +4,14 @@ Ridge and quadratic regression, a network from scratch, and a pre-trained model 
 all learn from the same stars and are tested on the rest, in five random splits. STARS_FILE is an
 .npz file with
 
-wavelength (P,)     vacuum [Angstrom], on pixels of the APOGEE grid
+wavelength (P,)     vacuum [Angstrom], on pixels of the APOGEE grid, or see below
 flux (N, P)         normalized flux
 bad (N, P)          true for bad pixels
 labels (N, 3)       effective temperature [K], log g, [M/H]; label_names (3,) TEFF, LOGG, M_H or
                     FE_H
-resolving_power     of another instrument than APOGEE, whose spectra are normalized as the model's;
-                    wavelengths may be any that a model trained on many instruments reads
+resolving_power     only if another instrument than APOGEE took the spectra: they are then
+                    normalized as those of the model's training, and have any wavelengths that a
+                    model trained on many instruments reads
 
 OUTPUT gets few_labels.csv (each split), few_labels.md (mad_std, mean of the splits) and
 few_labels.png (and .pdf), whose caption is below the table. What is in few_labels.csv already is
@@ -73,12 +74,8 @@ AUGMENTATION = {
 
 FLUX_SCALE = 0.958  # of the file's flux over that of this package's pseudo-continuum
 MOST_VALUES = 1_000_000_000  # of an array in the file: 100,000 spectra
-TOKENS = {
-    "TEFF": "TEFF",
-    "LOGG": "LOGG",
-    "M_H": "FE_H",
-    "FE_H": "FE_H",
-}  # what the model calls the labels
+# What the model calls the labels.
+TOKENS = {"TEFF": "TEFF", "LOGG": "LOGG", "M_H": "FE_H", "FE_H": "FE_H"}
 HEADINGS = {"TEFF": "Teff [K]", "LOGG": "log g", "M_H": "[M/H]", "FE_H": "[Fe/H]"}
 RIDGE, QUADRATIC = "ridge regression", "quadratic regression"
 NETWORK, FINE_TUNED = "network from scratch", "pre-trained, fine-tuned"
@@ -94,7 +91,7 @@ CAPTION = (
 class Stars:
     """Spectra of N stars, P pixels each, NaN where bad, and their labels (N, L).
 
-    `resolving_power` is that of another instrument than APOGEE.
+    `resolving_power` is that of another instrument; None: they are APOGEE's.
     """
 
     wavelength: np.ndarray
@@ -197,7 +194,7 @@ def network(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.
 
 
 def instrument_of(stars: Stars) -> Instrument:
-    """The instrument of the spectra, whose chips are what gaps in wavelength divide."""
+    """The instrument of the spectra; gaps in wavelength divide its pixels into chips."""
     step = np.diff(np.log(stars.wavelength))
     index = np.append(0, np.cumsum(np.round(step / np.median(step))))
     ends = [0, *(np.flatnonzero(step > 20 * np.median(step)) + 1), len(index)]

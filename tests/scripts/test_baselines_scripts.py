@@ -19,6 +19,7 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.apogee.grid import FULL_WAVELENGTH
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.predictions import read_predictions
+from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.training.stages import draw_stars
 
 BASELINES = "results/baselines"
@@ -217,6 +218,31 @@ def test_fine_tuning_takes_the_steps_that_it_is_told_to(
     answers = method(stars, np.arange(40), np.arange(40, 60), 0)
     assert 20 <= len(taken) < 23  # three batches an epoch
     assert np.isfinite(answers).all() and answers.shape == (20, 3)
+
+
+def test_fine_tuning_takes_spectra_of_another_instrument(few_labels, tmp_path):
+    apogee, random = few_labels.APOGEE, np.random.default_rng(0)
+    names = [*apogee.pixel_names(), *LABELS]
+    sizes = {**SMALL, "context_length": 64, "pixels_per_token": 128, "conditions": True}
+    model = StellarPerceptron(names, device="cpu", instrument=apogee, **sizes)
+    model.drawn = DrawnInstruments(share=0.5)
+    values = random.normal(0, 1, (30, len(names)))
+    values[:, : len(apogee)] = 1 + 0.05 * values[:, : len(apogee)]
+    model.fit_standardization(values, names)
+    model.save(tmp_path / "model")
+    wavelength = 15_400 * np.exp(np.arange(1500) / 28_000)
+    wavelength = np.delete(wavelength, slice(700, 800))
+    metals = np.linspace(-1, 1, 30)
+    flux = 1 + 0.05 * metals[:, None]
+    flux = flux + random.normal(0, 0.005, (30, len(wavelength)))
+    labels = np.stack([metals, metals, metals], axis=1)
+    stars = few_labels.Stars(wavelength, flux.astype(np.float32), labels, LABELS, 10_000.0)
+    assert len(few_labels.instrument_of(stars).chips) == 2
+    answers = few_labels.fine_tuned(tmp_path / "model", 60)(
+        stars, np.arange(0, 30, 2), np.arange(1, 30, 2), 0
+    )
+    assert answers.shape == (15, 3) and np.isfinite(answers).all()
+    assert (answers.std(axis=0) > 0).all()
 
 
 def test_few_labels_refuses_other_files(stars_file, tmp_path):
