@@ -14,7 +14,7 @@ from stellarperceptron.instruments.spectrograph import Continuum, Instrument
 __all__ = ["DrawnInstruments"]
 
 POWERS = 20  # resolving powers that are told apart
-SHORTEST_CHIP = 20  # pixels; fewer have no continuum
+SHORTEST_CHIP = 20  # pixels; no continuum is fitted to fewer
 TOLERANCE = 1.1  # a user's numbers are not exact: limits are wider by this factor
 
 
@@ -68,11 +68,11 @@ class DrawnInstruments:
     def draw(
         self, random: np.random.Generator, windows: Sequence[tuple[float, float]]
     ) -> Instrument:
-        """Draw an instrument that sees some windows.
+        """Draw an instrument that covers some windows of wavelength.
 
-        Its pixels are equal in the logarithm of the wavelength, and begin anywhere within the first
-        one. Windows and gaps divide them into chips, each with its own pseudo-continuum. Shorter
-        chips than 20 pixels are left out.
+        Its pixels are equally wide in the logarithm of the wavelength, and the first of them begins
+        at random within a pixel of the first window's end. Windows and gaps divide them into chips,
+        each with its own pseudo-continuum. Chips of fewer than 20 pixels are left out.
 
         Parameters
         ----------

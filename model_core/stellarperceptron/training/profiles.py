@@ -175,7 +175,7 @@ class DataProfile:
         from their coefficients on the device, without a survey file.
     instrument
         Instrument whose pixels the model has, for source = "emulator"; a survey file names its own.
-        Emulators other than APOGEE's are in the repository.
+        APOGEE's emulators come with the package, those of the others only with the repository.
     line_lists
         Lines of the emulator's spectra: "nominal", or "mixed" between the two lists, drawn for each
         star; see `emulated_source`.

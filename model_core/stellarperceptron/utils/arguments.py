@@ -100,14 +100,14 @@ def run_script(
 
 
 def reason(error: BaseException) -> str:
-    """Text of an exception for a message, without the number of an error that says all in words."""
+    """Message of an exception; of an OSError without a file, its words without its number."""
     if isinstance(error, OSError) and error.strerror and error.filename is None:
         return error.strerror
     return str(error)
 
 
 def number(text: str, kind: type[int] | type[float]) -> Any:
-    """A number of a kind."""
+    """Read an argument that is a whole number (`int`) or any number (`float`)."""
     try:
         return kind(text)
     except ValueError:

@@ -77,7 +77,7 @@ def make_survey(options: argparse.Namespace) -> None:
     options.output = options.output.expanduser()
     check_output_file(options.output)
     if options.output.suffix not in SURVEY_SUFFIXES:
-        raise ValueError(f"--output {options.output} must end in .h5: a survey is an HDF5 file")
+        raise ValueError(f"--output {options.output} must end in .h5 or .hdf5")
     counts = create_survey(
         options.output,
         options.stars,

@@ -63,7 +63,7 @@ class PerceivingModel(StoredModel):
         return torch.cat(rows) if rows else values
 
     def _measured_at(self, flux: np.ndarray, wavelengths: np.ndarray) -> np.ndarray:
-        """The same for flux (N, n) at any wavelengths (n,), by the chips that they lie nearest to."""
+        """The same for flux (N, n) at any wavelengths (n,), which belong to the nearest chip."""
         pixels = self.instrument.nearest_pixels(wavelengths)
         return self._measured(torch.from_numpy(flux), pixels).numpy()
 

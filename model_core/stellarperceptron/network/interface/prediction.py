@@ -301,10 +301,10 @@ class PredictingModel(SpectraModel):
         """Calibrate predicted standard deviations on stars that were not used in training.
 
         For the whole spectra and for random windows of them, the factor is measured that makes
-        68.3 % of the stars lie within one standard deviation, label by label. Windows of one width
-        differ, so that the geometric mean of several is taken. A power law of the number of valid
-        pixels is fitted to these means. `predict` and `request` apply it from
-        then on, and `save` keeps it in the checkpoint.
+        68.3 % of the stars lie within one standard deviation, label by label. Windows of the same
+        width give different factors, of which the geometric mean is taken. A power law of the
+        number of valid pixels is fitted to these means. `predict` and `request` apply it from then
+        on, and `save` keeps it in the checkpoint.
 
         A label that no star has, or whose catalogue errors exceed its scatter, is left
         uncalibrated, with a warning.

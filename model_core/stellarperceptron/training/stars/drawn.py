@@ -117,7 +117,7 @@ class DrawnSpectra:
 
 
 class OtherSpectra:
-    """Spreads spectra of another instrument, which has been measured, onto the model's pixels.
+    """Spreads measured spectra of another instrument onto the model's pixels.
 
     Parameters
     ----------

@@ -47,7 +47,8 @@ class Stars:
         Function of (B, k) coefficients and an instrument that makes what the instrument sees, if
         any instrument can see the stars.
     windows : sequence of (float, float) or None
-        First and last wavelength of each window in which it can [Angstrom, vacuum]; None: all.
+        First and last wavelength of each window in which `see` makes spectra [Angstrom, vacuum];
+        None: there is one window, which holds all pixels.
     """
 
     read: Callable[[slice], np.ndarray]
