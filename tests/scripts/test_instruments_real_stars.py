@@ -1,5 +1,7 @@
 """Real stars by one model of many instruments, and stars that two instruments see."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,6 +178,27 @@ def test_two_instruments_are_compared_in_units_of_their_errors(two):
     assert row["one_context_mad_std"] == row["first_mad_std"]
     text = two.text_table(pd.DataFrame([row])).iloc[0]
     assert "%" in text["weighted mean"]
+
+
+def test_predicted_errors_are_counted_for_each_instrument():
+    script = load("results/instruments/predicted_errors.py")
+    seen_by = script.of_power(2_000.0, [(5000.0, 5100.0), (6000.0, 6100.0)])
+    assert np.median(np.diff(np.log(seen_by.wavelength))) == pytest.approx(1 / 5_000)
+    random = np.random.default_rng(0)
+    true = pd.DataFrame({"FE_H": random.normal(size=5000)})
+    scatter = 0.2 * random.normal(size=(5000, 1))  # twice the error at R = 10,000
+    flux = np.repeat(true.to_numpy() + scatter, len(seen_by), axis=1)
+    found = [
+        script.pulls(Told(), dataclasses.replace(seen_by, resolving_power=power), flux, true, 50.0)
+        for power in (2_000.0, 10_000.0)
+    ]
+    table = pd.concat(found).assign(instrument=["coarse", "fine"], **{"S/N": "50"})
+    assert table["pull_std"].tolist() == pytest.approx([1, 2], rel=0.05)
+    text = script.text_table(table)
+    assert list(text) == ["instrument", "S/N", "[Fe/H]"]
+    within = table["within_1_sigma"].tolist()
+    assert within == pytest.approx([0.683, 0.383], abs=0.02)
+    assert text["[Fe/H]"][0] == f"{100 * within[0]:.0f} ({table['pull_std'].iloc[0]:.2f})"
 
 
 def test_one_star_has_a_panel_for_each_instrument():

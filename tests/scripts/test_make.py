@@ -21,6 +21,7 @@ BASELINES = ("quadratic_regression", "pixel_network")
 BY_HAND = {
     "results/instruments/matrix.py",
     "results/instruments/one_star.py",
+    "results/instruments/predicted_errors.py",
     "results/instruments/real_stars.py",
     "results/instruments/two_instruments.py",
     "results/baselines/compare.py",
