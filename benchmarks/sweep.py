@@ -39,6 +39,7 @@ from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.data.mock.survey import MockSurvey
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.network.kernels.memory import freed_memory_kept
+from stellarperceptron.nn_utils import Schedule
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.prepare import (
     TrainingData,
@@ -46,7 +47,7 @@ from stellarperceptron.training.prepare import (
     prepare_training_data,
     usable_stars,
 )
-from stellarperceptron.training.profiles import Schedule, TrainingOptions
+from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.stars.labelled import Stars
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import PerceptronTask

@@ -1,6 +1,7 @@
 """Losses and learning-rate schedules."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import (
 )
 
 __all__ = [
+    "Schedule",
     "cosine_annealing_warm_restarts",
     "linear_warmup_cosine",
     "mean_squared_error",
@@ -160,6 +162,50 @@ def linear_warmup_cosine(
     scheduler = LambdaLR(optimizer, factor)
     scheduler.every_step = True
     return scheduler
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning-rate schedule.
+
+    Parameters
+    ----------
+    name
+        "constant"; "cosine_warm_restarts" (published stage 1); "warmup_cosine_warm_restarts"
+        (published stage 2); "warmup_cosine": a linear warm-up, then one cosine over the rest of
+        the training, updated at every optimizer step.
+    warmup_epochs, restart_epochs
+        Length of the warm-up and of the first cosine in the published schedules [epochs].
+    minimum_lr
+        Lowest learning rate of the published schedules.
+    warmup_steps
+        Length of the warm-up of "warmup_cosine" [optimizer steps].
+    """
+
+    name: str = "constant"
+    warmup_epochs: int = 51
+    restart_epochs: int = 50
+    minimum_lr: float = 1e-10
+    warmup_steps: int = 200
+
+    @property
+    def depends_on_epochs(self) -> bool:
+        """Whether the learning rates of the first epochs depend on the total number of epochs."""
+        return self.name == "warmup_cosine"
+
+    def make(
+        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int, epochs: int
+    ) -> LRScheduler | None:
+        """Schedule for an optimizer; None for a constant learning rate."""
+        if self.name == "cosine_warm_restarts":
+            return cosine_annealing_warm_restarts(optimizer, self.restart_epochs, self.minimum_lr)
+        if self.name == "warmup_cosine_warm_restarts":
+            return warmup_cosine_annealing_warm_restarts(
+                optimizer, self.warmup_epochs, self.restart_epochs, self.minimum_lr
+            )
+        if self.name == "warmup_cosine":
+            return linear_warmup_cosine(optimizer, self.warmup_steps, steps_per_epoch * epochs)
+        return None
 
 
 def __getattr__(name: str) -> Any:

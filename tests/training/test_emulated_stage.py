@@ -11,8 +11,8 @@ from chain import STAGES, run_here
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.instruments import GALAH, LOW_RESOLUTION
-from stellarperceptron.training import stages
 from stellarperceptron.training.profiles import read_profile
+from stellarperceptron.training.run import surveys
 from stellarperceptron.training.step import Trainer
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,8 @@ def test_it_needs_no_survey(trained):
 
 
 def test_its_stars_are_drawn_by_the_seed(tmp_path):
-    with mock.patch.object(stages, "emulated_source", side_effect=ValueError("as asked")) as source:
+    refusal = ValueError("as asked")
+    with mock.patch.object(surveys, "emulated_source", side_effect=refusal) as source:
         assert "as asked" in train(tmp_path, "--seed", 7)
     assert source.call_args.args[:2] == (150, 7)
 

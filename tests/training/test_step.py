@@ -9,9 +9,13 @@ import torch
 from conftest import make_model
 from train_tiny import STARS, tiny_data
 
-from stellarperceptron.nn_utils import cosine_annealing_warm_restarts, robust_mean_squared_error
+from stellarperceptron.nn_utils import (
+    Schedule,
+    cosine_annealing_warm_restarts,
+    robust_mean_squared_error,
+)
 from stellarperceptron.training.batches import MixedBatch
-from stellarperceptron.training.profiles import Schedule, TrainingOptions
+from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.step import Trainer
 from stellarperceptron.training.tasks import PerceptronTask
 from stellarperceptron.utils.distributed import Process

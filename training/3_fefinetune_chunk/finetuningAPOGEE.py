@@ -70,7 +70,9 @@ def main() -> None:
                 arguments.checkpoint, device=process.device
             )
 
-        data = place_stars(load(), dataset, read_stars(dataset, profile, stars), profile)
+        model = load()
+        chosen = read_stars(dataset, profile, stars, model.instrument)
+        data = place_stars(model, dataset, chosen, profile)
 
         def train(training, validation, output, settings=profile):
             model = load()

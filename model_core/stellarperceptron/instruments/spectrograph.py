@@ -64,6 +64,8 @@ class Instrument:
     grid_index : (P,) int64
         Number of each pixel on a grid without gaps, which determines the bin that it belongs to.
         Default: 0 to P - 1.
+    parts : tuple of Instrument
+        Those that a combined instrument consists of; see `instruments.combined`. Default: none.
 
     Raises
     ------
@@ -90,6 +92,7 @@ class Instrument:
     pixel_prefix: str = ""
     encoding_range: tuple[float, float] = ()  # replaced by the default when it is made
     grid_index: np.ndarray | None = None
+    parts: tuple["Instrument", ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name.strip():
@@ -280,7 +283,10 @@ class Instrument:
 
         if INSTRUMENTS.get(self.name) == self:
             return {"name": self.name, "pixels": len(self)}
+        if self.parts:
+            return {"name": self.name, "parts": [part.to_dict() for part in self.parts]}
         about = {part.name: getattr(self, part.name) for part in fields(self)}
+        del about["parts"]
         about |= {"chips": as_pairs(self.chips), "ranges": as_pairs(self.ranges)}
         if self.continuum is not None:
             about["continuum"] = asdict(self.continuum)
@@ -301,15 +307,18 @@ class Instrument:
             The instrument is not known by its name, or its parts do not fit together.
         """
         from stellarperceptron.instruments import instrument
+        from stellarperceptron.instruments.combined import combined
 
         if not isinstance(about, Mapping):
             raise ValueError(f"{about!r} describes no instrument")
+        if set(about) == {"name", "parts"} and isinstance(about["parts"], list):
+            return combined([cls.from_dict(part) for part in about["parts"]])
         if set(about) == {"name", "pixels"}:
             known = instrument(about["name"])
             if len(known) != about["pixels"]:
                 raise ValueError(f"{known} is known here; this one has {about['pixels']} pixels")
             return known
-        unknown = set(about) - {part.name for part in fields(cls)}
+        unknown = set(about) - {part.name for part in fields(cls)} | {"parts"} & set(about)
         if unknown or not {"name", "wavelength"} <= set(about):
             raise ValueError(
                 f"instrument {about.get('name')}: a name and wavelengths are needed"

@@ -120,6 +120,8 @@ class TrainingData:
         `conditions` is.
     draw : DrawnSpectra, OtherSpectra or None
         Makes what other instruments see of the stars; None: all batches show the model's own.
+    star_ids : ndarray or None
+        (N,) names of the stars, see `Stars`.
     """
 
     values: Tensor
@@ -139,6 +141,7 @@ class TrainingData:
     conditions: Tensor | None = None
     noise: Tensor | None = None
     draw: DrawnSpectra | OtherSpectra | None = None
+    star_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -294,6 +297,7 @@ def prepare_training_data(
         decode=stars.decode,
         conditions=conditions,
         noise=noise,
+        star_ids=stars.star_ids,
     )
 
 

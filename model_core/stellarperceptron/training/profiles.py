@@ -13,19 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import LRScheduler
-
 from stellarperceptron.data.mock.emulated import LINE_LISTS
 from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.labels import PUBLISHED_LABELS
 from stellarperceptron.network.config import PRECISIONS, ModelConfig
-from stellarperceptron.nn_utils import (
-    cosine_annealing_warm_restarts,
-    linear_warmup_cosine,
-    warmup_cosine_annealing_warm_restarts,
-)
+from stellarperceptron.nn_utils import Schedule
 from stellarperceptron.training.stars.prefetch import MEMORIES
 from stellarperceptron.utils.arguments import (
     describe_sections,
@@ -39,7 +32,6 @@ __all__ = [
     "DataProfile",
     "FreezeProfile",
     "Profile",
-    "Schedule",
     "SelectionProfile",
     "TrainingOptions",
     "describe_entries",
@@ -203,6 +195,12 @@ class DataProfile:
     metal_poor_copies
         How many times an epoch shows stars with [Fe/H] < -1. They are rare, and if they are shown
         once, the network predicts metallicities that are biased towards those of other stars.
+    weights
+        Stages 1 and 2 with several surveys: weight of each, in the order of --data. They say how
+        many of the batches show its stars; empty: all the same number.
+    combined_share
+        Fraction of the batches that show stars of several surveys, which know them by the same
+        name, with all of their pixels in one context.
     augment
         Add fresh noise, continuum error and line-spread variation whenever a spectrum is drawn.
     half_precision
@@ -225,6 +223,8 @@ class DataProfile:
     stars: int = 0
     validation_split: float = 0.1
     metal_poor_copies: int = 1
+    weights: tuple[float, ...] = ()
+    combined_share: float = 0.0
     augment: bool = False
     half_precision: bool = True
     memory: str = "auto"
@@ -253,50 +253,6 @@ class FreezeProfile:
     freeze_decoder: bool = False
     freeze_encoder: bool = False
     freeze_encoder_second_layer: bool = False
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning-rate schedule.
-
-    Parameters
-    ----------
-    name
-        "constant"; "cosine_warm_restarts" (published stage 1); "warmup_cosine_warm_restarts"
-        (published stage 2); "warmup_cosine": a linear warm-up, then one cosine over the rest of
-        the training, updated at every optimizer step.
-    warmup_epochs, restart_epochs
-        Length of the warm-up and of the first cosine in the published schedules [epochs].
-    minimum_lr
-        Lowest learning rate of the published schedules.
-    warmup_steps
-        Length of the warm-up of "warmup_cosine" [optimizer steps].
-    """
-
-    name: str = "constant"
-    warmup_epochs: int = 51
-    restart_epochs: int = 50
-    minimum_lr: float = 1e-10
-    warmup_steps: int = 200
-
-    @property
-    def depends_on_epochs(self) -> bool:
-        """Whether the learning rates of the first epochs depend on the total number of epochs."""
-        return self.name == "warmup_cosine"
-
-    def make(
-        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int, epochs: int
-    ) -> LRScheduler | None:
-        """Schedule for an optimizer; None for a constant learning rate."""
-        if self.name == "cosine_warm_restarts":
-            return cosine_annealing_warm_restarts(optimizer, self.restart_epochs, self.minimum_lr)
-        if self.name == "warmup_cosine_warm_restarts":
-            return warmup_cosine_annealing_warm_restarts(
-                optimizer, self.warmup_epochs, self.restart_epochs, self.minimum_lr
-            )
-        if self.name == "warmup_cosine":
-            return linear_warmup_cosine(optimizer, self.warmup_steps, steps_per_epoch * epochs)
-        return None
 
 
 @dataclass(frozen=True)
@@ -364,6 +320,13 @@ class Profile:
                 yield "instruments.share needs model.conditions = true"
         if self.data.metal_poor_copies < 1:
             yield f"data.metal_poor_copies = {self.data.metal_poor_copies} is below 1"
+        weights = self.data.weights
+        if weights and not (min(weights) >= 0 and 0 < max(weights) < math.inf):
+            yield f"data.weights = {list(weights)} are not 0 or more, at least one of them above 0"
+        if not 0 <= self.data.combined_share < 1:
+            yield f"data.combined_share = {self.data.combined_share} is not in [0, 1)"
+        elif self.data.combined_share and self.training.choice != "batch":
+            yield "data.combined_share needs training.choice = 'batch'"
         if self.data.stars < 0:
             yield f"data.stars = {self.data.stars} is negative"
         if not self.data.labels:

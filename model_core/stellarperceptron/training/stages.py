@@ -15,8 +15,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.data.mock.emulated import emulated_source
-from stellarperceptron.instruments import instrument
+from stellarperceptron.instruments.combined import combined
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.model import StellarPerceptron
@@ -33,7 +32,7 @@ from stellarperceptron.training.run.configuration import describe_augmentation, 
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.stars.drawn import DrawnSpectra, OtherSpectra
 from stellarperceptron.training.stars.labelled import Stars, survey_stars
-from stellarperceptron.training.stars.prefetch import spare_cores
+from stellarperceptron.training.stars.surveys import OtherSurveys, SurveyStars
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.arrays import as_rows
 from stellarperceptron.utils.distributed import Process
@@ -45,7 +44,6 @@ __all__ = [
     "label_columns",
     "label_names",
     "new_model",
-    "open_stars",
     "place_stars",
     "read_stars",
     "require_labels",
@@ -55,38 +53,27 @@ __all__ = [
 ]
 
 
-def open_stars(path: Path | None, profile: Profile, process: Process) -> SpectraDataset:
-    """The survey at a path, or the stars of the emulator that the profile asks for."""
-    data = profile.data
-    if data.source == "survey":
-        return SpectraDataset.open(path)
-    workers = 1 + max(0, spare_cores(process.world_size))
-    return SpectraDataset(
-        emulated_source(
-            data.stars,
-            profile.training.seed,
-            data.labels,
-            workers=workers,
-            any_instrument=bool(profile.instruments.share),
-            instrument=instrument(data.instrument),
-            line_lists=data.line_lists,
-        )
-    )
-
-
-def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -> StellarPerceptron:
+def new_model(
+    dataset: SpectraDataset,
+    profile: Profile,
+    device: torch.device,
+    others: Sequence[tuple[SpectraDataset, Profile]] = (),
+) -> StellarPerceptron:
     """A model with fresh weights for all pixels of a survey and the profile's labels.
 
     With one pixel per token, all pixels share one embedding, as published. With several, each pixel
     has its own. Unless the profile says otherwise, the wavelength encoding spans the
-    instrument's range.
+    instrument's range. With `others`, the model knows the pixels and labels of all surveys.
     """
-    instrument, config = dataset.instrument, profile.model
-    pixels = instrument.pixel_names(dataset.wavelength).tolist()
+    surveys, config = [(dataset, profile), *others], profile.model
+    instrument = combined([survey.instrument for survey, _ in surveys])
+    wavelengths = np.sort(np.concatenate([survey.wavelength for survey, _ in surveys]))
+    pixels = instrument.pixel_names(wavelengths).tolist()
+    labels = dict.fromkeys(name for survey in surveys for name in label_names(*survey))
     if config.wavelength_range == ModelConfig().wavelength_range:
         config = dataclasses.replace(config, wavelength_range=instrument.encoding_range)
     return StellarPerceptron(
-        [*pixels, *label_names(dataset, profile)],
+        [*pixels, *labels],
         embed_map=dict.fromkeys(pixels, pixels[0]) if profile.model.pixels_per_token == 1 else None,
         device=device,
         seed=profile.training.seed,
@@ -96,14 +83,15 @@ def new_model(dataset: SpectraDataset, profile: Profile, device: torch.device) -
 
 
 def require_same_instrument(model: StellarPerceptron, dataset: SpectraDataset) -> None:
-    """Refuse a survey of an instrument that is not the model's.
+    """Refuse a survey of an instrument that is neither the model's nor a part of it.
 
     Raises
     ------
     ValueError
         The instruments differ; the message names both.
     """
-    if model.instrument != dataset.instrument:
+    known = () if model.instrument is None else (model.instrument, *model.instrument.parts)
+    if dataset.instrument not in known:
         known = "no known instrument" if model.instrument is None else str(model.instrument)
         raise ValueError(
             f"{dataset.path} holds spectra of {dataset.instrument}, but the checkpoint is for "
@@ -198,7 +186,12 @@ def split_rows(dataset: SpectraDataset, profile: Profile) -> tuple[np.ndarray, n
     return training, validation
 
 
-def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | None = None) -> Stars:
+def read_stars(
+    dataset: SpectraDataset,
+    profile: Profile,
+    rows: np.ndarray | None = None,
+    instrument: Instrument | None = None,
+) -> Stars:
     """Training stars of a survey, with the spectra, pixels and labels of a profile.
 
     Parameters
@@ -207,6 +200,8 @@ def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | Non
         The survey, and the profile of the stage.
     rows
         Rows of the training stars to use; None: all of them.
+    instrument
+        The model's instrument, if that of the survey is only a part of it.
 
     Raises
     ------
@@ -214,7 +209,8 @@ def read_stars(dataset: SpectraDataset, profile: Profile, rows: np.ndarray | Non
         The survey lacks a label or the pixels.
     """
     data = profile.data
-    stars = survey_stars(dataset, data.kind, data.pixels, label_names(dataset, profile), rows)
+    labels = label_names(dataset, profile)
+    stars = survey_stars(dataset, data.kind, data.pixels, labels, rows, instrument)
     return stars if data.label_errors else dataclasses.replace(stars, label_errors=None)
 
 
@@ -231,7 +227,10 @@ def place_stars(
     require_same_instrument(model, dataset)
     require_labels(model, stars.label_names)
     data = profile.data
-    model.trained_on = {**dataset.identity, "spectra": data.kind, "pixels": data.pixels}
+    about = {**dataset.identity, "spectra": data.kind, "pixels": data.pixels}
+    if dataset.instrument != model.instrument:  # a part of it: one of several surveys
+        about = {**model.trained_on, dataset.instrument.name: about}
+    model.trained_on = about
     augment = None
     if data.augment:
         function = profile.augmentation
@@ -277,6 +276,7 @@ def train_stage(
     *,
     inputs: dict[str, Any],
     rehearsal: TrainingData | None = None,
+    others: Sequence[SurveyStars] = (),
     resume: bool = True,
     extensible: bool = True,
 ) -> list[dict[str, float]]:
@@ -290,6 +290,8 @@ def train_stage(
         Files and hashes that the run depends on, saved with the profile as its configuration.
     rehearsal
         Spectra of the same stars that stage 1 has shown; see `Profile.rehearsal`.
+    others
+        Stars of further surveys; `profile.data` has the shares of all.
     resume
         Continue from the newest checkpoint in `output`.
     extensible
@@ -297,7 +299,7 @@ def train_stage(
     """
     if profile.data.synthetic_share and rehearsal is None:
         raise ValueError("data.synthetic_share is for stage 2 only: remove it from the profile")
-    usable = usable_stars(data)
+    surveys = [SurveyStars(data, training_rows, validation_rows, rehearsal), *others]
     folder = RunFolder(
         output,
         {"inputs": inputs, "profile": profile.to_dict()},
@@ -311,15 +313,12 @@ def train_stage(
         else "",
     )
     process.barrier()
-    dropped = len(training_rows) + len(validation_rows)
-    training_rows, validation_rows = (
-        rows[np.isin(rows, usable)] for rows in (training_rows, validation_rows)
-    )
-    dropped -= len(training_rows) + len(validation_rows)
-    if dropped:
+    useful = [survey.useful() for survey in surveys]
+    if dropped := sum(map(len, surveys)) - sum(map(len, useful)):
         folder.log(f"{dropped} stars without labels or valid pixels are left out")
-    if not len(training_rows):
+    if not all(len(survey.training) for survey in useful):
         raise ValueError("there is no star with a label and a valid pixel to train on")
+    first, *rest = useful
     trainable = model.set_trainable(**vars(profile.freeze))
     folder.log(f"{trainable} trainable parameters; schedule {profile.schedule}")
     model.epoch = 0
@@ -328,10 +327,13 @@ def train_stage(
     return train(
         model,
         data,
-        training_rows,
-        validation_rows,
+        first.training,
+        first.validation,
         profile.training,
         process,
+        others=OtherSurveys(tuple(rest), profile.data.weights, profile.data.combined_share)
+        if rest
+        else None,
         rehearsal=None if rehearsal is None else (rehearsal, profile.rehearsal_options()),
         scheduler=lambda optimizer, steps: profile.schedule.make(
             optimizer, steps, profile.training.epochs

@@ -26,6 +26,14 @@ from stellarperceptron.training.loop import run_training
 from stellarperceptron.training.prepare import TrainingData, fewest_tokens
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.run.folder import RunFolder
+from stellarperceptron.training.stars.surveys import (
+    CommonStars,
+    InTurns,
+    OneAfterAnother,
+    OtherSurveys,
+    SurveyStars,
+    common_stars,
+)
 from stellarperceptron.utils.distributed import Process
 
 __all__ = ["PerceptronTask", "train", "train_baseline"]
@@ -58,6 +66,7 @@ class PerceptronTask:
         options: TrainingOptions,
         process: Process,
         rehearsal: tuple[TrainingData, TrainingOptions] | None = None,
+        others: OtherSurveys | None = None,
     ):
         self.model, self.data, self.network = model, data, model.torch_model
         self.compile = options.compile
@@ -68,23 +77,41 @@ class PerceptronTask:
             "rank": process.rank,
             "world_size": process.world_size,
         }
-        self.training = self._training_batches(data, training_rows, options, shared)
-        if rehearsal is not None:
-            self.training = MixedGenerator(
-                self.training,
-                self._training_batches(rehearsal[0], training_rows, rehearsal[1], shared),
+        again, rehearsed = rehearsal or (None, None)
+        surveys = [SurveyStars(data, training_rows, validation_rows, again)]
+        surveys += others.surveys if others is not None else ()
+        training, validation, fills = [], [], True
+        for survey in surveys:
+            batches = self._training_batches(survey.data, survey.training, options, shared)
+            fixed = TrainingGenerator(
+                survey.data,
+                survey.validation,
+                options.batch_size * options.val_batchsize_factor,
+                model.config.context_length,
+                fixed=True,
+                **shared,
             )
-        self.validation = TrainingGenerator(
-            data,
-            validation_rows,
-            options.batch_size * options.val_batchsize_factor,
-            model.config.context_length,
-            fixed=True,
-            **shared,
-        )
-        # If every star fills its context, attention needs no mask.
-        everyone = np.concatenate([training_rows, validation_rows])
-        fills = fewest_tokens(data, everyone) >= self.validation.context_length
+            # If every star fills its context, attention needs no mask.
+            everyone = np.concatenate([survey.training, survey.validation])
+            fills = fills and fewest_tokens(survey.data, everyone) >= fixed.context_length
+            if rehearsed is not None:
+                batches = MixedGenerator(
+                    batches,
+                    self._training_batches(survey.rehearsal, survey.training, rehearsed, shared),
+                )
+            training.append(batches)
+            validation.append(fixed)
+        self.training, self.validation = training[0], validation[0]
+        if others is not None:
+            total = sum(map(len, training))
+            common = common_stars(surveys) if others.combined_share else []
+            training += [
+                CommonStars([self._training_batches(*part, options, shared) for part in parts])
+                for parts in common
+            ]
+            shares = others.shares(len(common))
+            self.training = InTurns(training, shares, total, options.seed)
+            self.validation = OneAfterAnother(validation)
         # An augmentation may make single pixels bad, but not all pixels of a bin; a window may show
         # only bad pixels of the bins at its ends.
         bins = data.groups.shape[1] > 1
@@ -167,6 +194,7 @@ def train(
     process: Process,
     *,
     rehearsal: tuple[TrainingData, TrainingOptions] | None = None,
+    others: OtherSurveys | None = None,
     scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = None,
     folder: RunFolder | None = None,
     resume: bool = True,
@@ -189,6 +217,8 @@ def train(
     rehearsal
         Other spectra of the same stars that the model has learned before, which every batch shows
         too, and the options that say how many and which parts of them.
+    others
+        Further surveys; the validation loss is the mean over the stars of all.
     scheduler
         Function of the optimizer and the number of steps in an epoch that makes a learning-rate
         schedule. It is stepped once per epoch, or once per optimizer step if its attribute
@@ -212,7 +242,8 @@ def train(
     SystemExit
         With code 0, after SIGTERM or SIGUSR1 and a checkpoint.
     """
-    task = PerceptronTask(model, data, training_rows, validation_rows, options, process, rehearsal)
+    rows = training_rows, validation_rows
+    task = PerceptronTask(model, data, *rows, options, process, rehearsal, others)
     history = run_training(
         task,
         options,

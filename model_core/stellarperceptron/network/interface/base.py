@@ -99,7 +99,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.device = usable_device(device)
         self.epoch = 0
         self.trained_on: dict[str, Any] = {}  # the survey, where there is one
-        self.reference: Reference | None = None  # what the training spectra are like
+        self.references: dict[str, Reference] = {}  # what training spectra are like, by instrument
         self.drawn: DrawnInstruments | None = None  # what other instruments it can read
         self._warned_of_range = False
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -126,6 +126,22 @@ class StellarPerceptronBase(StellarPerceptronCore):
             f"context: {self.config.context_length} tokens, {tokens}",
         ]
         return "\n    ".join(lines)
+
+    @property
+    def reference(self) -> Reference | None:
+        """What the training spectra of the model's instrument are like.
+
+        A model of a combined instrument has `references` of its parts instead, by their names.
+        """
+        return self.references.get(self._instrument_name)
+
+    @reference.setter
+    def reference(self, reference: Reference | None) -> None:
+        self.references = {} if reference is None else {self._instrument_name: reference}
+
+    @property
+    def _instrument_name(self) -> str:
+        return "" if self.instrument is None else self.instrument.name
 
     def _known_instrument(self) -> Instrument | None:
         """The instrument of `INSTRUMENTS` whose pixels are in the vocabulary, if there is one."""

@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from stellarperceptron.data.flags import Flag, Reference, SpectrumFlags, warn_of_flags
+from stellarperceptron.data.flags import Flag, Reference, warn_of_flags
 from stellarperceptron.data.wavelengths import off_pixels, resampling_onto
 from stellarperceptron.model_core import Calibration, error_scale, label_table
 from stellarperceptron.network.interface.base import one_of
+from stellarperceptron.network.interface.judge import Judge
 from stellarperceptron.network.interface.other_instruments import OtherInstrument
 from stellarperceptron.network.interface.spectra import SpectraModel
 from stellarperceptron.network.patches import predict_patches, split_into_patches
@@ -168,12 +169,12 @@ class PredictingModel(SpectraModel):
         valid, flags = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
         told = [np.zeros(0)]  # the signal-to-noise ratio of each star
         dropped = 0
-        judge = SpectrumFlags(
+        judge = Judge(
             self.standardizer,
             tokens,
             self.detokenize(tokens),
             self.instrument,
-            self.reference if other is None else None,
+            self.references if other is None else {},
         )
         bar = tqdm(
             total=stars,
@@ -261,8 +262,8 @@ class PredictingModel(SpectraModel):
         frame["flags"] = np.concatenate(flags)
         if other is not None:
             frame["flags"] |= int(Flag.OTHER_INSTRUMENT)
-        if self.reference is not None:
-            frame["flags"] |= self.reference.edge_flags(frame[labels].to_numpy(), label_tokens)
+        for reference in judge.references or self.references.values():
+            frame["flags"] |= reference.edge_flags(frame[labels].to_numpy(), label_tokens)
         warn_of_flags(frame["flags"].to_numpy())
         return frame
 
@@ -377,7 +378,7 @@ class PredictingModel(SpectraModel):
         except BaseException:
             self.calibration = old
             raise
-        if self.reference is None:
+        if not self.references:
             flux = sentinels_to_nan(as_array(spectra, dtype=np.float32))
             if names is None:
                 resampling = resampling_onto(self.instrument, wavelengths)

@@ -81,11 +81,29 @@ class StoredModel(StellarPerceptronBase):
             optimizer=optimizer,
             epoch=self.epoch,
             overwrite=overwrite,
-            reference=None if self.reference is None else self.reference.to_arrays(),
+            reference=self._reference_arrays() or None,
             dtype=dtype,
             card=self.card,
             safetensors=safetensors,
         )
+
+    def _reference_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of all references, with the name of a part of the instrument before theirs."""
+        arrays: dict[str, np.ndarray] = {}
+        for name, reference in self.references.items():
+            before = "" if name == self._instrument_name else f"{name}/"
+            arrays |= {before + key: array for key, array in reference.to_arrays().items()}
+        return arrays
+
+    def _read_references(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Set the references from such arrays."""
+        by_name: dict[str, dict[str, np.ndarray]] = {}
+        for key, array in arrays.items():
+            before, _, name = key.rpartition("/")
+            by_name.setdefault(before or self._instrument_name, {})[name] = array
+        self.references = {
+            name: Reference.from_arrays(part, self.vocab_size) for name, part in by_name.items()
+        }
 
     @classmethod
     def from_config(
@@ -171,8 +189,7 @@ class StoredModel(StellarPerceptronBase):
             model = cls.from_config(
                 checkpoint.config, checkpoint.embed_map, device=device, nan_policy=nan_policy
             )
-            if checkpoint.reference is not None:
-                model.reference = Reference.from_arrays(checkpoint.reference, model.vocab_size)
+            model._read_references(checkpoint.reference or {})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"checkpoint {folder}: {error}") from error
         load_weights(model.torch_model, checkpoint.weights, f"weights of {folder}")
@@ -272,7 +289,7 @@ class StoredModel(StellarPerceptronBase):
             weights[name] = torch.cat([weights[name], fresh[name][rows:].cpu()])
         load_weights(grown.torch_model, weights, f"weights of {folder}")
         grown.calibration = Calibration(old.calibration.factors)
-        grown.reference = old.reference
+        grown.references = dict(old.references)
         grown.trained_on, grown.drawn = old.trained_on, old.drawn
         grown.epoch = old.epoch
         return grown

@@ -21,12 +21,31 @@ from stellarperceptron.training.stages import label_names, read_stars
 from stellarperceptron.training.stars.drawn import DrawnSpectra
 from stellarperceptron.training.stars.labelled import Stars, survey_stars
 
-__all__ = ["calibrate_over_drawn", "calibrate_stage", "describe_training"]
+__all__ = ["calibrate_over_drawn", "calibrate_stage", "calibrate_surveys", "describe_training"]
 
 CALIBRATION_STARS = 1000  # enough for a scale to 3 %
 DRAWS = 64  # of instrument, window and signal-to-noise ratio
 STARS_A_DRAW = 128  # their scale is known to 8 %, about as much as it differs between draws
 REFERENCE_STARS = 4000  # enough for limits outside of which one star in 400 lies
+
+
+def calibrate_surveys(
+    model: StellarPerceptron, surveys: Sequence[tuple[SpectraDataset, Profile, np.ndarray]]
+) -> None:
+    """Describe and calibrate several surveys, or a single one; see `calibrate_stage`.
+
+    The factors of predicted errors, as functions of the number of pixels, are the geometric means
+    of those of the surveys. Spectra and labels of each survey are described by themselves.
+    """
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for survey in surveys:
+        model.calibration = Calibration()
+        calibrate_stage(model, *survey)
+        for label, factors in model.calibration.factors.items():
+            found.setdefault(label, []).append(factors)
+    model.calibration = Calibration(
+        {label: np.mean(factors, axis=0).tolist() for label, factors in found.items()}
+    )
 
 
 def calibrate_stage(
@@ -51,7 +70,7 @@ def calibrate_stage(
         return
     random = np.random.RandomState(seed)
     rows = np.sort(random.permutation(rows)[:CALIBRATION_STARS])
-    stars = read_stars(dataset, profile, rows)
+    stars = read_stars(dataset, profile, rows, model.instrument)
     names = list(stars.label_names)
     everything, label_errors = slice(0, len(stars)), stars.label_errors
     told = model.config.conditions and stars.read_errors is not None
@@ -169,16 +188,16 @@ def describe_training(
     Parameters
     ----------
     model
-        The model, whose `reference` is replaced.
+        The model, whose reference of the survey's instrument is replaced.
     dataset, kind, pixels, label_names
         The stars; see `survey_stars`.
     seed
         Seed of the choice of stars whose spectra are read, and of noise and windows.
     """
-    stars = survey_stars(dataset, kind, pixels, label_names)
+    stars = survey_stars(dataset, kind, pixels, label_names, instrument=model.instrument)
     rows = np.random.RandomState(seed).permutation(len(stars))[:REFERENCE_STARS]
-    some = survey_stars(dataset, kind, pixels, label_names, np.sort(rows))
-    model.reference = Reference.fit(
+    some = survey_stars(dataset, kind, pixels, label_names, np.sort(rows), model.instrument)
+    model.references[dataset.instrument.name] = Reference.fit(
         some.read(slice(0, len(some))),
         model.tokenize(stars.names),
         pd.DataFrame(stars.labels, columns=list(stars.label_names)),

@@ -16,6 +16,7 @@ from stellarperceptron.training.run.configuration import (
     read_configuration,
     settle_configuration,
 )
+from stellarperceptron.training.run.surveys import require_surveys
 from stellarperceptron.utils.arguments import HelpFormatter, positive
 from stellarperceptron.utils.data_utils import check_output_folder
 from stellarperceptron.utils.distributed import Process, usable_device
@@ -66,11 +67,15 @@ def stage_arguments(
         default="laptop",
         help=f"one of {', '.join(profiles)}, or the path of a TOML file",
     )
+    several = stage in ("stage_1", "stage_2")
     parser.add_argument(
         "--data",
         type=Path,
+        nargs="+" if several else None,
+        metavar="SURVEY",
         required=needs_checkpoint or stage == "baseline",
         help="survey file or folder of published arrays"
+        + (", or several of instruments whose wavelengths do not overlap" if several else "")
         + ("; none with data.source=emulator" if stage == "stage_1" else ""),
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of logs and checkpoints")
@@ -119,8 +124,7 @@ def stage_arguments(
         )
         if needs_checkpoint:
             arguments.checkpoint = resolve_checkpoint(arguments.checkpoint)
-        if arguments.data is None and arguments.profile_settings.data.source == "survey":
-            raise ValueError("--data is needed: data.source is 'survey'")
+        require_surveys(arguments.data if several else [arguments.data], arguments.profile_settings)
         usable_device(arguments.device)
         check_output_folder(arguments.output)
     except (OSError, ValueError) as error:

@@ -49,6 +49,8 @@ class Stars:
     windows : sequence of (float, float) or None
         First and last wavelength of each window in which `see` makes spectra [Angstrom, vacuum];
         None: there is one window, which holds all pixels.
+    star_ids : ndarray or None
+        (N,) names of the stars, by which another survey knows them, too; None: they have none.
     """
 
     read: Callable[[slice], np.ndarray]
@@ -62,6 +64,7 @@ class Stars:
     decode: Callable[[Tensor], Tensor] | None = None
     see: Callable[[Tensor, Instrument], Tensor] | None = None
     windows: Sequence[tuple[float, float]] | None = None
+    star_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,6 +81,7 @@ def survey_stars(
     pixels: str | slice = "full",
     label_names: Sequence[str] | None = None,
     rows: np.ndarray | None = None,
+    instrument: Instrument | None = None,
 ) -> Stars:
     """Training stars of a survey.
 
@@ -91,6 +95,8 @@ def survey_stars(
         Names of the labels, as people write them; None: all of them.
     rows
         Row numbers of the training stars to use, or a mask; None: all of them.
+    instrument
+        Instrument that names the pixels, such as a combined one; None: the survey's own.
 
     Raises
     ------
@@ -108,7 +114,7 @@ def survey_stars(
     bank = None if recipe is None else recipe.bank
     return Stars(
         read=lambda block: split.read(kind, rows[block], part),
-        names=dataset.instrument.pixel_names(wavelengths),
+        names=(instrument or dataset.instrument).pixel_names(wavelengths),
         wavelengths=wavelengths,
         labels=split.labels[rows][:, columns],
         label_errors=split.label_errors[rows][:, columns],
@@ -118,6 +124,7 @@ def survey_stars(
         decode=None if recipe is None else functools.partial(recipe.flux, pixels=part),
         see=None if bank is None else recipe.seen_by,
         windows=None if bank is None else bank.windows(dataset.instrument),
+        star_ids=split.ids[rows],
     )
 
 

@@ -1,0 +1,219 @@
+"""Stages 1 and 2 on two surveys: one model of both instruments, and what is refused."""
+
+import os
+import signal
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from chain import STAGES, run_here
+
+from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.flags import Flag
+from stellarperceptron.data.survey_file import SurveyWriter
+from stellarperceptron.instruments.combined import combined
+from stellarperceptron.instruments.spectrograph import Instrument
+from stellarperceptron.training.step import Trainer
+
+pytestmark = pytest.mark.slow
+
+BLUE = Instrument(
+    "BLUE",
+    5000 * np.exp(3e-5 * np.arange(600)),
+    chips={"one": (0, 300), "two": (300, 600)},
+    resolving_power=12_000.0,
+)
+RED = Instrument("RED", np.linspace(8000.0, 8100.0, 400), resolving_power=20_000.0)
+LABELS = {"BLUE": ("TEFF", "FE_H"), "RED": ("TEFF", "LOGG", "FE_H")}
+COUNTS = {"train": 160, "test": 40}
+
+
+def spectra(one, labels, random):
+    """Spectra (N, P) in which every label (N, 3) has lines of its own, and noise."""
+    place, flux = np.linspace(0, 1, len(one)), np.ones((len(labels), len(one)))
+    for number in range(12):
+        depth = 0.3 + 0.1 * labels[:, number % 3, None]
+        flux -= depth * np.exp(-0.5 * ((place - (number + 0.5) / 12) / 0.004) ** 2)
+    return flux + 0.01 * random.standard_normal(flux.shape)
+
+
+def write(path, one, names, first):
+    """A survey; the stars of both have names in common."""
+    random, stars = np.random.default_rng(first), np.random.default_rng(0)
+    columns = [("TEFF", "LOGG", "FE_H").index(name) for name in names]
+    about = {"provenance": {"seed": first}, "instrument": one, "label_names": names}
+    with SurveyWriter(path, counts=COUNTS, **about) as writer:
+        for split, number in COUNTS.items():
+            z = stars.uniform(-1, 1, (number + 50, 3))[first : first + number]
+            labels = z * [600, 1, 0.5] + [4800, 2.5, -0.2]
+            writer.append(
+                split,
+                ids=[f"{split}-{i}" for i in range(first, first + number)],
+                synthetic=spectra(one, z, random),
+                observed=spectra(one, z, random),
+                labels=labels[:, columns],
+                label_errors=np.full((number, len(columns)), 0.01),
+            )
+    return path
+
+
+@pytest.fixture(scope="module")
+def surveys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("surveys")
+    return [
+        write(folder / "blue.h5", BLUE, LABELS["BLUE"], 0),
+        write(folder / "red.h5", RED, LABELS["RED"], 40),
+    ]
+
+
+def train(which, surveys, output, *entries, checkpoint=None):
+    """Run a stage; its exit message or status."""
+    given = ["data.labels='all'", "data.combined_share=0.3", "training.epochs=2", *entries]
+    given += ["training.checkpoint_every_n_epochs=1", "training.batch_size=16", "data.pixels=full"]
+    given += ["model.pixels_per_token=16"] if which == 1 else []
+    start = () if checkpoint is None else ("--checkpoint", checkpoint)
+    return run_here(
+        f"training/{STAGES[which]}",
+        *("--profile", "smoke", "--data", *surveys, "--output", output, *start),
+        *(word for entry in given for word in ("--set", entry)),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(surveys, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert not train(1, surveys, folder / "1")
+    assert not train(2, surveys, folder / "2", checkpoint=folder / "1")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["1", "2"])
+def model(trained, request):
+    return StellarPerceptron.load(trained / request.param / "selected", device="cpu")
+
+
+def test_the_model_knows_the_pixels_and_labels_of_both(model):
+    assert model.instrument == combined([BLUE, RED])
+    assert model.label_names == ["TEFF", "FE_H", "LOGG"]
+    assert model.config.wavelength_range == (5000.0, 8100.0)
+    assert set(model.trained_on) == {"BLUE", "RED"}
+    assert set(model.calibration.factors) == set(model.label_names)
+
+
+def test_each_instrument_has_its_own_standardization(model, surveys):
+    for path in surveys:
+        with SpectraDataset.open(path) as dataset:
+            tokens = model.tokenize(model.instrument.pixel_names(dataset.wavelength))
+            flux = dataset.train.read("synthetic")
+        center = model.standardizer.center[tokens]
+        np.testing.assert_allclose(center, np.median(flux, axis=0), atol=1e-6)
+
+
+def test_it_answers_from_each_instrument_and_from_both(model):
+    z = np.random.default_rng(2).uniform(-1, 1, (300, 3))
+    flux = [spectra(one, z, np.random.default_rng(3)) for one in (BLUE, RED)]
+    wavelengths = [BLUE.wavelength, RED.wavelength]
+    seen = [*zip(flux, wavelengths, strict=True), (np.hstack(flux), np.hstack(wavelengths))]
+    for values, at in seen:
+        answers = model.predict(values, at, progress=False)
+        correlation = np.corrcoef(answers["TEFF"], z[:, 0])[0, 1]
+        assert correlation > 0.5, (len(at), correlation)
+        assert (answers["flags"] & Flag.UNLIKE_TRAINING > 0).mean() < 0.2
+    # Red pixels before blue ones: the order does not matter.
+    swapped = model.predict(np.hstack(flux[::-1]), np.hstack(wavelengths[::-1]), progress=False)
+    np.testing.assert_allclose(swapped["TEFF"], answers["TEFF"], rtol=1e-4)
+
+
+def test_each_instrument_is_flagged_by_its_own_spectra(model, tmp_path):
+    assert set(model.references) == {"BLUE", "RED"} and model.reference is None
+    model.save(tmp_path / "again")
+    again = StellarPerceptron.load(tmp_path / "again", device="cpu")
+    grown = StellarPerceptron.load_for_finetuning(tmp_path / "again", ["NEW"], device="cpu")
+    z = np.random.default_rng(2).uniform(-1, 1, (40, 3))
+    strange = [spectra(one, z, np.random.default_rng(3)) for one in (BLUE, RED)]
+    strange[1] = strange[1][:, ::-1] ** 3
+    for one in (model, again, grown):
+        flags = [
+            one.predict(flux, at.wavelength, ["TEFF"], progress=False)["flags"].to_numpy()
+            for flux, at in zip(strange, (BLUE, RED), strict=True)
+        ]
+        unlike = [(part & Flag.UNLIKE_TRAINING > 0).mean() for part in flags]
+        assert unlike[0] < 0.2 and unlike[1] > 0.9
+        both = one.predict(
+            np.hstack(strange), model.instrument.wavelength, ["TEFF"], progress=False
+        )
+        assert (both["flags"] & Flag.UNLIKE_TRAINING > 0).mean() > 0.9
+
+
+def test_another_instrument_is_refused(model):
+    with pytest.raises(ValueError, match="are on no BLUE\\+RED pixel"):
+        model.predict(np.ones((2, 50)), np.linspace(9000, 9010, 50))
+
+
+def weights(folder):
+    return torch.load(folder / "weights.pt", weights_only=True)["model_state_dict"]
+
+
+@pytest.mark.parametrize("stop", [3, 17, 27])
+def test_interrupted_and_resumed_equals_uninterrupted(trained, surveys, tmp_path, stop):
+    batches = 0
+    train_batch = Trainer.train_batch
+
+    def terminated(self, batch):
+        nonlocal batches
+        batches += 1
+        if batches == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_batch(self, batch)
+
+    with mock.patch.object(Trainer, "train_batch", terminated):
+        train(1, surveys, tmp_path)
+    assert (tmp_path / "interrupted").is_dir() and not (tmp_path / "complete").exists()
+    assert not train(1, surveys, tmp_path)
+    whole = weights(trained / "1" / "epoch_2")
+    for name, tensor in weights(tmp_path / "epoch_2").items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_one_of_the_surveys_is_enough_for_stage_2(trained, surveys, tmp_path):
+    alone = ("data.combined_share=0.0", "training.epochs=1")
+    assert not train(2, surveys[1:], tmp_path, *alone, checkpoint=trained / "1")
+    model = StellarPerceptron.load(tmp_path / "selected", device="cpu")
+    assert model.instrument == combined([BLUE, RED]) and set(model.references) == {"RED"}
+
+
+@pytest.mark.parametrize(
+    ("files", "entry", "message"),
+    [
+        ("blue blue", "training.epochs=1", "blue.h5 is given twice"),
+        ("blue copy", "training.epochs=1", r"BLUE (600 pixels"),
+        ("blue red", "data.weights=[1.0]", "are for 1 surveys, but --data names 2"),
+        ("blue red", "data.weights=[1.0, -1.0]", "are not 0 or more"),
+        ("blue red", "data.weights=[0.0, 0.0]", "at least one of them above 0"),
+        ("blue red", "data.combined_share=1.0", "is not in [0, 1)"),
+        ("blue red", "data.labels=['C_FE']", "no label 'C_FE'; known are TEFF, FE_H, LOGG"),
+        ("blue red", "data.labels=['LOGG']", "blue.h5 has none of the labels LOGG, only TEFF"),
+        ("blue red", "data.pixels=one", "unknown RED pixel range 'one'"),
+        ("blue red", "model.context_length=40", "context for all 38"),
+        ("blue", "data.combined_share=0.1", "needs several surveys: --data names one"),
+        ("blue red", "data.source=emulator", "no --data"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(surveys, tmp_path, capsys, files, entry, message):
+    known = {"blue": surveys[0], "red": surveys[1], "copy": tmp_path / "copy.h5"}
+    if "copy" in files:
+        write(known["copy"], BLUE, LABELS["BLUE"], 3)
+    entries = (entry, "data.stars=9") if "emulator" in entry else (entry,)
+    ended = train(1, [known[name] for name in files.split()], tmp_path / "1", *entries)
+    said = ended if isinstance(ended, str) else capsys.readouterr().err
+    assert message in said and not list((tmp_path / "1").glob("epoch_*"))
+
+
+def test_an_instrument_that_the_checkpoint_lacks_is_refused(trained, surveys, tmp_path):
+    other = Instrument("GREEN", np.linspace(6000.0, 6100.0, 400))
+    files = [*surveys, write(tmp_path / "green.h5", other, LABELS["RED"], 5)]
+    ended = train(2, files, tmp_path / "2", checkpoint=trained / "1")
+    assert "green.h5 holds spectra of GREEN" in ended and "BLUE+RED" in ended
+    assert not list((tmp_path / "2").glob("epoch_*"))
