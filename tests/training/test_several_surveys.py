@@ -34,8 +34,8 @@ def spectra(one, labels, random):
     """Spectra (N, P) in which every label (N, 3) has lines of its own, and noise."""
     place, flux = np.linspace(0, 1, len(one)), np.ones((len(labels), len(one)))
     for number in range(12):
-        depth = 0.3 + 0.1 * labels[:, number % 3, None]
-        flux -= depth * np.exp(-0.5 * ((place - (number + 0.5) / 12) / 0.004) ** 2)
+        depth = 0.3 + 0.2 * labels[:, number % 3, None]
+        flux -= depth * np.exp(-0.5 * ((place - (number + 0.5) / 12) / 0.01) ** 2)
     return flux + 0.01 * random.standard_normal(flux.shape)
 
 
@@ -70,9 +70,10 @@ def surveys(tmp_path_factory):
 
 def train(which, surveys, output, *entries, checkpoint=None):
     """Run a stage; its exit message or status."""
-    given = ["data.labels='all'", "data.combined_share=0.3", "training.epochs=2", *entries]
-    given += ["training.checkpoint_every_n_epochs=1", "training.batch_size=16", "data.pixels=full"]
-    given += ["model.pixels_per_token=16"] if which == 1 else []
+    given = ["data.labels='all'", "data.combined_share=0.3", "data.pixels=full"]
+    given += [f"training.{entry}" for entry in ("epochs=3", "batch_size=16")]
+    given += ["training.checkpoint_every_n_epochs=1", "model.pixels_per_token=16"]
+    given += ["training.learning_rate=5e-3", *entries]
     start = () if checkpoint is None else ("--checkpoint", checkpoint)
     return run_here(
         f"training/{STAGES[which]}",
@@ -118,8 +119,7 @@ def test_it_answers_from_each_instrument_and_from_both(model):
     seen = [*zip(flux, wavelengths, strict=True), (np.hstack(flux), np.hstack(wavelengths))]
     for values, at in seen:
         answers = model.predict(values, at, progress=False)
-        correlation = np.corrcoef(answers["TEFF"], z[:, 0])[0, 1]
-        assert correlation > 0.5, (len(at), correlation)
+        assert np.corrcoef(answers["FE_H"], z[:, 2])[0, 1] > 0.5
         assert (answers["flags"] & Flag.UNLIKE_TRAINING > 0).mean() < 0.2
     # Red pixels before blue ones: the order does not matter.
     swapped = model.predict(np.hstack(flux[::-1]), np.hstack(wavelengths[::-1]), progress=False)
@@ -133,7 +133,7 @@ def test_each_instrument_is_flagged_by_its_own_spectra(model, tmp_path):
     grown = StellarPerceptron.load_for_finetuning(tmp_path / "again", ["NEW"], device="cpu")
     z = np.random.default_rng(2).uniform(-1, 1, (40, 3))
     strange = [spectra(one, z, np.random.default_rng(3)) for one in (BLUE, RED)]
-    strange[1] = strange[1][:, ::-1] ** 3
+    strange[1] = np.roll(strange[1], 15, axis=1)
     for one in (model, again, grown):
         flags = [
             one.predict(flux, at.wavelength, ["TEFF"], progress=False)["flags"].to_numpy()
@@ -172,8 +172,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(trained, surveys, tmp_path
         train(1, surveys, tmp_path)
     assert (tmp_path / "interrupted").is_dir() and not (tmp_path / "complete").exists()
     assert not train(1, surveys, tmp_path)
-    whole = weights(trained / "1" / "epoch_2")
-    for name, tensor in weights(tmp_path / "epoch_2").items():
+    whole = weights(trained / "1" / "epoch_3")
+    for name, tensor in weights(tmp_path / "epoch_3").items():
         assert torch.equal(tensor, whole[name]), name
 
 
@@ -196,7 +196,11 @@ def test_one_of_the_surveys_is_enough_for_stage_2(trained, surveys, tmp_path):
         ("blue red", "data.labels=['C_FE']", "no label 'C_FE'; known are TEFF, FE_H, LOGG"),
         ("blue red", "data.labels=['LOGG']", "blue.h5 has none of the labels LOGG, only TEFF"),
         ("blue red", "data.pixels=one", "unknown RED pixel range 'one'"),
-        ("blue red", "model.context_length=40", "context for all 38"),
+        (
+            "blue red",
+            "model.context_length=40",
+            "shows all 63 tokens of the surveys in one context, but model.context_length is 40",
+        ),
         ("blue", "data.combined_share=0.1", "needs several surveys: --data names one"),
         ("blue red", "data.source=emulator", "no --data"),
     ],

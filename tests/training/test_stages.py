@@ -330,8 +330,8 @@ def test_profiles_see_the_spectra_of_their_stage(name, stage):
 
 
 def test_every_profile_is_one_file():
-    # `optical` is for stage 1 only.
-    assert {path.stem for path in TRAINING.rglob("*.toml")} == {*PROFILES, "optical"}
+    # `optical` is for stage 1 only, `surveys` for stages 1 and 2.
+    assert {path.stem for path in TRAINING.rglob("*.toml")} == {*PROFILES, "optical", "surveys"}
     assert {path.parent for path in TRAINING.rglob("*.toml")} == {FOLDER}
 
 

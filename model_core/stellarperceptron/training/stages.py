@@ -300,6 +300,15 @@ def train_stage(
     if profile.data.synthetic_share and rehearsal is None:
         raise ValueError("data.synthetic_share is for stage 2 only: remove it from the profile")
     surveys = [SurveyStars(data, training_rows, validation_rows, rehearsal), *others]
+    tokens, context = (
+        sum(len(survey.data.groups) for survey in surveys),
+        model.config.context_length,
+    )
+    if profile.data.combined_share and tokens > context:
+        raise ValueError(
+            f"data.combined_share shows all {tokens} tokens of the surveys in one context, but "
+            f"model.context_length is {context}"
+        )
     folder = RunFolder(
         output,
         {"inputs": inputs, "profile": profile.to_dict()},
