@@ -167,3 +167,16 @@ def test_windows_are_fractions(model, windows):
     spectra, labels = make_spectra(20, 40), pd.DataFrame({"TEFF": np.ones(20)})
     with pytest.raises(ValueError, match="no fractions of the pixels"):
         model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(NAMES), windows=windows)
+
+
+def test_a_model_of_several_instruments_has_a_calibration_for_each():
+    about = {"BLUE": {"TEFF": (0.5, 0.1), "LOGG": (1.0, 0.0)}, "RED": {"TEFF": (0.1, 0.3)}}
+    both = Calibration(about)
+    assert Calibration(both.to_dict()).to_dict() == both.to_dict() == about
+    assert both.of(["RED"]).factors == {"TEFF": (0.1, 0.3)}
+    mean = {"TEFF": pytest.approx((0.3, 0.2)), "LOGG": (1.0, 0.0)}
+    assert both.of(["BLUE", "RED"]).factors == both.of([]).factors == mean
+    alone = Calibration({"TEFF": (0.5, 0.1)})
+    assert alone.of(["BLUE"]) is alone
+    with pytest.raises(ValueError, match="calibration of TEFF"):
+        Calibration({"BLUE": {"TEFF": [1.0]}})

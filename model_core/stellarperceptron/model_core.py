@@ -30,7 +30,15 @@ class Calibration:
     Parameters
     ----------
     factors
-        (a, b) or (a, b, c) of each label; other labels have a factor of 1.
+        (a, b) or (a, b, c) of each label; other labels have a factor of 1. A model of several
+        instruments has such a mapping for each, under its name.
+
+    Attributes
+    ----------
+    factors : dict
+        Those of the labels.
+    parts : dict of str to Calibration
+        Those of the instruments.
     """
 
     PIXELS = 1000.0
@@ -39,15 +47,38 @@ class Calibration:
 
     def __init__(self, factors: Mapping[str, Sequence[float]] | None = None):
         self.factors: dict[str, tuple[float, ...]] = {}
+        self.parts: dict[str, Calibration] = {}
         if not isinstance(factors, Mapping | None):
             raise ValueError(f"the calibration is {factors!r}, not numbers for each label")
         for label, values in (factors or {}).items():
+            if isinstance(values, Mapping):
+                self.parts[str(label)] = Calibration(values)
+                continue
             numbers = tuple(float(value) for value in values)
             if len(numbers) not in (2, 3) or not np.isfinite(numbers).all():
                 raise ValueError(
                     f"calibration of {label} is {values!r}, not two or three finite numbers"
                 )
             self.factors[str(label)] = numbers
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the calibration can be made from, in values that JSON can hold."""
+        return {**self.factors, **{name: part.to_dict() for name, part in self.parts.items()}}
+
+    def of(self, instruments: Sequence[str]) -> "Calibration":
+        """Calibration for spectra of some of the instruments at once.
+
+        Their factors are the geometric means of those of each; of instruments that are not known,
+        those of all. Without `parts`, it is the calibration itself.
+        """
+        parts = [self.parts[name] for name in instruments if name in self.parts]
+        parts = parts or list(self.parts.values())
+        labels = dict.fromkeys(label for part in parts for label in part.factors)
+        means = {
+            label: np.mean([part.factors[label] for part in parts if label in part.factors], axis=0)
+            for label in labels
+        }
+        return Calibration(means) if parts else self
 
     def factor(
         self, labels: Sequence[str], pixels: np.ndarray, snr: np.ndarray | None = None
@@ -374,5 +405,5 @@ class StellarPerceptronCore:
                 "vocab_tokens": list(range(1, self.vocab_size + 1)),
             },
             "norm_config": self.standardizer.to_config(),
-            "stellarperceptron": {**entries, "calibration": self.calibration.factors},
+            "stellarperceptron": {**entries, "calibration": self.calibration.to_dict()},
         }

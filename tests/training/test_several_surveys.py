@@ -14,6 +14,7 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.flags import Flag
 from stellarperceptron.instruments.combined import combined
 from stellarperceptron.instruments.spectrograph import Instrument
+from stellarperceptron.model_core import Calibration
 from stellarperceptron.training.step import Trainer
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,8 @@ def test_the_model_knows_the_pixels_and_labels_of_both(model):
     assert model.label_names == ["TEFF", "FE_H", "LOGG"]
     assert model.config.wavelength_range == (5000.0, 8100.0)
     assert set(model.trained_on) == {"BLUE", "RED"}
-    assert set(model.calibration.factors) == set(model.label_names)
+    known = {name: set(part.factors) for name, part in model.calibration.parts.items()}
+    assert known == {name: set(labels) for name, labels in LABELS.items()}
 
 
 def test_each_instrument_has_its_own_standardization(model, surveys):
@@ -70,6 +72,27 @@ def test_it_answers_from_each_instrument_and_from_both(model):
     # Red pixels before blue ones: the order does not matter.
     swapped = model.predict(np.hstack(flux[::-1]), np.hstack(wavelengths[::-1]), progress=False)
     np.testing.assert_allclose(swapped["TEFF"], answers["TEFF"], rtol=1e-4)
+
+
+def test_errors_are_calibrated_by_instrument(trained):
+    model = StellarPerceptron.load(trained / "1" / "selected", device="cpu")
+    z = np.random.default_rng(2).uniform(-1, 1, (5, 3))
+    flux = [spectra(one, z, np.random.default_rng(3)) for one in (BLUE, RED)]
+    seen = [*zip(flux, (BLUE, RED), strict=True), (np.hstack(flux), model.instrument)]
+
+    def errors():
+        for values, one in seen:
+            told = model.predict(values, one.wavelength, ["TEFF"], progress=False)["TEFF_error"]
+            model.perceive(values, model.instrument.pixel_names(one.wavelength), one.wavelength)
+            np.testing.assert_allclose(model.request(["TEFF"])["TEFF_error"], told, rtol=1e-5)
+            yield told.to_numpy()
+
+    model.calibration = Calibration()
+    before = list(errors())
+    factors = {"BLUE": {"TEFF": (np.log(2), 0)}, "RED": {"TEFF": (np.log(8), 0)}}
+    model.calibration = Calibration(factors)
+    ratios = [after / old for after, old in zip(errors(), before, strict=True)]
+    np.testing.assert_allclose(np.transpose(ratios), np.tile([2.0, 8.0, 4.0], (5, 1)), rtol=1e-5)
 
 
 def test_each_instrument_is_flagged_by_its_own_spectra(model, tmp_path):

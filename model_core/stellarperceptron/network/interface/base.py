@@ -279,11 +279,13 @@ class StellarPerceptronBase(StellarPerceptronCore):
         """Name of a label in the vocabulary, however it is written: "[Fe/H]" is "FE_H"."""
         return name if name in self.vocabs else resolve_label_names(name, self.label_names)[0]
 
-    def _frame(self, value, error, labels, tokens, pixels, snr=None) -> pd.DataFrame:
+    def _frame(
+        self, value, error, labels, tokens, pixels, snr=None, instruments: Sequence[str] = ()
+    ) -> pd.DataFrame:
         """Standardized (N, Q) values and errors, calibrated, as a table in the labels' units."""
         value = self.standardizer.inverse_standardize(value, tokens)
         error = self.standardizer.inverse_standardize_error(error, tokens)
-        error = error * self.calibration.factor(labels, pixels, snr)
+        error = error * self.calibration.of(instruments).factor(labels, pixels, snr)
         lost = np.flatnonzero((pixels > 0) & ~np.isfinite(value + error).all(axis=1))
         if len(lost):
             text = f"answers for {len(lost)} stars, {lost[0]} the first, are not finite"

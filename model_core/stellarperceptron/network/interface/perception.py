@@ -27,6 +27,7 @@ class PerceivingModel(StoredModel):
         super().__init__(vocabs, **options)
         self._perception: tuple[Tensor, Tensor | None] | None = None
         self._valid = np.zeros(0, dtype=int)  # values of each star
+        self._seen: list[str] = []  # instruments
 
     @cached_property
     def _pixels(self) -> np.ndarray:
@@ -35,6 +36,18 @@ class PerceivingModel(StoredModel):
             zip(self.instrument.pixel_names().tolist(), range(len(self.instrument)), strict=True)
         )
         return np.array([-1, *(index.get(name, -1) for name in self.vocabs)])
+
+    def _instruments_of(self, tokens: np.ndarray) -> list[str]:
+        """Names of the parts of a combined instrument that have pixels among these tokens."""
+        if self.instrument is None or not self.instrument.parts:
+            return []
+        pixels = self._pixels[tokens]
+        ranges = {one.name: self.instrument.ranges[one.name] for one in self.instrument.parts}
+        return [
+            name
+            for name, within in ranges.items()
+            if ((pixels >= within.start) & (pixels < within.stop)).any()
+        ]
 
     def measured(self, values: Tensor, tokens: np.ndarray) -> Tensor:
         """Put NaN in the place of flux that is no measurement.
@@ -251,7 +264,7 @@ class PerceivingModel(StoredModel):
             shape = (0, length, self.config.embedding_dim)
             perception = torch.cat(perceptions) if perceptions else torch.empty(shape)
         self._perception = perception, torch.cat(masks) if masks else None
-        self._valid = valid
+        self._valid, self._seen = valid, self._instruments_of(tokens)
         if not return_attention_scores:
             return None
         return torch.cat(scores).numpy() if scores else np.empty((0, length, length))
@@ -315,7 +328,7 @@ class PerceivingModel(StoredModel):
         value, error = torch.cat(answers, dim=1).numpy()
         empty = self._valid == 0
         value[empty] = error[empty] = np.nan
-        frame = self._frame(value, error, labels, tokens, self._valid)
+        frame = self._frame(value, error, labels, tokens, self._valid, instruments=self._seen)
         if not return_attention_scores:
             return frame
         attention = torch.cat(scores).transpose(1, 2).numpy().copy()

@@ -258,7 +258,8 @@ class PredictingModel(SpectraModel):
         value, error = torch.cat(answers, dim=1).numpy()
         if snr is None and len(told) > 1:
             snr = np.concatenate(told)
-        frame = self._frame(value, error, labels, label_tokens, pixels, snr)
+        seen = self._instruments_of(tokens)
+        frame = self._frame(value, error, labels, label_tokens, pixels, snr, seen)
         frame["flags"] = np.concatenate(flags)
         if other is not None:
             frame["flags"] |= int(Flag.OTHER_INSTRUMENT)

@@ -140,7 +140,8 @@ class SpectraModel(PerceivingModel):
             tokens, patches = self._patches(pixel_names, wavelengths, seed)
             like = torch.zeros(1)
             # The file is not told the signal-to-noise ratio, so that its coefficient is left out.
-            factors = [self.calibration.factors.get(name, (0.0, 0.0))[:2] for name in names]
+            known = self.calibration.of(self._instruments_of(tokens)).factors
+            factors = [known.get(name, (0.0, 0.0))[:2] for name in names]
             network = FluxToLabels(
                 self.torch_model,
                 patches,

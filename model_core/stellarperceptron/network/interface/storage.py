@@ -288,7 +288,7 @@ class StoredModel(StellarPerceptronBase):
         for name in ("embedding_layer.embeddings", "embedding_layer.bias"):
             weights[name] = torch.cat([weights[name], fresh[name][rows:].cpu()])
         load_weights(grown.torch_model, weights, f"weights of {folder}")
-        grown.calibration = Calibration(old.calibration.factors)
+        grown.calibration = Calibration(old.calibration.to_dict())
         grown.references = dict(old.references)
         grown.trained_on, grown.drawn = old.trained_on, old.drawn
         grown.epoch = old.epoch

@@ -34,18 +34,15 @@ def calibrate_surveys(
 ) -> None:
     """Describe and calibrate several surveys, or a single one; see `calibrate_stage`.
 
-    The factors of predicted errors, as functions of the number of pixels, are the geometric means
-    of those of the surveys. Spectra and labels of each survey are described by themselves.
+    A model of several instruments has a calibration for each of them.
     """
-    found: dict[str, list[tuple[float, ...]]] = {}
+    found = {}
     for survey in surveys:
         model.calibration = Calibration()
         calibrate_stage(model, *survey)
-        for label, factors in model.calibration.factors.items():
-            found.setdefault(label, []).append(factors)
-    model.calibration = Calibration(
-        {label: np.mean(factors, axis=0).tolist() for label, factors in found.items()}
-    )
+        found[survey[0].instrument.name] = model.calibration.factors
+    if model.instrument is not None and model.instrument.parts:
+        model.calibration = Calibration(found)
 
 
 def calibrate_stage(
