@@ -153,7 +153,7 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.plot(part["mad_std"][chosen], place[chosen], "o", color=color, ms=4)
         means = part["mean_mad_std"][several]
         axes.plot(means, place[several], "o", color=COLORS["grey"], mfc="none", ms=6)
-        axes.set_xlim(0, None)
+        axes.set_xlim(0, 1.1 * part["mad_std"].max())
         axes.set_xlabel(axis_label(label))
         axes.grid(axis="y", lw=0.3)
     panels[0].set_yticks(place, names)
