@@ -19,10 +19,12 @@ BASELINES = ("quadratic_regression", "pixel_network")
 
 # Scripts that `make reproduce` does not need.
 BY_HAND = {
+    "results/instruments/label_transfer.py",
     "results/instruments/matrix.py",
     "results/instruments/one_star.py",
     "results/instruments/predicted_errors.py",
     "results/instruments/real_stars.py",
+    "results/instruments/surveys.py",
     "results/instruments/two_instruments.py",
     "results/baselines/compare.py",
     "results/baselines/learning_curve.py",
