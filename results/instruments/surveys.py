@@ -1,9 +1,9 @@
 r"""One model for the instruments of several surveys: errors from each, and from several at once.
 
-The test stars that all surveys have seen are asked about with the spectrum of each instrument, and
-with those of two and more in one context. Beside this stands the mean of the answers from each,
-weighted by the inverse squares of their predicted errors. Writes OUTPUT.csv, OUTPUT_alone.md,
-OUTPUT_together.md and OUTPUT.png (with PDF and caption).
+The model predicts the labels of the test stars that all surveys have seen, from the spectrum of
+each instrument, and from those of two or more in one context. These answers are compared with the
+mean of the answers from each instrument, weighted by the inverse squares of their predicted errors.
+Writes OUTPUT.csv, OUTPUT_alone.md, OUTPUT_together.md and OUTPUT.png (with PDF and caption).
 
     python surveys.py --checkpoint runs/surveys/2 --output runs/surveys/tables/surveys \
         --data runs/surveys/APOGEE.h5 runs/surveys/GALAH.h5 runs/surveys/GAIA_RVS.h5
