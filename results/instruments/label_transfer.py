@@ -22,31 +22,15 @@ import torch
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.evaluation.baselines import PixelNetwork
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.labels import label as label_named
-from stellarperceptron.nn_utils import linear_warmup_cosine
+from stellarperceptron.training.few_stars import AUGMENTATION, fine_tuning
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.training.stages import require_labels, require_same_instrument
 from stellarperceptron.utils.arguments import HelpFormatter, positive, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
-
-# Fine-tuning the pre-trained model: all settings, those of results/real_stars/few_labels.py.
-BATCH, WARMUP_STEPS = 16, 20
-FINE_TUNING = {
-    "batch_size": BATCH,
-    "learning_rate": 2e-3,
-    "weight_decay": 0.01,
-    "labels_per_star": "all",
-    "max_gradient_norm": 1.0,
-    "validation_split": 0.0,
-}
-# Every step shows the stars with other errors, or the model would learn the noise of so few.
-AUGMENTATION = Augmentation(
-    snr=(50.0, 500.0), correlation=(0.0, 0.5), ripple=(0.0, 0.02), line_spread=0.05
-)
 
 
 def fine_tuned(
@@ -64,11 +48,8 @@ def fine_tuned(
         labels,
         dataset.wavelength,
         augment=functools.partial(AUGMENTATION, instrument=dataset.instrument),
-        lr_scheduler=lambda optimizer: linear_warmup_cosine(optimizer, WARMUP_STEPS, steps),
-        epochs=-(-steps // -(-len(flux) // BATCH)),
-        seed=seed,
         progress=False,
-        **FINE_TUNING,
+        **fine_tuning(len(flux), steps, seed),
     )
     return model
 

@@ -41,36 +41,18 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.evaluation.baselines import PixelNetwork
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
-from stellarperceptron.nn_utils import linear_warmup_cosine
+from stellarperceptron.training.few_stars import AUGMENTATION, SETTINGS, WARMUP_STEPS, fine_tuning
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive, run_script
 from stellarperceptron.utils.arrays import check_array_archive, sentinels_to_nan
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 from stellarperceptron.utils.plotting import PAGE_WIDTH, axis_label, save_figure, use_style
-
-# Fine-tuning the pre-trained model: all settings are here.
-FINE_TUNING = {
-    "batch_size": 16,
-    "learning_rate": 2e-3,
-    "weight_decay": 0.01,
-    "labels_per_star": "all",
-    "max_gradient_norm": 1.0,
-}
-WARMUP_STEPS = 20
-# Every step shows the stars with other errors, or the model would learn the noise of so few.
-AUGMENTATION = {
-    "snr": (50.0, 500.0),
-    "correlation": (0.0, 0.5),
-    "ripple": (0.0, 0.02),
-    "line_spread": 0.05,
-}
 
 FLUX_SCALE = 0.958  # of the file's flux over that of this package's pseudo-continuum
 MOST_VALUES = 1_000_000_000  # of an array in the file: 100,000 spectra
@@ -209,30 +191,15 @@ def instrument_of(stars: Stars) -> Instrument:
 
 
 def fine_tuned(checkpoint: Path, steps: int) -> Method:
-    """Fine-tune all weights of the pre-trained model.
-
-    The learning rate follows one cosine of so many steps, however few the stars are.
-    """
-
-    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        return linear_warmup_cosine(optimizer, WARMUP_STEPS, steps)
+    """Fine-tune all weights of the pre-trained model."""
 
     def method(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
         model = StellarPerceptron.load_for_finetuning(checkpoint)
         labels = [TOKENS[name] for name in stars.label_names]
-        settings = {
-            "validation_split": 0.0,
-            "lr_scheduler": schedule,
-            "epochs": -(-steps // -(-len(train) // FINE_TUNING["batch_size"])),
-            "seed": seed,
-            "progress": False,
-            **FINE_TUNING,
-        }
+        settings = {**fine_tuning(len(train), steps, seed), "progress": False}
         if stars.resolving_power is not None:
             told = {"resolving_power": stars.resolving_power}
-            augment = functools.partial(
-                Augmentation(**AUGMENTATION).with_noise, instrument=instrument_of(stars)
-            )
+            augment = functools.partial(AUGMENTATION.with_noise, instrument=instrument_of(stars))
             known = pd.DataFrame(stars.labels[train], columns=labels)
             model.fit(
                 stars.flux[train], known, stars.wavelength, augment=augment, **told, **settings
@@ -242,9 +209,7 @@ def fine_tuned(checkpoint: Path, steps: int) -> Method:
             )
             return answers[labels].to_numpy()
         pixels = APOGEE.pixels_at(stars.wavelength)
-        augment = functools.partial(
-            Augmentation(**AUGMENTATION), pixels=slice(int(pixels[0]), int(pixels[-1]) + 1)
-        )
+        augment = functools.partial(AUGMENTATION, pixels=slice(int(pixels[0]), int(pixels[-1]) + 1))
         model.fit(
             np.hstack([stars.flux[train], stars.labels[train]]),
             [*APOGEE.pixel_names(stars.wavelength), *labels],
@@ -310,8 +275,10 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
         "stars": len(stars.flux),
         "seed": arguments.seed,
         "checkpoint": str(arguments.checkpoint) if arguments.checkpoint else None,
-        "fine_tuning": {**FINE_TUNING, "steps": arguments.steps, "warmup_steps": WARMUP_STEPS},
-        "augmentation": {key: np.ravel(value).tolist() for key, value in AUGMENTATION.items()},
+        "fine_tuning": {**SETTINGS, "steps": arguments.steps, "warmup_steps": WARMUP_STEPS},
+        "augmentation": {
+            key: np.ravel(value).tolist() for key, value in vars(AUGMENTATION).items()
+        },
     }
     rows = []
     if path.is_file():

@@ -1,0 +1,49 @@
+"""Settings for fine-tuning a pre-trained model on few labelled stars."""
+
+import math
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from stellarperceptron.data.mock.observation import Augmentation
+from stellarperceptron.nn_utils import linear_warmup_cosine
+
+__all__ = ["AUGMENTATION", "SETTINGS", "WARMUP_STEPS", "fine_tuning"]
+
+SETTINGS = {
+    "batch_size": 16,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.01,
+    "labels_per_star": "all",
+    "max_gradient_norm": 1.0,
+    "validation_split": 0.0,
+}
+WARMUP_STEPS = 20
+# Every step shows the stars with other errors, or the model would learn the noise of so few.
+AUGMENTATION = Augmentation(
+    snr=(50.0, 500.0), correlation=(0.0, 0.5), ripple=(0.0, 0.02), line_spread=0.05
+)
+
+
+def fine_tuning(stars: int, steps: int, seed: int = 0) -> dict[str, Any]:
+    """Arguments of `StellarPerceptron.fit` for fine-tuning on few stars.
+
+    They are the same for any number of stars. The learning rate follows one cosine over the steps.
+    `AUGMENTATION` goes with them, given the pixels or the instrument of the spectra.
+
+    Parameters
+    ----------
+    stars
+        Number of stars to learn from.
+    steps
+        Optimizer steps. The last epoch is completed.
+    seed
+        Seed of all random choices.
+    """
+
+    def schedule(optimizer: Optimizer) -> LRScheduler:
+        return linear_warmup_cosine(optimizer, WARMUP_STEPS, steps)
+
+    epochs = math.ceil(steps / math.ceil(stars / SETTINGS["batch_size"]))
+    return {**SETTINGS, "lr_scheduler": schedule, "epochs": epochs, "seed": seed}
