@@ -3,10 +3,12 @@ r"""One model for the instruments of several surveys: errors from each, and from
 The model predicts the labels of the test stars that all surveys have seen, from the spectrum of
 each instrument, and from those of two or more in one context. These answers are compared with the
 mean of the answers from each instrument, weighted by the inverse squares of their predicted errors.
+Models that were trained on one of the surveys only answer for the same stars.
 Writes OUTPUT.csv, OUTPUT_alone.md, OUTPUT_together.md and OUTPUT.png (with PDF and caption).
 
     python surveys.py --checkpoint runs/surveys/2 --output runs/surveys/tables/surveys \
-        --data runs/surveys/APOGEE.h5 runs/surveys/GALAH.h5 runs/surveys/GAIA_RVS.h5
+        --data runs/surveys/APOGEE.h5 runs/surveys/GALAH.h5 runs/surveys/GAIA_RVS.h5 \
+        --specialists runs/full/2
 """
 
 import argparse
@@ -34,8 +36,8 @@ from stellarperceptron.utils.plotting import COLORS, PAGE_WIDTH, axis_label, sav
 
 CAPTION = (
     "Scatter (mad_std) of predicted labels of {stars:,} test stars from the spectrum of one "
-    "instrument (blue), from those of several in one context (orange), and of the weighted mean of "
-    "the answers from each (grey circles)."
+    "instrument, from those of several in one context, and of the mean of the answers from each, "
+    "weighted by the inverse squares of their predicted errors."
 )
 
 
@@ -100,10 +102,35 @@ def errors(
     return pd.DataFrame(rows)
 
 
+def specialist_errors(
+    folder: Path,
+    datasets: list[SpectraDataset],
+    spectra: dict[str, tuple[np.ndarray, np.ndarray]],
+    true: pd.DataFrame,
+) -> pd.DataFrame:
+    """Errors of a model that was trained on one of the surveys only, a row for each label.
+
+    Raises
+    ------
+    ValueError
+        The model is for none of the surveys, or lacks a label.
+    """
+    model = StellarPerceptron.load(resolve_checkpoint(folder), device="cpu")
+    own = [d.instrument.name for d in datasets if d.instrument == model.instrument]
+    if not own:
+        names = ", ".join(spectra)
+        raise ValueError(
+            f"{folder} is a model for {model.instrument}, none of the surveys: {names}"
+        )
+    require_labels(model, list(true))
+    table = errors(model, {own[0]: spectra[own[0]]}, true)
+    return table.assign(instruments=f"{own[0]}, its specialist", number=0)
+
+
 def table_alone(table: pd.DataFrame) -> pd.DataFrame:
-    """Errors from each instrument, for readers."""
+    """Errors from each instrument, and of specialists, for readers."""
     rows = []
-    for row in table[table["number"] == 1].to_dict("records"):
+    for row in table[table["number"] <= 1].to_dict("records"):
         entry = label_named(row["label"])
         rows.append(
             {
@@ -142,6 +169,7 @@ def table_together(table: pd.DataFrame) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the scatter by combination of instruments, a panel for each label."""
     use_style()
+    table = table[table["number"] > 0]
     labels, names = table["label"].unique(), table["instruments"].unique()
     figure = Figure(figsize=(PAGE_WIDTH, 0.7 + 0.22 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
@@ -149,15 +177,22 @@ def draw(table: pd.DataFrame) -> Figure:
     for axes, label in zip(panels, labels, strict=True):
         part = table[table["label"] == label].set_index("instruments").loc[names]
         several = (part["number"] > 1).to_numpy()
-        for chosen, color in ((~several, COLORS["blue"]), (several, COLORS["orange"])):
-            axes.plot(part["mad_std"][chosen], place[chosen], "o", color=color, ms=4)
-        means = part["mean_mad_std"][several]
-        axes.plot(means, place[several], "o", color=COLORS["grey"], mfc="none", ms=6)
+        for chosen, color, name in (
+            (~several, "blue", "one instrument"),
+            (several, "orange", "one context"),
+        ):
+            values = part["mad_std"][chosen]
+            axes.plot(values, place[chosen], "o", color=COLORS[color], ms=4, label=name)
+        means, open_circle = part["mean_mad_std"][several], {"mfc": "none", "ms": 6}
+        axes.plot(
+            means, place[several], "o", color=COLORS["grey"], label="weighted mean", **open_circle
+        )
         axes.set_xlim(0, 1.1 * part["mad_std"].max())
         axes.set_xlabel(axis_label(label))
         axes.grid(axis="y", lw=0.3)
     panels[0].set_yticks(place, names)
     panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.supxlabel("scatter of predicted minus true labels")
     return figure
 
@@ -170,6 +205,14 @@ def main() -> None:
     )
     parser.add_argument(
         "--data", type=Path, nargs="+", required=True, metavar="SURVEY", help="survey files"
+    )
+    parser.add_argument(
+        "--specialists",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="CHECKPOINT",
+        help="models of one survey each",
     )
     parser.add_argument(
         "--kind", choices=("observed", "synthetic"), default="observed", help="of the spectra"
@@ -196,7 +239,10 @@ def main() -> None:
             if arguments.kind == "synthetic":
                 true = first.test.labels  # from which they are made
             known = pd.DataFrame(true[rows[0]], columns=list(first.label_names))
-        table = errors(model, spectra, known)
+        tables = [
+            specialist_errors(folder, datasets, spectra, known) for folder in arguments.specialists
+        ]
+        table = pd.concat([errors(model, spectra, known), *tables], ignore_index=True)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     stem = arguments.output

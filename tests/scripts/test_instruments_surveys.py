@@ -47,6 +47,20 @@ def test_errors_of_each_instrument_and_of_both(run, tmp_path):
     assert len(rows) == 2 + 3 and all("BLUE + RED" in row for row in rows[2:])
 
 
+def test_a_specialist_stands_beside_its_survey_only(run, tmp_path):
+    assert not train(1, [run / "red.h5"], run / "red")
+    given = ("--data", run / "blue.h5", run / "red.h5", "--output", tmp_path / "o")
+    assert not run_here(SCRIPT, "--checkpoint", run / "1", "--specialists", run / "red", *given)
+    table = pd.read_csv(tmp_path / "o.csv").set_index(["instruments", "label"])
+    names = table.index.unique(0).tolist()
+    assert names == ["BLUE", "RED", "BLUE + RED", "RED, its specialist"]
+    special = table.loc["RED, its specialist"]
+    assert (special["mad_std"] != table.loc["RED", "mad_std"]).all()
+    assert "RED, its specialist" in (tmp_path / "o_alone.md").read_text()
+    ended = run_here(SCRIPT, "--checkpoint", run / "1", "--specialists", run / "1", *given)
+    assert "none of the surveys: BLUE, RED" in ended
+
+
 def test_labels_are_carried_over(run, tmp_path):
     given = ("--labelled", run / "blue.h5", "--data", run / "red.h5", "--checkpoint", run / "1")
     few = ("--stars", 100, "--splits", 1, "--steps", 60, "--output", tmp_path / "transfer")

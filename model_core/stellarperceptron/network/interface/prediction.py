@@ -27,6 +27,8 @@ _COMBINATIONS = ("mean", "inverse_variance")
 # answers better without the pixel (measured with noise on 5 to 30 % of the pixels).
 _LARGEST_ERROR = 0.05  # of the pseudo-continuum
 _LARGEST_RATIO = 3.0  # to the star's median error
+# Warnings that are about the stars, not about the window of the spectrum that they show.
+_OF_STARS = "(?s).*(flagged|any valid value|bad, by their errors|left out|interpolated onto)"
 _LEAST_PIXELS = 10  # of a window for calibration; in fewer, many stars have no valid one
 
 
@@ -357,14 +359,17 @@ class PredictingModel(SpectraModel):
                     start = int(random.integers(len(order) - length + 1))
                     part = order[start : start + length]
                     flux = as_array(spectra, dtype=np.float32)[:, part]
-                    predicted = self.predict(
-                        flux,
-                        wavelengths[part],
-                        known_as,
-                        errors=None if errors is None else as_array(errors)[:, part],
-                        names=None if names is None else np.asarray(names)[part],
-                        progress=False,
-                    )
+                    with warnings.catch_warnings():
+                        if length < len(order):  # the whole spectra have warned of these stars
+                            warnings.filterwarnings("ignore", _OF_STARS)
+                        predicted = self.predict(
+                            flux,
+                            wavelengths[part],
+                            known_as,
+                            errors=None if errors is None else as_array(errors)[:, part],
+                            names=None if names is None else np.asarray(names)[part],
+                            progress=False,
+                        )
                     counts.append(float(np.median(np.isfinite(flux).sum(axis=1))))
                     for label in labels:
                         residual = (predicted[label] - labels[label]).to_numpy()
