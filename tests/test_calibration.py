@@ -1,5 +1,7 @@
 """Predicted errors, brought to the scatter of stars that training has not seen."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -126,6 +128,17 @@ def test_labels_that_tell_nothing_stay_as_they_are(model):
     with pytest.warns(UserWarning, match="errors of TEFF stay uncalibrated"):
         model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(NAMES))
     assert not model.calibration.factors
+
+
+def test_it_warns_of_a_star_once(model):
+    spectra = make_spectra(20, 40)
+    spectra[3] = np.nan
+    labels = pd.DataFrame({"TEFF": np.linspace(0, 3, 20)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(NAMES), windows=(1.0, 0.5))
+    found = [str(warning.message) for warning in caught]
+    assert [text for text in found if "any valid value" in text] == [found[0]]
 
 
 def test_calibrating_one_label_leaves_the_others_as_they_are(model):

@@ -48,7 +48,7 @@ def test_errors_of_each_instrument_and_of_both(run, tmp_path):
 
 
 def test_a_specialist_stands_beside_its_survey_only(run, tmp_path):
-    assert not train(1, [run / "red.h5"], run / "red")
+    assert not train(1, [run / "red.h5"], run / "red", "data.combined_share=0.0")
     given = ("--data", run / "blue.h5", run / "red.h5", "--output", tmp_path / "o")
     assert not run_here(SCRIPT, "--checkpoint", run / "1", "--specialists", run / "red", *given)
     table = pd.read_csv(tmp_path / "o.csv").set_index(["instruments", "label"])
