@@ -25,9 +25,9 @@ from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.baselines import PixelNetwork
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.labels import label as label_named
-from stellarperceptron.training.few_stars import AUGMENTATION, fine_tuning
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.training.stages import require_labels, require_same_instrument
+from stellarperceptron.training.stars.few_stars import AUGMENTATION, fine_tuning
 from stellarperceptron.utils.arguments import HelpFormatter, positive, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table

@@ -46,8 +46,13 @@ from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.tables import format_value
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
-from stellarperceptron.training.few_stars import AUGMENTATION, SETTINGS, WARMUP_STEPS, fine_tuning
 from stellarperceptron.training.run.script import resolve_checkpoint
+from stellarperceptron.training.stars.few_stars import (
+    AUGMENTATION,
+    SETTINGS,
+    WARMUP_STEPS,
+    fine_tuning,
+)
 from stellarperceptron.utils.arguments import HelpFormatter, output_folder, positive, run_script
 from stellarperceptron.utils.arrays import check_array_archive, sentinels_to_nan
 from stellarperceptron.utils.data_utils import atomic_output

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stellarperceptron.training.few_stars import SETTINGS, fine_tuning
 from stellarperceptron.training.profiles import TrainingOptions
+from stellarperceptron.training.stars.few_stars import SETTINGS, fine_tuning
 
 
 @pytest.mark.parametrize(("stars", "epochs"), [(1, 100), (16, 100), (17, 50), (100, 15)])
