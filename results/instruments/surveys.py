@@ -3,7 +3,7 @@ r"""One model for the instruments of several surveys: errors from each, and from
 The model predicts the labels of the test stars that all surveys have seen, from the spectrum of
 each instrument, and from those of two or more in one context. These answers are compared with the
 mean of the answers from each instrument, weighted by the inverse squares of their predicted errors.
-Models that were trained on one of the surveys only answer for the same stars.
+Specialists, models of one survey each, are asked about the same stars.
 Writes OUTPUT.csv, OUTPUT_alone.md, OUTPUT_together.md and OUTPUT.png (with PDF and caption).
 
     python surveys.py --checkpoint runs/surveys/2 --output runs/surveys/tables/surveys \
