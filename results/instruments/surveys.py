@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
@@ -37,7 +38,7 @@ from stellarperceptron.utils.plotting import COLORS, PAGE_WIDTH, axis_label, sav
 CAPTION = (
     "Scatter (mad_std) of predicted labels of {stars:,} test stars from the spectrum of one "
     "instrument, from those of several in one context, and of the mean of the answers from each, "
-    "weighted by the inverse squares of their predicted errors."
+    "weighted by the inverse squares of their predicted errors, on logarithmic axes."
 )
 
 
@@ -158,7 +159,7 @@ def table_together(table: pd.DataFrame) -> pd.DataFrame:
         cells["best alone"] = entry.format_residual(min(each))
         for name, heading in (("mean_mad_std", "weighted mean"), ("mad_std", "one context")):
             change = 100 * (row[name] / min(each) - 1)
-            cells[heading] = f"{entry.format_residual(row[name])} ({change:+.0f} %)"
+            cells[heading] = f"{entry.format_residual(row[name])} ({round(change):+d} %)"
         cells["sd of pulls"] = f"{row['pull_std']:.2f}"
         cells["offset"] = f"{row['offset']:+.2f}" if row["number"] == 2 else "–"
         cells["chi-squared"] = f"{row['chi_squared']:.2f}" if row["number"] == 2 else "–"
@@ -187,7 +188,12 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.plot(
             means, place[several], "o", color=COLORS["grey"], label="weighted mean", **open_circle
         )
-        axes.set_xlim(0, 1.1 * part["mad_std"].max())
+        axes.set_xscale("log")
+        lowest = min(part["mad_std"].min(), part["mean_mad_std"].min())
+        axes.set_xlim(lowest / 1.3, 1.3 * part["mad_std"].max())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(axis_label(label))
         axes.grid(axis="y", lw=0.3)
     panels[0].set_yticks(place, names)
