@@ -62,7 +62,7 @@ def test_perceive_and_request_have_it_too(model):
 def test_fewer_pixels_have_a_factor_of_their_own():
     calibration = Calibration()
     pixels = np.array([4000.0, 2000.0, 500.0])
-    calibration.fit("TEFF", pixels, 1.5 * (pixels / 1000) ** -0.3)
+    calibration.fit("TEFF", pixels, 1.5 * (pixels / 1000) ** -0.3, first=True)
     factor = calibration.factor(["TEFF", "LOGG"], np.array([4000, 100]))
     np.testing.assert_allclose(factor[:, 0], 1.5 * np.array([4.0, 0.1]) ** -0.3)
     assert (factor[:, 1] == 1).all()
@@ -70,7 +70,7 @@ def test_fewer_pixels_have_a_factor_of_their_own():
 
 def test_the_calibration_is_exact_for_the_whole_spectrum():
     calibration = Calibration()
-    calibration.fit("TEFF", np.array([1000.0, 500, 250]), np.array([1.2, 0.9, 0.9]))
+    calibration.fit("TEFF", np.array([1000.0, 500, 250]), np.array([1.2, 0.9, 0.9]), first=True)
     whole, half, quarter = calibration.factor(["TEFF"], np.array([1000, 500, 250]))[:, 0]
     assert whole == pytest.approx(1.2)
     assert quarter < 0.9 < half < whole

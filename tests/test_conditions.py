@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import LABELS, make_model, make_spectra
@@ -155,6 +156,38 @@ def test_errors_are_calibrated_for_what_the_model_is_told(told):
     np.testing.assert_allclose(after[sigma] / before[sigma], 2, rtol=0.1)
 
 
+def test_errors_are_calibrated_with_added_noise(told, monkeypatch):
+    """The factor follows the signal-to-noise ratio of the spectra with the noise."""
+    random, spectra = np.random.default_rng(5), make_spectra(2000, 40, bad=0).astype(np.float32)
+    ratios = []
+
+    def answer(flux, wavelengths, labels, *, errors, **options):
+        ratios.append(np.median(flux / errors))
+        scale = 3 * (ratios[-1] / 100) ** -0.4
+        table = pd.DataFrame({f"{name}_error": np.ones(2000) for name in labels})
+        return table.assign(**{name: scale * random.normal(size=2000) for name in labels})
+
+    monkeypatch.setattr(told, "predict", answer)
+    labels = np.zeros((2000, len(LABELS)))
+    options = {"errors": spectra / 200, "windows": (1.0, 0.5), "snr": (100.0, 30.0)}
+    told.calibrate(spectra, WAVELENGTHS, pd.DataFrame(labels, columns=LABELS), **options)
+    expected = [200, 1 / np.hypot(1 / 200, 1 / 100), 1 / np.hypot(1 / 200, 1 / 30)]
+    np.testing.assert_allclose([ratios[0], *ratios[-2:]], expected, rtol=0.05)
+    for label in LABELS:
+        assert told.calibration.factors[label][2] == pytest.approx(-0.4, abs=0.1)
+        factor = told.calibration.factor([label], np.full(2, 40), np.array([200.0, 30.0]))
+        np.testing.assert_allclose(factor[:, 0], [2.27, 4.86], rtol=0.1)
+
+
+def test_noise_is_added_only_where_the_model_is_told(told, spectra):
+    labels = pd.DataFrame({"TEFF": np.ones(5)})
+    for model, given in ((told, {}), (make_model(pixels_per_token=8), {"errors": spectra / 9})):
+        with pytest.raises(ValueError, match="snr needs errors"):
+            model.calibrate(spectra, WAVELENGTHS, labels, snr=(50.0,), **given)
+    with pytest.raises(ValueError, match="no signal-to-noise ratios"):
+        told.calibrate(spectra, WAVELENGTHS, labels, snr=(0.0,), errors=spectra / 9)
+
+
 def test_errors_are_scaled_by_the_signal_to_noise_ratio_that_the_model_is_told(told):
     spectra = make_spectra(3, 40, bad=0).astype(np.float32)
     snr = np.array([25.0, 200.0, np.nan])  # unknown: no factor
@@ -171,9 +204,14 @@ def test_errors_are_scaled_by_the_signal_to_noise_ratio_that_the_model_is_told(t
 
 def test_evaluation_and_calibration_tell_it_the_errors_of_a_survey(tmp_path, monkeypatch):
     told = with_conditions(make_model(N_PIXELS, **BINS))
-    data = SimpleNamespace(kind="observed", pixels="full", labels=LABELS, label_errors=True)
+    data = SimpleNamespace(
+        kind="observed", pixels="full", labels=LABELS, label_errors=True, augment=True
+    )
     profile = SimpleNamespace(
-        data=data, training=SimpleNamespace(seed=0), instruments=DrawnInstruments()
+        data=data,
+        training=SimpleNamespace(seed=0),
+        instruments=DrawnInstruments(),
+        augmentation=Augmentation(snr=(60.0, 500.0)),
     )
     given = {}
     with SpectraDataset.open(write_survey(tmp_path / "survey.h5", errors=True)) as dataset:
@@ -187,6 +225,7 @@ def test_evaluation_and_calibration_tell_it_the_errors_of_a_survey(tmp_path, mon
     unaware = told.predict(flux, dataset.wavelength, LABELS, progress=False)
     assert not np.allclose(found["TEFF_err"], unaware["TEFF_error"], rtol=0.01)
     np.testing.assert_array_equal(given["errors"], own)
+    assert list(given["snr"]) == [200, 100]  # training has shown no more noise than 1 / 60
 
 
 def test_perceive_and_predict_answer_alike(told):

@@ -14,14 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.network.checkpoint import read_config, read_embed_map
-from stellarperceptron.network.interface.prediction import PredictingModel
+from stellarperceptron.network.interface.calibration import CalibratedModel
 from stellarperceptron.network.interface.spectra import holds_labels
 from stellarperceptron.utils.distributed import Process
 
 __all__ = ["StellarPerceptron"]
 
 
-class StellarPerceptron(PredictingModel):
+class StellarPerceptron(CalibratedModel):
     """A foundation model for stellar spectra (Koblischke & Bovy 2024, Leung & Bovy 2023).
 
     Parameters

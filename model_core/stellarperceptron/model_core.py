@@ -106,14 +106,25 @@ class Calibration:
         return np.nan_to_num(np.log(np.clip(snr, *self.SNR_LIMITS) / self.SNR), nan=0.0)
 
     def fit(
-        self, label: str, pixels: np.ndarray, scales: np.ndarray, snr: np.ndarray | None = None
+        self,
+        label: str,
+        pixels: np.ndarray,
+        scales: np.ndarray,
+        snr: np.ndarray | None = None,
+        first: bool = False,
     ) -> None:
         """Fit the factor of a label to scales (k,) measured with these numbers of pixels (k,).
 
-        Without signal-to-noise ratios, the fit is the least-squares line in the logarithms that
-        passes through the largest number of pixels, which most predictions are made with; with a
-        single number of pixels b is 0. With ratios (k,), NaN where the model was not told, it is
-        the least-squares plane.
+        Least squares in the logarithms give b, and c where there are signal-to-noise ratios (k,),
+        NaN where the model was not told.
+
+        Parameters
+        ----------
+        label, pixels, scales, snr
+            The measurements.
+        first
+            The fit passes through the first of them, that of the whole spectra as they are, with
+            which most predictions are made.
 
         Raises
         ------
@@ -122,15 +133,16 @@ class Calibration:
         """
         if not np.all(np.isfinite(scales) & (np.asarray(scales) > 0)):
             raise ValueError(f"scales {scales} of the errors of {label} are not positive numbers")
-        x, y = np.log(np.asarray(pixels) / self.PIXELS), np.log(scales)
+        columns, y = [np.log(np.asarray(pixels) / self.PIXELS)], np.log(scales)
         if snr is not None:
-            columns = np.stack([np.ones(len(x)), x, self._log_snr(snr)], axis=1)
-            self.factors[label] = tuple(np.linalg.lstsq(columns, y, rcond=None)[0].tolist())
-            return
-        whole = np.mean(y[x == x.max()])
-        dx = x - x.max()
-        slope = dx @ (y - whole) / (dx @ dx) if dx.any() else 0.0
-        self.factors[label] = (float(whole - slope * x.max()), float(slope))
+            columns.append(self._log_snr(snr))
+        x = np.stack(columns, axis=1)
+        if first:
+            slopes = np.linalg.lstsq(x - x[0], y - y[0], rcond=None)[0]
+            factors = np.append(y[0] - x[0] @ slopes, slopes)
+        else:
+            factors = np.linalg.lstsq(np.insert(x, 0, 1.0, axis=1), y, rcond=None)[0]
+        self.factors[label] = tuple(factors.tolist())
 
 
 def error_scale(residuals: np.ndarray, errors: np.ndarray, label_errors: np.ndarray) -> float:

@@ -93,9 +93,11 @@ def test_noise_is_the_instruments_own(moons):
     )
     flux = torch.full((8, len(MOONS_H)), 0.9)
     rng = np.random.default_rng(1)
-    observed = quiet.observe(flux, np.zeros(8), rng, slice(0, len(MOONS_H))).numpy()
+    parts = quiet.observe(flux, np.zeros(8), rng, slice(0, len(MOONS_H)))
+    observed, errors = (part.numpy() for part in parts)
     noise = observed - observed.mean(axis=1, keepdims=True)
     assert noise.std() * 0.9 == pytest.approx(0.01, rel=0.03)
+    np.testing.assert_allclose(errors * 0.9, 0.01, rtol=0.03)
     neighbours = np.mean([np.corrcoef(row[:-1], row[1:])[0, 1] for row in noise])
     assert neighbours == pytest.approx(quiet.correlation, abs=0.03)
 

@@ -142,7 +142,8 @@ def test_label_errors_are_those_of_the_survey(shared, population, stars):
 @pytest.mark.slow
 def test_a_block_has_all_that_a_survey_file_needs(block):
     assert set(block) == {
-        *("ids", "synthetic", "observed", "labels", "label_errors", "true_labels"),
+        *("ids", "synthetic", "observed", "observed_errors"),
+        *("labels", "label_errors", "true_labels"),
     }
     assert block["observed"].shape == block["synthetic"].shape == (48, 7514)
     assert block["observed"].dtype == block["labels"].dtype == np.float32
@@ -184,7 +185,7 @@ def test_a_perfect_telescope_shows_the_star(mock):
         dead_stretch=0.0,
     )
     flux = 1 - 0.3 * torch.rand(2, 7514, generator=torch.Generator().manual_seed(0))
-    observed = perfect(flux, np.zeros(2), np.random.default_rng(0))
+    observed, _ = perfect(flux, np.zeros(2), np.random.default_rng(0))
     expected = survey.normalize(flux, valid_flux=None)
     inside = expected < 1.2
     assert torch.allclose(observed[inside], expected[inside], atol=1e-4)
@@ -192,8 +193,20 @@ def test_a_perfect_telescope_shows_the_star(mock):
 
 def test_noise_follows_the_signal_to_noise_ratio():
     noisy = Observation(snr=(100.0, 1.0, 101.0), sky=0.0, telluric=0.0, ripple=(0.0, 0.0))
-    observed = noisy(torch.ones(4, 7514), np.zeros(4), np.random.default_rng(0))
+    observed, errors = noisy(torch.ones(4, 7514), np.zeros(4), np.random.default_rng(0))
     assert np.nanstd(observed.numpy()) == pytest.approx(0.0109, rel=0.05)
+    assert np.sqrt(np.nanmean(errors.numpy() ** 2)) == pytest.approx(0.0109, rel=0.05)
+
+
+def test_errors_are_those_of_the_noise():
+    """Also below a continuum that is not 1, and beside the sky's lines."""
+    sky = Observation(telluric=0.0, ripple=(0.0, 0.0), line_spread=0.0)
+    observed, errors = sky(torch.full((16, 7514), 0.8), np.zeros(16), np.random.default_rng(0))
+    assert (errors > 0)[observed.isfinite()].all()
+    pulls = ((observed - 1) / errors).numpy()
+    noisy = (errors > 2 * errors.nanmedian(dim=1, keepdim=True).values).numpy()
+    for some in (noisy, ~noisy):
+        assert np.nanstd(pulls[some]) == pytest.approx(1.0, abs=0.03)
 
 
 @pytest.mark.reference
@@ -219,7 +232,7 @@ def test_pixel_medians_follow_the_published_survey(shared, mock):
 
 def test_the_number_of_stars_does_not_change_a_star(mock, block):
     few = mock.block("train", 0, 5)
-    for name in ("synthetic", "observed", "labels", "label_errors", "true_labels"):
+    for name in set(few) - {"ids"}:
         assert np.array_equal(few[name], block[name][:5], equal_nan=True)
 
 

@@ -109,14 +109,24 @@ class Observation:
             lost[row, start : start + length] = True
         return lost
 
-    def __call__(self, flux: Tensor, fe_h: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def __call__(
+        self, flux: Tensor, fe_h: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
         """
-        Observed, normalized spectra (N, 7514) of stars with flux over continuum `flux` (N, 7514).
+        Observe stars with flux over continuum `flux` (N, 7514).
 
         Parameters
         ----------
         fe_h : (N,)
             Metal-poor stars move faster.
+
+        Returns
+        -------
+        observed : (N, 7514)
+            Normalized spectra, NaN for bad pixels.
+        errors : (N, 7514)
+            Standard deviations of their noise, NaN for pixels without a measurement. They hold
+            nothing of the errors of telluric correction and continuum, as those of the pipeline.
         """
         n, size = flux.shape
 
@@ -137,20 +147,19 @@ class Observation:
         left_over = self.sky * 10.0 ** (0.3 * normal(n, 1)) * sky_windows(sky["OH"], shift)
         telluric = self.telluric * normal(n, 1) * sky_windows(sky["CO2"], shift)
         telluric += self.telluric * normal(n, 1) * sky_windows(sky["CH4"], shift)
-        noise = correlate_noise(normal(n, size), self.correlation).mul_(
-            torch.hypot(sigma, left_over)
-        )
+        sigma = torch.hypot(sigma, left_over)
+        noise = correlate_noise(normal(n, size), self.correlation).mul_(sigma)
         flux = noise.addcmul_(flux, telluric.add_(1.0))
 
         lost = self.lost(shift, rng, size)
         observed = normalize(flux, lost, valid_flux=None)
+        errors = sigma.mul_(observed / flux)
         low, high = self.ripple
         rms = low + (high - low) * torch.from_numpy(rng.random(n, dtype=np.float32))
         ripple = continuum_ripple(rms, normal(n, 3, RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0]))
         observed = observed.mul_(ripple.add_(1.0))
-        return observed.masked_fill_(
-            (observed < VALID_FLUX[0]) | (observed > VALID_FLUX[1]), math.nan
-        )
+        beyond = (observed < VALID_FLUX[0]) | (observed > VALID_FLUX[1])
+        return observed.masked_fill_(beyond, math.nan), errors
 
 
 @lru_cache(maxsize=1)
@@ -280,8 +289,8 @@ class Spectrograph:
 
     def observe(
         self, flux: Tensor, fe_h: np.ndarray, rng: np.random.Generator, pixels: slice
-    ) -> Tensor:
-        """Observed, normalized spectra (N, P) of stars with flux over continuum `flux` (N, P).
+    ) -> tuple[Tensor, Tensor]:
+        """Observe stars with flux over continuum `flux` (N, P).
 
         Parameters
         ----------
@@ -289,6 +298,11 @@ class Spectrograph:
             Metal-poor stars move faster.
         pixels
             Which of the instrument's pixels the P are.
+
+        Returns
+        -------
+        observed, errors : (N, P)
+            As `Observation` makes them.
         """
         n, size = flux.shape
         instrument = self.instrument
@@ -312,6 +326,7 @@ class Spectrograph:
         flux = flux + sigma * correlate_noise(normal(n, size), self.correlation)
         lost = self.lost(n, rng, pixels)
         observed = normalize_as(instrument, flux, lost, pixels, valid_flux=None)
+        errors = sigma * (observed / flux)
         low, high = self.ripple
         rms = low + (high - low) * torch.from_numpy(rng.random(n, dtype=np.float32))
         waves = normal(n, len(instrument.chips), RIPPLE_ORDERS[1] - RIPPLE_ORDERS[0])
@@ -319,7 +334,7 @@ class Spectrograph:
         if instrument.valid_flux is not None:
             low, high = instrument.valid_flux
             observed = observed.masked_fill((observed < low) | (observed > high), math.nan)
-        return observed
+        return observed, errors
 
     def lost(self, number: int, rng: np.random.Generator, pixels: slice) -> Tensor:
         """Mask (N, P) of the pixels without a measurement."""

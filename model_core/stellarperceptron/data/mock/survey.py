@@ -42,7 +42,7 @@ from stellarperceptron.data.mock.population import (
 )
 from stellarperceptron.data.mock.spectrographs import SPECTROGRAPHS, Observation, Spectrograph
 from stellarperceptron.data.mock.stellar_labels import CARBON_LIMIT, LABELS
-from stellarperceptron.data.survey_file import FORMAT_VERSION, SPLITS, SurveyWriter
+from stellarperceptron.data.survey_file import ERRORS, FORMAT_VERSION, SPLITS, SurveyWriter
 from stellarperceptron.instruments import APOGEE
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import (
@@ -268,15 +268,18 @@ class MockSurvey:
         Returns
         -------
         dict
-            ``ids``, ``synthetic`` and ``observed`` (n, P), ``labels``, ``label_errors`` and
-            ``true_labels`` (n, L), of `label_names`: the arguments of `SurveyWriter.append`.
+            ``ids``, ``synthetic``, ``observed`` and ``observed_errors`` (n, P), ``labels``,
+            ``label_errors`` and ``true_labels`` (n, L), of `label_names`: the arguments of
+            `SurveyWriter.append`.
         """
         stars = self.stars(split, index)
         # A block is always computed whole: its first stars do not depend on how many are wanted.
         if self.spectrograph is None:
-            synthetic, observed = self._apogee(stars)
+            synthetic, (observed, noise) = self._apogee(stars)
         else:
-            synthetic, observed = self._other_instrument(self.spectrograph, stars, split, index)
+            synthetic, (observed, noise) = self._other_instrument(
+                self.spectrograph, stars, split, index
+            )
         catalogue, errors, true = self.catalogue(stars)
         rows = np.flatnonzero(self.observed_stars(stars)[:size])
         first = index * BLOCK
@@ -284,13 +287,14 @@ class MockSurvey:
             "ids": [f"mock-{self.seed}-{split}-{first + i:07d}" for i in rows],
             "synthetic": synthetic[rows].numpy(),
             "observed": observed[rows].numpy(),
+            ERRORS: noise[rows].numpy(),
             "labels": catalogue[rows],
             "label_errors": errors[rows],
             "true_labels": true[rows],
         }
 
-    def _apogee(self, stars: Stars) -> tuple[Tensor, Tensor]:
-        """Synthetic and observed spectra (BLOCK, 7514) of APOGEE."""
+    def _apogee(self, stars: Stars) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Synthetic spectra (BLOCK, 7514) of APOGEE, and observed ones with their errors."""
         nominal, nature = self.nominal, self.nature
         flux = nominal(nominal.emulator.coefficients(stars.theory), stars.group, stars.broadening)
         synthetic = normalize(flux)
@@ -299,8 +303,8 @@ class MockSurvey:
 
     def _other_instrument(
         self, spectrograph: Spectrograph, stars: Stars, split: str, index: int
-    ) -> tuple[Tensor, Tensor]:
-        """Synthetic and observed spectra (BLOCK, P) of another instrument."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Synthetic spectra (BLOCK, P) of another instrument, and observed ones with errors."""
         # Beyond the numbers of the labels, which have streams of their own, too.
         stream = 1000 + zlib.crc32(self.instrument.name.encode())
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index, stream])
@@ -366,7 +370,7 @@ def create_survey(
     Parameters
     ----------
     output
-        HDF5 file; 60 kB a star.
+        HDF5 file; 90 kB a star.
     stars, test_stars
         Numbers of stars of the two splits.
     seed
@@ -424,6 +428,7 @@ def create_survey(
             wavelength=None if instrument == APOGEE else survey.wavelength,
             label_names=label_names,
             true_labels=True,
+            errors=True,
             format_version=format_version,
         ) as writer,
         tqdm(total=sum(counts.values()), unit=" stars", disable=None) as bar,

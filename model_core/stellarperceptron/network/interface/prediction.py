@@ -1,4 +1,4 @@
-"""Predict labels from spectra with any number of pixels, and calibrate their errors."""
+"""Predict labels from spectra with any number of pixels."""
 
 import math
 import warnings
@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from stellarperceptron.data.flags import Flag, Reference, warn_of_flags
+from stellarperceptron.data.flags import Flag, warn_of_flags
 from stellarperceptron.data.wavelengths import off_pixels, resampling_onto
-from stellarperceptron.model_core import Calibration, error_scale, label_table
 from stellarperceptron.network.interface.base import one_of
 from stellarperceptron.network.interface.judge import Judge
 from stellarperceptron.network.interface.other_instruments import OtherInstrument
@@ -27,13 +26,10 @@ _COMBINATIONS = ("mean", "inverse_variance")
 # answers better without the pixel (measured with noise on 5 to 30 % of the pixels).
 _LARGEST_ERROR = 0.05  # of the pseudo-continuum
 _LARGEST_RATIO = 3.0  # to the star's median error
-# Warnings that are about the stars, not about the window of the spectrum that they show.
-_OF_STARS = "(?s).*(flagged|any valid value|bad, by their errors|left out|interpolated onto)"
-_LEAST_PIXELS = 10  # of a window for calibration; in fewer, many stars have no valid one
 
 
 class PredictingModel(SpectraModel):
-    """A model that predicts labels with calibrated errors."""
+    """A model that predicts labels with errors."""
 
     def predict(
         self,
@@ -288,124 +284,6 @@ class PredictingModel(SpectraModel):
         if (values <= 0).any():
             raise ValueError(f"{name} must be above zero; NaN says that it is unknown")
         return np.broadcast_to(values, number)
-
-    def calibrate(
-        self,
-        spectra: np.ndarray,
-        wavelengths: np.ndarray,
-        labels: pd.DataFrame,
-        label_errors: pd.DataFrame | None = None,
-        *,
-        errors: np.ndarray | None = None,
-        names: Sequence[str] | np.ndarray | None = None,
-        windows: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125),
-        positions: int = 4,
-        seed: int = 0,
-    ) -> None:
-        """Calibrate predicted standard deviations on stars that were not used in training.
-
-        For the whole spectra and for random windows of them, the factor is measured that makes
-        68.3 % of the stars lie within one standard deviation, label by label. Windows of the same
-        width give different factors, of which the geometric mean is taken. A power law of the
-        number of valid pixels is fitted to these means. `predict` and `request` apply it from then
-        on, and `save` keeps it in the checkpoint.
-
-        A label that no star has, or whose catalogue errors exceed its scatter, is left
-        uncalibrated, with a warning.
-
-        If the model does not know yet what the spectra and labels of its training set are like,
-        which some `flags` of `predict` need, they are described by these stars, too.
-
-        Parameters
-        ----------
-        spectra, wavelengths, errors, names
-            See `predict`. Give errors of the spectra if they will be given to `predict`.
-        labels, label_errors
-            (N, Q) catalogue labels and their errors, one column per label; NaN where missing.
-        windows
-            Widths of the windows, as fractions of the number of pixels; at least 10 pixels.
-        positions
-            Least number of windows of each width below 1; there are more if more fit side by side.
-        seed
-            Seed of the positions of the windows.
-
-        Raises
-        ------
-        ValueError
-            See `predict`; labels that the model does not have, or a window that is not above 0 and
-            at most 1.
-        """
-        if bad := [share for share in windows if not 0 < share <= 1]:
-            raise ValueError(f"windows {bad} are no fractions of the pixels, above 0 and at most 1")
-        known_as, label_tokens = self._label_tokens(list(labels))
-        labels = label_table(labels, known_as)
-        if label_errors is None:
-            label_errors = 0 * labels
-        else:
-            label_errors = label_table(label_errors, known_as, "_ERR")
-        wavelengths = as_array(wavelengths, unit="Angstrom", name="wavelengths")
-        random, order = np.random.default_rng(seed), np.argsort(wavelengths)
-        old, self.calibration = self.calibration, Calibration()
-        pixels: list[float] = []
-        scales: dict[str, list[float]] = {label: [] for label in labels}
-        try:
-            least = min(_LEAST_PIXELS, len(order))
-            lengths = {max(least, round(share * len(order))) for share in windows}
-            for length in sorted(lengths, reverse=True):
-                counts: list[float] = []
-                measured: dict[str, list[float]] = {label: [] for label in labels}
-                fit = len(order) // length
-                for _ in range(1 if length == len(order) else max(positions, fit)):
-                    start = int(random.integers(len(order) - length + 1))
-                    part = order[start : start + length]
-                    flux = as_array(spectra, dtype=np.float32)[:, part]
-                    with warnings.catch_warnings():
-                        if length < len(order):  # the whole spectra have warned of these stars
-                            warnings.filterwarnings("ignore", _OF_STARS)
-                        predicted = self.predict(
-                            flux,
-                            wavelengths[part],
-                            known_as,
-                            errors=None if errors is None else as_array(errors)[:, part],
-                            names=None if names is None else np.asarray(names)[part],
-                            progress=False,
-                        )
-                    counts.append(float(np.median(np.isfinite(flux).sum(axis=1))))
-                    for label in labels:
-                        residual = (predicted[label] - labels[label]).to_numpy()
-                        error = predicted[f"{label}_error"].to_numpy()
-                        scale = error_scale(residual, error, label_errors[label].to_numpy())
-                        if np.isfinite(scale):
-                            measured[label].append(scale)
-                pixels.append(max(1.0, float(np.mean(counts))))
-                for label in labels:
-                    mean = np.exp(np.mean(np.log(measured[label]))) if measured[label] else math.nan
-                    scales[label].append(float(mean))
-        except BaseException:
-            self.calibration = old
-            raise
-        if not self.references:
-            flux = sentinels_to_nan(as_array(spectra, dtype=np.float32))
-            if names is None:
-                resampling = resampling_onto(self.instrument, wavelengths)
-                if resampling is not None:
-                    flux = resampling(flux)
-                    wavelengths = self.instrument.wavelength[resampling.pixels]
-                names = self.instrument.pixel_names(wavelengths)
-            tokens = self.tokenize(names)
-            self.reference = Reference.fit(flux, tokens, labels, label_tokens, seed)
-        kept = {k: v for k, v in old.factors.items() if k not in labels}
-        self.calibration = Calibration(kept)
-        for label, values in scales.items():
-            found = np.isfinite(values)
-            if found.any():
-                self.calibration.fit(label, np.array(pixels)[found], np.array(values)[found])
-            else:
-                warnings.warn(
-                    f"errors of {label} stay uncalibrated: no star has it, or its catalogue errors "
-                    "explain all of the scatter",
-                    stacklevel=2,
-                )
 
 
 def too_noisy(errors: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ __all__ = ["calibrate_over_drawn", "calibrate_stage", "calibrate_surveys", "desc
 CALIBRATION_STARS = 1000  # enough for a scale to 3 %
 DRAWS = 64  # of instrument, window and signal-to-noise ratio
 STARS_A_DRAW = 128  # their scale is known to 8 %, about as much as it differs between draws
+ADDED_NOISE = (200.0, 100.0, 50.0, 30.0)  # signal-to-noise ratios, where training shows them, too
 REFERENCE_STARS = 4000  # enough for limits outside of which one star in 400 lies
 
 
@@ -71,12 +72,14 @@ def calibrate_stage(
     names = list(stars.label_names)
     everything, label_errors = slice(0, len(stars)), stars.label_errors
     told = model.config.conditions and stars.read_errors is not None
+    noise = [ratio for ratio in ADDED_NOISE if ratio >= profile.augmentation.snr[0]]
     model.calibrate(
         stars.read(everything),
         stars.wavelengths,
         pd.DataFrame(stars.labels, columns=names),
         None if label_errors is None else pd.DataFrame(label_errors, columns=names),
         errors=stars.read_errors(everything) if told else None,
+        snr=noise if told and data.augment else (),
         seed=seed,
     )
 
