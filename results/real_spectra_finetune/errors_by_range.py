@@ -1,8 +1,9 @@
 r"""Precision and predicted errors from windows of a spectrum and at lower signal-to-noise ratios.
 
 Stage 2 predicts labels of the survey's test stars from the first half of the observed band, from
-windows of it, and from spectra to which noise was added. The windows lie at four random places, a
-quarter of the stars each. A model that takes the signal-to-noise ratio is told it. OUTPUT gets
+windows of it, and from spectra to which noise was added, correlated between neighbouring pixels as
+the survey's is. The windows lie at four random places, a quarter of the stars each. A model that
+takes the signal-to-noise ratio is told it. OUTPUT gets
 
 errors_by_range.csv     metrics by label, fraction of the band and signal-to-noise ratio
 errors_by_range.png     the same, drawn; also as PDF, and the caption as Markdown
@@ -24,6 +25,8 @@ from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.mock.observation import correlate_noise
+from stellarperceptron.data.mock.spectrographs import Observation
 from stellarperceptron.data.survey_file import ERRORS
 from stellarperceptron.evaluation.evaluate import evaluation_labels
 from stellarperceptron.evaluation.metrics import label_metrics
@@ -45,8 +48,8 @@ TICKS = (1, 2, 3, 5, 10)
 GAUSSIAN = 0.6827
 CAPTION = (
     "Stage 2 from windows of the first half of the observed band (left), and from all of it after "
-    "white noise was added (right), at most {stars:,} test stars. Top: mad_std over that of the "
-    "whole spectrum. Bottom: fraction of the test stars within 1 sigma, the quadrature sum of the "
+    "noise was added, correlated as the survey's (right), at most {stars:,} test stars. Top: "
+    "mad_std over that of the whole spectrum. Bottom: fraction of the test stars within 1 sigma, the quadrature sum of the "
     "predicted error and the catalogue's. Colours are labels; dashed: Gaussian errors."
 )
 
@@ -66,7 +69,8 @@ def measure(
     cases = [(share, np.inf) for share in SHARES] + [(1.0, noise) for noise in NOISE]
     table = []
     for share, noise in tqdm(cases, "errors", unit="case", disable=None):
-        seen = flux + random.standard_normal(flux.shape).astype(np.float32) / noise
+        normal = torch.from_numpy(random.standard_normal(flux.shape, dtype=np.float32))
+        seen = flux + correlate_noise(normal, Observation().correlation).numpy() / noise
         errors = np.hypot(known, 1 / noise)
         told = model.config.conditions and errors.any()
         found, error = np.full((2, *true.shape), np.nan)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 
 from stellarperceptron.data.flags import Reference
+from stellarperceptron.data.mock.observation import correlate_noise
 from stellarperceptron.data.wavelengths import resampling_onto
 from stellarperceptron.model_core import Calibration, error_scale, label_table
 from stellarperceptron.network.interface.prediction import PredictingModel
@@ -35,6 +37,7 @@ class CalibratedModel(PredictingModel):
         windows: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125),
         positions: int = 4,
         snr: Sequence[float] = (),
+        correlation: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Calibrate predicted standard deviations on stars that were not used in training.
@@ -65,8 +68,11 @@ class CalibratedModel(PredictingModel):
         positions
             Least number of windows of each width below 1; there are more if more fit side by side.
         snr
-            Signal-to-noise ratios a pixel of the noise that is added. It is white. Only with
-            `errors`, and for a model that takes conditions.
+            Signal-to-noise ratios a pixel of the noise that is added. Only with `errors`, and for a
+            model that takes conditions.
+        correlation
+            Of this noise in neighbouring pixels, from 0 to 0.7: that of spectra which were
+            resampled. Errors that are right for white noise are too small for theirs.
         seed
             Seed of the positions of the windows, and of the noise.
 
@@ -103,7 +109,8 @@ class CalibratedModel(PredictingModel):
             for number, (length, ratio) in enumerate(cases):
                 seen, sigma = flux, known
                 if known is not None and ratio < math.inf:
-                    seen = flux + random.standard_normal(flux.shape, dtype=np.float32) / ratio
+                    normal = torch.from_numpy(random.standard_normal(flux.shape, dtype=np.float32))
+                    seen = flux + correlate_noise(normal, correlation).numpy() / ratio
                     sigma = np.where(known > 0, np.hypot(known, 1 / ratio), known)
                 fit = len(order) // length
                 for _ in range(1 if length == len(order) else max(positions, fit)):

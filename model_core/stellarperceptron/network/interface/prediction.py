@@ -1,6 +1,5 @@
 """Predict labels from spectra with any number of pixels."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any

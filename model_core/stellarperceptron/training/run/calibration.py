@@ -11,6 +11,7 @@ import torch
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.flags import Reference
+from stellarperceptron.data.mock.spectrographs import Observation
 from stellarperceptron.instruments.drawn import SHORTEST_CHIP
 from stellarperceptron.instruments.rows import between_rows
 from stellarperceptron.model import StellarPerceptron
@@ -80,6 +81,7 @@ def calibrate_stage(
         None if label_errors is None else pd.DataFrame(label_errors, columns=names),
         errors=stars.read_errors(everything) if told else None,
         snr=noise if told and data.augment else (),
+        correlation=Observation().correlation,
         seed=seed,
     )
 
