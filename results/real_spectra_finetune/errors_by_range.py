@@ -49,9 +49,9 @@ GAUSSIAN = 0.6827
 CAPTION = (
     "Stage 2 from windows of the first half of the observed band (left), and from all of it after "
     "noise was added, correlated as the survey's (right), at most {stars:,} test stars. Top: "
-    "mad_std over that of the whole spectrum. Bottom: fraction of the test stars within 1 sigma, the "
-    "quadrature sum of the predicted error and the catalogue's. Colours are labels; dashed: Gaussian "
-    "errors."
+    "mad_std over that of the whole spectrum. Bottom: fraction of the test stars within 1 sigma, "
+    "the quadrature sum of the predicted error and the catalogue's. Colours are labels; dashed: "
+    "Gaussian errors."
 )
 
 
