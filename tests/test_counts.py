@@ -129,9 +129,9 @@ CPU = torch.device("cpu")
 
 def watched_steps(monkeypatch, steps=6, **options) -> Watch:
     """The launches of some steps of an epoch: choice, augmentation, gradients, clipping."""
-    model = make_model(pixels_per_token=4, context_length=11)
-    data = make_data(pixels_per_token=4)
-    augment = Augmentation()
+    model = make_model(pixels_per_token=4, context_length=11, conditions=True)
+    data = make_data(pixels_per_token=4, conditions=True)
+    augment = Augmentation().with_noise
     moved = {
         field.name: value.to("meta")
         for field in dataclasses.fields(data)
