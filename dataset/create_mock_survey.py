@@ -1,5 +1,5 @@
 """
-Make a mock APOGEE survey: synthetic and observed spectra, labels and their errors, in one file.
+Make a mock APOGEE survey: synthetic and observed spectra and labels, with errors, in one file.
 
 Two emulators in the package make the spectra: "nominal", with a line list from the literature,
 makes the synthetic ones, and "nature", with a line list calibrated to the survey, makes the

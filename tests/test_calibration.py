@@ -76,14 +76,35 @@ def test_the_calibration_is_exact_for_the_whole_spectrum():
     assert quarter < 0.9 < half < whole
 
 
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("snr", [None, np.array([250.0]), np.array([np.nan])])
+def test_one_measurement_holds_for_any_number_of_pixels(first, snr):
+    calibration = Calibration()
+    calibration.fit("TEFF", np.array([512.0]), np.array([2.0]), snr, first)
+    for told in (None, np.array([30.0, np.nan])):
+        factor = calibration.factor(["TEFF"], np.array([1, 7514]), told)
+        np.testing.assert_allclose(factor, 2.0)
+
+
+def test_the_fit_is_exact_for_the_whole_spectrum_told_and_untold():
+    calibration = Calibration()
+    pixels, snr = np.array([4000.0, 2000, 500, 4000, 4000, 4000]), np.full(6, 250.0)
+    snr[3:] = np.nan, 90.0, 30.0
+    scales = np.array([1.3, 1.2, 1.5, 0.8, 1.1, 1.4])
+    calibration.fit("TEFF", pixels, scales, snr, first=True)
+    told, untold = calibration.factor(["TEFF"], pixels[:2] * [1, 2], snr[[0, 3]])[:, 0]
+    assert (told, untold) == (pytest.approx(1.3), pytest.approx(0.8))
+
+
 def test_signal_to_noise_ratios_have_a_factor_of_their_own():
     calibration = Calibration()
     pixels = np.array([4000.0, 2000, 500, 500, 1000])
     snr = np.array([50.0, 400, 200, np.nan, 30])
-    told = np.nan_to_num(snr / 100, nan=1.0)
+    told = np.nan_to_num(snr / 100, nan=4.0)
     calibration.fit("TEFF", pixels, 1.5 * (pixels / 1000) ** -0.3 * told**-0.2, snr)
-    np.testing.assert_allclose(calibration.factors["TEFF"], (np.log(1.5), -0.3, -0.2))
-    given = np.array([50, np.nan, 1e9, 1.0]), np.array([0.5, 1.0, 5.0, 0.2])  # limits
+    expected = (np.log(1.5), -0.3, -0.2, -0.2 * np.log(4))
+    np.testing.assert_allclose(calibration.factors["TEFF"], expected)
+    given = np.array([50, np.nan, 1e9, 1.0]), np.array([0.5, 4.0, 5.0, 0.2])  # limits
     factor = calibration.factor(["TEFF", "LOGG"], np.full(4, 1000), given[0])
     np.testing.assert_allclose(factor[:, 0], 1.5 * given[1] ** -0.2)
     assert (factor[:, 1] == 1).all()
@@ -147,7 +168,7 @@ def test_calibrating_one_label_leaves_the_others_as_they_are(model):
     model.calibration = Calibration({"LOGG": (0.5, 0.1)})
     model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(NAMES))
     found = model.calibration.factors
-    assert set(found) == {"TEFF", "LOGG"} and found["LOGG"] == (0.5, 0.1)
+    assert set(found) == {"TEFF", "LOGG"} and found["LOGG"] == (0.5, 0.1, 0, 0)
     with pytest.raises(ValueError, match="vocabulary"):
         model.calibrate(spectra, WAVELENGTHS, labels, names=np.array(["nothing"] * 40))
     assert model.calibration.factors == found
@@ -169,7 +190,7 @@ def test_windows_lie_anywhere(model, monkeypatch):
     assert len(windows) == 8 and len({w[0] for w in windows}) > 3
 
 
-@pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0, 4.0]])
+@pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], 5 * [1.0]])
 def test_impossible_calibrations_are_refused(values):
     with pytest.raises(ValueError, match="calibration of TEFF"):
         Calibration({"TEFF": values})
@@ -186,10 +207,15 @@ def test_a_model_of_several_instruments_has_a_calibration_for_each():
     about = {"BLUE": {"TEFF": (0.5, 0.1), "LOGG": (1.0, 0.0)}, "RED": {"TEFF": (0.1, 0.3)}}
     both = Calibration(about)
     assert Calibration(both.to_dict()).to_dict() == both.to_dict() == about
-    assert both.of(["RED"]).factors == {"TEFF": (0.1, 0.3)}
-    mean = {"TEFF": pytest.approx((0.3, 0.2)), "LOGG": (1.0, 0.0)}
+    assert both.of(["RED"]).to_dict() == {"TEFF": (0.1, 0.3)}
+    mean = {"TEFF": pytest.approx((0.3, 0.2, 0, 0)), "LOGG": (1.0, 0, 0, 0)}
     assert both.of(["BLUE", "RED"]).factors == both.of([]).factors == mean
     alone = Calibration({"TEFF": (0.5, 0.1)})
     assert alone.of(["BLUE"]) is alone
     with pytest.raises(ValueError, match="calibration of TEFF"):
         Calibration({"BLUE": {"TEFF": [1.0]}})
+
+
+def test_only_one_of_several_instruments_may_know_errors():
+    both = Calibration({"BLUE": {"TEFF": (0.5, 0.1)}, "RED": {"TEFF": (0.1, 0.3, -0.2, 0.4)}})
+    assert both.of(["BLUE", "RED"]).factors["TEFF"] == pytest.approx((0.3, 0.2, -0.1, 0.2))

@@ -159,24 +159,28 @@ def test_errors_are_calibrated_for_what_the_model_is_told(told):
 def test_errors_are_calibrated_with_added_noise(told, monkeypatch):
     """The factor follows the signal-to-noise ratio of the spectra with the noise."""
     random, spectra = np.random.default_rng(5), make_spectra(2000, 40, bad=0).astype(np.float32)
-    ratios = []
+    ratios, correlations = [], []
 
-    def answer(flux, wavelengths, labels, *, errors, **options):
+    def answer(flux, wavelengths, labels, *, errors, snr, **options):
         ratios.append(np.median(flux / errors))
-        scale = 3 * (ratios[-1] / 100) ** -0.4
+        scale = 3 * (ratios[-1] / 100) ** -0.4 if snr is None else 1.5
+        added = (flux - spectra)[:, 3:5]
+        correlations.append(np.corrcoef(added.T)[0, 1] if added.any() else 0.0)
         table = pd.DataFrame({f"{name}_error": np.ones(2000) for name in labels})
         return table.assign(**{name: scale * random.normal(size=2000) for name in labels})
 
     monkeypatch.setattr(told, "predict", answer)
     labels = np.zeros((2000, len(LABELS)))
-    options = {"errors": spectra / 200, "windows": (1.0, 0.5), "snr": (100.0, 30.0)}
+    options = {"errors": spectra / 200, "windows": (1.0,), "snr": (100.0, 30.0), "correlation": 0.5}
     told.calibrate(spectra, WAVELENGTHS, pd.DataFrame(labels, columns=LABELS), **options)
     expected = [200, 1 / np.hypot(1 / 200, 1 / 100), 1 / np.hypot(1 / 200, 1 / 30)]
-    np.testing.assert_allclose([ratios[0], *ratios[-2:]], expected, rtol=0.05)
+    np.testing.assert_allclose(ratios, [200, *expected], rtol=0.05)  # one is not told
+    np.testing.assert_allclose(correlations[2:], 0.5, atol=0.1)
     for label in LABELS:
         assert told.calibration.factors[label][2] == pytest.approx(-0.4, abs=0.1)
-        factor = told.calibration.factor([label], np.full(2, 40), np.array([200.0, 30.0]))
-        np.testing.assert_allclose(factor[:, 0], [2.27, 4.86], rtol=0.1)
+        asked = np.array([200.0, 30.0, np.nan])
+        factor = told.calibration.factor([label], np.full(3, 40), asked)
+        np.testing.assert_allclose(factor[:, 0], [2.27, 4.86, 1.5], rtol=0.1)
 
 
 def test_noise_is_added_only_where_the_model_is_told(told, spectra):
@@ -225,7 +229,7 @@ def test_evaluation_and_calibration_tell_it_the_errors_of_a_survey(tmp_path, mon
     unaware = told.predict(flux, dataset.wavelength, LABELS, progress=False)
     assert not np.allclose(found["TEFF_err"], unaware["TEFF_error"], rtol=0.01)
     np.testing.assert_array_equal(given["errors"], own)
-    assert list(given["snr"]) == [200, 100]  # training has shown no more noise than 1 / 60
+    assert list(given["snr"]) == [140, 70]  # training has shown no more noise than 1 / 60
 
 
 def test_perceive_and_predict_answer_alike(told):

@@ -24,19 +24,20 @@ class Calibration:
     """Factors that scale predicted standard deviations to the scatter of held-out stars.
 
     The factor of a label is ``exp(a + b ln(n / PIXELS) + c ln(s / SNR))`` for a star with n valid
-    pixels (or other values) and a signal-to-noise ratio s. A pixel of another instrument than the
-    model's counts as many as it is wide in pixels of the model's.
+    pixels (or other values) and a signal-to-noise ratio s, and ``exp(a + b ln(n / PIXELS) + d)``
+    where the model was not told the ratio. A pixel of another instrument than the model's counts as
+    many as it is wide in pixels of the model's.
 
     Parameters
     ----------
     factors
-        (a, b) or (a, b, c) of each label; other labels have a factor of 1. A model of several
-        instruments has such a mapping for each, under its name.
+        (a, b), (a, b, c) or (a, b, c, d) of each label, the others being 0; other labels have a
+        factor of 1. A model of several instruments has such a mapping for each, under its name.
 
     Attributes
     ----------
     factors : dict
-        Those of the labels.
+        (a, b, c, d) of the labels.
     parts : dict of str to Calibration
         Those of the instruments.
     """
@@ -55,15 +56,16 @@ class Calibration:
                 self.parts[str(label)] = Calibration(values)
                 continue
             numbers = tuple(float(value) for value in values)
-            if len(numbers) not in (2, 3) or not np.isfinite(numbers).all():
+            if len(numbers) not in (2, 3, 4) or not np.isfinite(numbers).all():
                 raise ValueError(
-                    f"calibration of {label} is {values!r}, not two or three finite numbers"
+                    f"calibration of {label} is {values!r}, not two to four finite numbers"
                 )
-            self.factors[str(label)] = numbers
+            self.factors[str(label)] = numbers + (0.0,) * (4 - len(numbers))
 
     def to_dict(self) -> dict[str, Any]:
         """What the calibration can be made from, in values that JSON can hold."""
-        return {**self.factors, **{name: part.to_dict() for name, part in self.parts.items()}}
+        known = {label: f if any(f[2:]) else f[:2] for label, f in self.factors.items()}
+        return {**known, **{name: part.to_dict() for name, part in self.parts.items()}}
 
     def of(self, instruments: Sequence[str]) -> "Calibration":
         """Calibration for spectra of some of the instruments at once.
@@ -94,16 +96,15 @@ class Calibration:
         snr
             (N,) signal-to-noise ratios a pixel, NaN where unknown; None: all unknown.
         """
-        numbers = [self.factors.get(label, (0.0, 0.0)) for label in labels]
-        a, b = np.array([values[:2] for values in numbers]).T
-        c = np.array([values[2] if len(values) > 2 else 0.0 for values in numbers])
-        logarithm = np.log(np.maximum(pixels, 1) / self.PIXELS)
-        told = np.zeros(len(logarithm)) if snr is None else self._log_snr(snr)
-        return np.exp(a + b * logarithm[:, None] + c * told[:, None])
+        factors = np.array([self.factors.get(label, (0.0,) * 4) for label in labels])
+        return np.exp(self._terms(pixels, snr) @ factors.T)
 
-    def _log_snr(self, snr: np.ndarray) -> np.ndarray:
-        """Logarithm (k,) of the signal-to-noise ratio over `SNR`, 0 where it is unknown."""
-        return np.nan_to_num(np.log(np.clip(snr, *self.SNR_LIMITS) / self.SNR), nan=0.0)
+    def _terms(self, pixels: np.ndarray, snr: np.ndarray | None) -> np.ndarray:
+        """What a, b, c and d are multiplied with (k, 4)."""
+        size = np.log(np.maximum(pixels, 1) / self.PIXELS)
+        told = np.full(len(size), np.nan) if snr is None else np.asarray(snr)
+        ratio = np.nan_to_num(np.log(np.clip(told, *self.SNR_LIMITS) / self.SNR), nan=0.0)
+        return np.stack([np.ones(len(size)), size, ratio, np.isnan(told)], axis=1)
 
     def fit(
         self,
@@ -115,16 +116,15 @@ class Calibration:
     ) -> None:
         """Fit the factor of a label to scales (k,) measured with these numbers of pixels (k,).
 
-        Least squares in the logarithms give b, and c where there are signal-to-noise ratios (k,),
-        NaN where the model was not told.
+        Least squares in the logarithms give a, b and, from signal-to-noise ratios (k,), which are
+        NaN where the model was not told, c and d. What the measurements do not tell apart is 0.
 
         Parameters
         ----------
         label, pixels, scales, snr
             The measurements.
         first
-            The fit passes through the first of them, that of the whole spectra as they are, with
-            which most predictions are made.
+            Make the fit exact for the first measurement, usually that of the whole spectra.
 
         Raises
         ------
@@ -133,16 +133,10 @@ class Calibration:
         """
         if not np.all(np.isfinite(scales) & (np.asarray(scales) > 0)):
             raise ValueError(f"scales {scales} of the errors of {label} are not positive numbers")
-        columns, y = [np.log(np.asarray(pixels) / self.PIXELS)], np.log(scales)
-        if snr is not None:
-            columns.append(self._log_snr(snr))
-        x = np.stack(columns, axis=1)
-        if first:
-            slopes = np.linalg.lstsq(x - x[0], y - y[0], rcond=None)[0]
-            factors = np.append(y[0] - x[0] @ slopes, slopes)
-        else:
-            factors = np.linalg.lstsq(np.insert(x, 0, 1.0, axis=1), y, rcond=None)[0]
-        self.factors[label] = tuple(factors.tolist())
+        x, y = self._terms(np.asarray(pixels), snr)[:, 1:], np.log(scales)
+        x0, y0 = (x[0], y[0]) if first else (x.mean(axis=0), y.mean())
+        slopes = np.linalg.lstsq(x - x0, y - y0, rcond=None)[0]
+        self.factors[label] = (float(y0 - x0 @ slopes), *map(float, slopes))
 
 
 def error_scale(residuals: np.ndarray, errors: np.ndarray, label_errors: np.ndarray) -> float:

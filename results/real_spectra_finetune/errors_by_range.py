@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.observation import correlate_noise
-from stellarperceptron.data.mock.spectrographs import Observation
+from stellarperceptron.data.mock.spectrographs import noise_correlation
 from stellarperceptron.data.survey_file import ERRORS
 from stellarperceptron.evaluation.evaluate import evaluation_labels
 from stellarperceptron.evaluation.metrics import label_metrics
@@ -66,12 +66,12 @@ def measure(
     known = test.read(ERRORS, rows, pixels) if test.has_errors else np.zeros_like(flux)
     columns = [dataset.label_names.index(label) for label in labels]
     true, catalogue = (array[rows][:, columns] for array in (test.labels, test.label_errors))
-    random = np.random.default_rng(seed)
+    random, correlation = np.random.default_rng(seed), noise_correlation(dataset.instrument)
     cases = [(share, np.inf) for share in SHARES] + [(1.0, noise) for noise in NOISE]
     table = []
     for share, noise in tqdm(cases, "errors", unit="case", disable=None):
         normal = torch.from_numpy(random.standard_normal(flux.shape, dtype=np.float32))
-        seen = flux + correlate_noise(normal, Observation().correlation).numpy() / noise
+        seen = flux + correlate_noise(normal, correlation).numpy() / noise
         errors = np.hypot(known, 1 / noise)
         told = model.config.conditions and errors.any()
         found, error = np.full((2, *true.shape), np.nan)

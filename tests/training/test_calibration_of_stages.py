@@ -72,10 +72,10 @@ def spots():
 
 
 def test_errors_are_calibrated_over_drawn_instruments(monkeypatch):
-    """Pixels count by their widths, and the ratio that the model is not told has no factor."""
+    """Pixels count by their widths, and where no ratio is told there is another factor."""
     model, stars = spots()
     random, told, powers = np.random.default_rng(1), [], set()
-    truth = (0.4, -0.2, -0.3)
+    truth = (0.4, -0.2, -0.3, 0.5)
 
     def answer(spectra, wavelengths, labels, *, snr, resolving_power, **_):
         """Labels that are wrong by more or less than their errors of 1 K."""
@@ -84,7 +84,7 @@ def test_errors_are_calibrated_over_drawn_instruments(monkeypatch):
         step = np.median(np.diff(np.log(wavelengths)))
         pixels = np.isfinite(spectra).sum(axis=1) * step / STEP
         sigma = np.exp(truth[0]) * (pixels / 1000) ** truth[1]
-        sigma = sigma * (1 if snr is None else (snr / 100) ** truth[2])
+        sigma = sigma * (np.exp(truth[3]) if snr is None else (snr / 100) ** truth[2])
         return pd.DataFrame({"TEFF": sigma * random.normal(size=len(spectra)), "TEFF_error": 1.0})
 
     stars.labels[:] = 0
@@ -103,4 +103,4 @@ def test_the_seed_decides_what_is_drawn(monkeypatch):
         calibration.calibrate_over_drawn(model, stars, SEEN)
         factors.append(model.calibration.factors)
     assert factors[0] == factors[1]
-    assert len(factors[0]["TEFF"]) == 3 and np.isfinite(factors[0]["TEFF"]).all()
+    assert len(factors[0]["TEFF"]) == 4 and np.isfinite(factors[0]["TEFF"]).all()

@@ -343,6 +343,7 @@ class SpectraDataset:
             "stars": len(self.train),
             "test_stars": len(self.test),
             "provenance": self.provenance,
+            **({"errors": True} if self.train.has_errors else {}),
         }
 
     def __reduce__(self):

@@ -31,7 +31,7 @@ from stellarperceptron.training.profiles import Profile, TrainingOptions
 from stellarperceptron.training.run.configuration import describe_augmentation, describe_schedule
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.stars.drawn import DrawnSpectra, OtherSpectra
-from stellarperceptron.training.stars.labelled import Stars, survey_stars
+from stellarperceptron.training.stars.labelled import Stars, survey_stars, warn_without_errors
 from stellarperceptron.training.stars.surveys import OtherSurveys, SurveyStars
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.arrays import as_rows
@@ -231,6 +231,8 @@ def place_stars(
     if dataset.instrument != model.instrument:  # a part of it: one of several surveys
         about = {**model.trained_on, dataset.instrument.name: about}
     model.trained_on = about
+    if model.config.conditions and data.kind == "observed":
+        warn_without_errors(dataset)
     augment = None
     if data.augment:
         function = profile.augmentation
@@ -300,10 +302,8 @@ def train_stage(
     if profile.data.synthetic_share and rehearsal is None:
         raise ValueError("data.synthetic_share is for stage 2 only: remove it from the profile")
     surveys = [SurveyStars(data, training_rows, validation_rows, rehearsal), *others]
-    tokens, context = (
-        sum(len(survey.data.groups) for survey in surveys),
-        model.config.context_length,
-    )
+    tokens = sum(len(survey.data.groups) for survey in surveys)
+    context = model.config.context_length
     if profile.data.combined_share and tokens > context:
         raise ValueError(
             f"data.combined_share shows all {tokens} tokens of the surveys in one context, but "

@@ -34,7 +34,7 @@ from stellarperceptron.instruments import GAIA_RVS, GALAH, IGRINS_H, LOW_RESOLUT
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.utils.data_utils import user_cache
 
-__all__ = ["SPECTROGRAPHS", "Observation", "Spectrograph"]
+__all__ = ["SPECTROGRAPHS", "Observation", "Spectrograph", "noise_correlation"]
 
 MARGIN = 2.5e-4  # of the wavelength: what an emulator must reach beyond an instrument's pixels
 README = "dataset/mock_survey/README.md"
@@ -125,8 +125,8 @@ class Observation:
         observed : (N, 7514)
             Normalized spectra, NaN for bad pixels.
         errors : (N, 7514)
-            Standard deviations of their noise, NaN for pixels without a measurement. They hold
-            nothing of the errors of telluric correction and continuum, as those of the pipeline.
+            Standard deviations of their noise, NaN for pixels without a measurement. Errors of the
+            telluric correction and of the continuum are not included.
         """
         n, size = flux.shape
 
@@ -430,3 +430,9 @@ SPECTROGRAPHS: Mapping[str, Spectrograph] = MappingProxyType(
     }
 )
 """The instruments, besides APOGEE, that observe the mock survey's stars, by name."""
+
+
+def noise_correlation(instrument: Instrument) -> float:
+    """Correlation of the noise of neighbouring pixels; APOGEE's where it is not known."""
+    spectrograph = SPECTROGRAPHS.get(instrument.name)
+    return Observation.correlation if spectrograph is None else spectrograph.correlation

@@ -37,7 +37,7 @@ def survey_arguments(parser: argparse.ArgumentParser, output: Path | None = None
         type=Path,
         default=output,
         required=output is None,
-        help="HDF5 file to write, 60 kB a star of APOGEE's",
+        help="HDF5 file to write, 90 kB a star of APOGEE's",
     )
     parser.add_argument(
         "--instrument",
@@ -104,7 +104,8 @@ def describe_survey_file(path: Path) -> None:
         seed = f", seed {made['seed']}" if "seed" in made else ""
         print(f"{path}: {dataset.instrument}")
         print(f"    stars: {len(dataset.train):,} for training, {len(dataset.test):,} for tests")
-        print(f"    spectra: {', '.join(dataset.train.kinds)}")
+        errors = " with errors" if dataset.train.has_errors else ""
+        print(f"    spectra: {', '.join(dataset.train.kinds)}{errors}")
         print(f"    labels: {', '.join(label(name).heading for name in dataset.label_names)}")
         program = made.get("generator", "an unknown program")
         print(f"    made by: {program} {made.get('version', '')}{seed}")

@@ -48,8 +48,10 @@ class CalibratedModel(PredictingModel):
         number of valid pixels is fitted to these means. `predict` and `request` apply it from then
         on, and `save` keeps it in the checkpoint.
 
-        With `snr`, the factor is also measured for whole spectra to which noise was added, and the
-        power law is one of the signal-to-noise ratio, too.
+        A model that takes conditions is told the errors, if they are given. The factor of spectra
+        whose errors are not told is then measured separately. With `snr`, it is also measured for
+        whole spectra to which noise was added, and the power law is one of the signal-to-noise
+        ratio, too.
 
         A label that no star has, or whose catalogue errors exceed its scatter, is left
         uncalibrated, with a warning.
@@ -68,11 +70,11 @@ class CalibratedModel(PredictingModel):
         positions
             Least number of windows of each width below 1; there are more if more fit side by side.
         snr
-            Signal-to-noise ratios a pixel of the noise that is added. Only with `errors`, and for a
+            Noise is added at these signal-to-noise ratios a pixel. Only with `errors`, and for a
             model that takes conditions.
         correlation
-            Of this noise in neighbouring pixels, from 0 to 0.7: that of spectra which were
-            resampled. Errors that are right for white noise are too small for theirs.
+            Correlation of the added noise between neighbouring pixels, 0 to 0.7. Resampled spectra
+            have such noise; a calibration on white noise makes their errors too small.
         seed
             Seed of the positions of the windows, and of the noise.
 
@@ -97,16 +99,20 @@ class CalibratedModel(PredictingModel):
         wavelengths = as_array(wavelengths, unit="Angstrom", name="wavelengths")
         flux = sentinels_to_nan(as_array(spectra, dtype=np.float32))
         known = None if errors is None else as_array(errors, dtype=np.float32)
+        tells = known is not None and self.config.conditions
         names = None if names is None else np.asarray(names)
         random, order = np.random.default_rng(seed), np.argsort(wavelengths)
         least = min(_LEAST_PIXELS, len(order))
         lengths = {max(least, round(share * len(order))) for share in windows}
-        cases = [(length, math.inf) for length in sorted(lengths, reverse=True)]
-        cases += [(len(order), ratio) for ratio in snr]
+        # Length of the window, signal-to-noise ratio of the added noise, and whether it is told.
+        cases = [(length, math.inf, tells) for length in sorted(lengths, reverse=True)]
+        cases += [(len(order), math.inf, False)] if tells else []
+        cases += [(len(order), ratio, True) for ratio in snr]
         old, self.calibration = self.calibration, Calibration()
-        measured: list[dict[str, float]] = []
+        measured: list[tuple] = []
+        scales: list[dict[str, float]] = []
         try:
-            for number, (length, ratio) in enumerate(cases):
+            for length, ratio, told in cases:
                 seen, sigma = flux, known
                 if known is not None and ratio < math.inf:
                     normal = torch.from_numpy(random.standard_normal(flux.shape, dtype=np.float32))
@@ -116,29 +122,23 @@ class CalibratedModel(PredictingModel):
                 for _ in range(1 if length == len(order) else max(positions, fit)):
                     start = int(random.integers(len(order) - length + 1))
                     part = order[start : start + length]
+                    shown, noise = seen[:, part], None if sigma is None else sigma[:, part]
                     with warnings.catch_warnings():
-                        if measured:  # the whole spectra have warned of these stars
+                        if scales:  # the whole spectra have warned of these stars
                             warnings.filterwarnings("ignore", _OF_STARS)
                         predicted = self.predict(
-                            seen[:, part],
+                            shown,
                             wavelengths[part],
                             known_as,
-                            errors=None if sigma is None else sigma[:, part],
+                            errors=noise,
+                            snr=math.nan if tells and not told else None,
                             names=None if names is None else names[part],
                             progress=False,
                         )
-                    about = {"case": number, "pixels": np.isfinite(seen[:, part]).sum(axis=1)}
-                    if sigma is not None:
-                        good = sigma[:, part] > 0
-                        about["snr"] = seen[:, part][good] / sigma[:, part][good]
-                    row = {key: float(np.nanmedian(values)) for key, values in about.items()}
-                    for label in labels:
-                        row[label] = error_scale(
-                            (predicted[label] - labels[label]).to_numpy(),
-                            predicted[f"{label}_error"].to_numpy(),
-                            label_errors[label].to_numpy(),
-                        )
-                    measured.append(row)
+                    pixels = np.median(np.isfinite(shown).sum(axis=1))
+                    ratio_told = _snr(shown, noise) if told else math.nan
+                    measured.append((length, ratio, told, max(1.0, pixels), ratio_told))
+                    scales.append(_scales(predicted, labels, label_errors))
         except BaseException:
             self.calibration = old
             raise
@@ -152,22 +152,41 @@ class CalibratedModel(PredictingModel):
             self.reference = Reference.fit(flux, self.tokenize(names), labels, label_tokens, seed)
         kept = {k: v for k, v in old.factors.items() if k not in labels}
         self.calibration = Calibration(kept)
-        table = pd.DataFrame(measured)
-        table[list(labels)] = np.log(table[list(labels)])
-        table = table.groupby("case").mean()  # without NaN
+        columns = ["length", "added", "told", "pixels", "snr"]
+        about, logarithms = pd.DataFrame(measured, columns=columns), np.log(pd.DataFrame(scales))
+        case = [about[name] for name in columns[:3]]
+        # Means over the windows of each length, in the order of the cases.
+        about = about.groupby(case, sort=False).mean()
+        logarithms = logarithms.groupby(case, sort=False).mean()
         for label in labels:
-            found = table[table[label].notna()]
-            if len(found):
-                self.calibration.fit(
-                    label,
-                    found["pixels"].clip(lower=1).to_numpy(),
-                    np.exp(found[label].to_numpy()),
-                    found["snr"].to_numpy() if len(snr) else None,
-                    first=True,
-                )
+            found = logarithms[label].notna().to_numpy()
+            if found.any():
+                pixels, ratios = (about[name].to_numpy()[found] for name in ("pixels", "snr"))
+                factors = np.exp(logarithms[label].to_numpy()[found])
+                self.calibration.fit(label, pixels, factors, ratios, first=True)
             else:
                 warnings.warn(
                     f"errors of {label} stay uncalibrated: no star has it, or its catalogue errors "
                     "explain all of the scatter",
                     stacklevel=2,
                 )
+
+
+def _snr(flux: np.ndarray, errors: np.ndarray) -> float:
+    """Median signal-to-noise ratio of spectra, NaN if no error is above zero."""
+    good = errors > 0
+    return float(np.nanmedian(flux[good] / errors[good])) if good.any() else math.nan
+
+
+def _scales(
+    predicted: pd.DataFrame, labels: pd.DataFrame, label_errors: pd.DataFrame
+) -> dict[str, float]:
+    """Factor of the predicted errors of each label; see `error_scale`."""
+    return {
+        label: error_scale(
+            (predicted[label] - labels[label]).to_numpy(),
+            predicted[f"{label}_error"].to_numpy(),
+            label_errors[label].to_numpy(),
+        )
+        for label in labels
+    }

@@ -139,9 +139,9 @@ class SpectraModel(PerceivingModel):
             pixel_names = self.instrument.pixel_names(wavelengths)
             tokens, patches = self._patches(pixel_names, wavelengths, seed)
             like = torch.zeros(1)
-            # The file is not told the signal-to-noise ratio, so that its coefficient is left out.
+            # The file is never told the signal-to-noise ratio.
             known = self.calibration.of(self._instruments_of(tokens)).factors
-            factors = [known.get(name, (0.0, 0.0))[:2] for name in names]
+            factors = [(a + d, b) for a, b, _, d in (known.get(name, (0.0,) * 4) for name in names)]
             network = FluxToLabels(
                 self.torch_model,
                 patches,

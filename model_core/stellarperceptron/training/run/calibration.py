@@ -11,7 +11,7 @@ import torch
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.flags import Reference
-from stellarperceptron.data.mock.spectrographs import Observation
+from stellarperceptron.data.mock.spectrographs import noise_correlation
 from stellarperceptron.instruments.drawn import SHORTEST_CHIP
 from stellarperceptron.instruments.rows import between_rows
 from stellarperceptron.model import StellarPerceptron
@@ -27,7 +27,7 @@ __all__ = ["calibrate_over_drawn", "calibrate_stage", "calibrate_surveys", "desc
 CALIBRATION_STARS = 1000  # enough for a scale to 3 %
 DRAWS = 64  # of instrument, window and signal-to-noise ratio
 STARS_A_DRAW = 128  # their scale is known to 8 %, about as much as it differs between draws
-ADDED_NOISE = (200.0, 100.0, 50.0, 30.0)  # signal-to-noise ratios, where training shows them, too
+ADDED_NOISE = (140.0, 70.0, 35.0)  # signal-to-noise ratios, of those that training has shown
 REFERENCE_STARS = 4000  # enough for limits outside of which one star in 400 lies
 
 
@@ -81,7 +81,7 @@ def calibrate_stage(
         None if label_errors is None else pd.DataFrame(label_errors, columns=names),
         errors=stars.read_errors(everything) if told else None,
         snr=noise if told and data.augment else (),
-        correlation=Observation().correlation,
+        correlation=noise_correlation(dataset.instrument),
         seed=seed,
     )
 

@@ -1,6 +1,7 @@
 """Stars with known labels, of a survey or of arrays; their spectra are read on demand."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import resolve_label_names
 from stellarperceptron.utils.arrays import as_array, as_names, as_rows, sentinels_to_nan
 
-__all__ = ["BLOCK", "Stars", "array_stars", "survey_stars"]
+__all__ = ["BLOCK", "Stars", "array_stars", "survey_stars", "warn_without_errors"]
 
 BLOCK = 4096
 """Stars that are read at a time."""
@@ -73,6 +74,16 @@ class Stars:
         """Slices of `BLOCK` stars, the last one shorter, of all stars or of the first `size`."""
         size = len(self) if size is None else size
         return [slice(i, min(i + BLOCK, size)) for i in range(0, size, BLOCK)]
+
+
+def warn_without_errors(dataset: SpectraDataset) -> None:
+    """Warn if a model that could be told the errors of a survey's spectra will not be."""
+    if not dataset.train.has_errors:
+        warnings.warn(
+            f"{dataset.path} has no errors of its observed spectra: the model is told only the "
+            "noise that augmentation adds",
+            stacklevel=3,
+        )
 
 
 def survey_stars(
