@@ -1,8 +1,8 @@
 r"""Stage 3: fine-tune on 100 iron-rich stars, [Fe/H] from a narrow chunk around two iron lines.
 
 The profile says what is frozen: decoder and encoder, or, as published, the decoder and the second
-encoder block. Unless it says otherwise, the epoch is chosen by five-fold cross-validation on the 100
-stars; its checkpoint is OUTPUT/selected.
+encoder block. Unless it says otherwise, the epoch is chosen by five-fold cross-validation on the
+100 stars; its checkpoint is OUTPUT/selected.
 
     python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/3_fefinetune_chunk \
         --checkpoint runs/laptop/2_realfinetune_firsthalf
