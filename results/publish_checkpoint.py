@@ -43,6 +43,8 @@ from stellarperceptron.utils.data_utils import atomic_output, written_by
 from stellarperceptron.utils.document import markdown_table
 
 EVALUATION = "results/real_spectra_finetune/evaluate_2_realfinetune_firsthalf_epoch_10.py"
+TOLD = """ `predict` tells
+the model the signal-to-noise ratio, by `errors` or `snr`; it answers without it, too."""
 CARD = """# Model card: {name}
 
 A network of {parameters:,} parameters that reads any part of an APOGEE spectrum and answers with
@@ -55,7 +57,7 @@ stellarperceptron {version} on {date}.
 vacuum wavelengths in the star's rest frame, and flux over the pseudo-continuum of this package (a
 polynomial on each chip, `stellarperceptron.data.apogee.continuum.normalize`), NaN for bad pixels.
 `StellarPerceptron.predict` converts other units of length and interpolates from other grids of
-sufficient sampling. The resolving power must be near {resolving_power:,.0f}.
+sufficient sampling. The resolving power must be near {resolving_power:,.0f}.{told}
 
 Give it the first half of the band, pixels 0 to 3,756 (15,152 to 16,028 A), on which it was
 fine-tuned. It answers from other pixels and from the whole band, too, but less exactly there: it
@@ -169,6 +171,7 @@ def card(
         date=f"{datetime.date.today():%d %B %Y}",
         instrument=model.instrument,
         resolving_power=model.instrument.resolving_power,
+        told=TOLD if model.config.conditions else "",
         survey=describe_survey(dataset),
         source=MOCK if mock else "",
         limits=MOCK_LIMITS if mock else "\n",
