@@ -50,6 +50,7 @@ from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.training.stars.few_stars import (
     AUGMENTATION,
     SETTINGS,
+    TRAINED,
     WARMUP_STEPS,
     fine_tuning,
 )
@@ -195,13 +196,13 @@ def instrument_of(stars: Stars) -> Instrument:
     )
 
 
-def fine_tuned(checkpoint: Path, steps: int) -> Method:
-    """Fine-tune all weights of the pre-trained model."""
+def fine_tuned(checkpoint: Path, steps: int, weights: str) -> Method:
+    """Fine-tune the pre-trained model; see `few_stars.fine_tuning` for its weights."""
 
     def method(stars: Stars, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
         model = StellarPerceptron.load_for_finetuning(checkpoint)
         labels = [TOKENS[name] for name in stars.label_names]
-        settings = {**fine_tuning(len(train), steps, seed), "progress": False}
+        settings = {**fine_tuning(len(train), steps, seed, weights), "progress": False}
         if stars.resolving_power is not None:
             told = {"resolving_power": stars.resolving_power}
             augment = functools.partial(AUGMENTATION.with_noise, instrument=instrument_of(stars))
@@ -247,6 +248,12 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=positive, default=1500, help="optimizer steps of a fine-tuning"
     )
+    parser.add_argument(
+        "--train",
+        choices=TRAINED,
+        default="auto",
+        help="weights to fine-tune: embeddings, all, or auto, embeddings of few stars and all of more",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the splits and of the networks")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads")
     arguments = parser.parse_args()
@@ -262,7 +269,7 @@ def main() -> None:
         methods[NETWORK] = network
         if arguments.checkpoint is not None:
             checkpoint = resolve_checkpoint(arguments.checkpoint)
-            methods[FINE_TUNED] = fine_tuned(checkpoint, arguments.steps)
+            methods[FINE_TUNED] = fine_tuned(checkpoint, arguments.steps, arguments.train)
         table = run(arguments, stars, methods)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
@@ -280,7 +287,12 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
         "stars": len(stars.flux),
         "seed": arguments.seed,
         "checkpoint": str(arguments.checkpoint) if arguments.checkpoint else None,
-        "fine_tuning": {**SETTINGS, "steps": arguments.steps, "warmup_steps": WARMUP_STEPS},
+        "fine_tuning": {
+            **SETTINGS,
+            "steps": arguments.steps,
+            "warmup_steps": WARMUP_STEPS,
+            "train": arguments.train,
+        },
         "augmentation": {
             key: np.ravel(value).tolist() for key, value in vars(AUGMENTATION).items()
         },

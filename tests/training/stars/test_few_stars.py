@@ -29,3 +29,17 @@ def test_they_are_options_of_the_training():
     for name in ("lr_scheduler", "validation_split"):  # arguments of `fit` itself
         del settings[name]
     assert TrainingOptions(**{"choice": "batch", **settings}).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("stars", "train", "frozen"),
+    [(30, "auto", True), (300, "auto", False), (300, "embeddings", True), (30, "all", False)],
+)
+def test_few_stars_train_the_embeddings_only(stars, train, frozen):
+    settings = fine_tuning(stars, steps=50, train=train)
+    assert settings["freeze_encoder"] is settings["freeze_decoder"] is frozen
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(ValueError, match="train = 'some' is none of auto, embeddings, all"):
+        fine_tuning(30, steps=50, train="some")

@@ -12,7 +12,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.nn_utils import linear_warmup_cosine
 
-__all__ = ["AUGMENTATION", "SETTINGS", "WARMUP_STEPS", "fine_tuning"]
+__all__ = ["AUGMENTATION", "SETTINGS", "TRAINED", "WARMUP_STEPS", "fine_tuning"]
+
+TRAINED = ("auto", "embeddings", "all")
+ENOUGH_STARS = (
+    200  # for all weights: with 30 and 100 the embeddings alone were better, with 300 not
+)
 
 SETTINGS = {
     "batch_size": 16,
@@ -29,11 +34,11 @@ AUGMENTATION = Augmentation(
 )
 
 
-def fine_tuning(stars: int, steps: int, seed: int = 0) -> dict[str, Any]:
+def fine_tuning(stars: int, steps: int, seed: int = 0, train: str = "all") -> dict[str, Any]:
     """Arguments of `StellarPerceptron.fit` for fine-tuning on few stars.
 
-    They are the same for any number of stars. The learning rate follows one cosine over the steps.
-    `AUGMENTATION` goes with them, given the pixels or the instrument of the spectra.
+    The learning rate follows one cosine over the steps. `AUGMENTATION` goes with these arguments,
+    given the pixels or the instrument of the spectra.
 
     Parameters
     ----------
@@ -43,10 +48,22 @@ def fine_tuning(stars: int, steps: int, seed: int = 0) -> dict[str, Any]:
         Optimizer steps. The last epoch is completed.
     seed
         Seed of all random choices.
+    train
+        Which weights learn: "all"; "embeddings", the others being frozen; or "auto", which is
+        "embeddings" below `ENOUGH_STARS` stars and "all" from there on.
+
+    Raises
+    ------
+    ValueError
+        `train` is something else.
     """
+    if train not in TRAINED:
+        raise ValueError(f"train = {train!r} is none of {', '.join(TRAINED)}")
+    frozen = train == "embeddings" or (train == "auto" and stars < ENOUGH_STARS)
 
     def schedule(optimizer: Optimizer) -> LRScheduler:
         return linear_warmup_cosine(optimizer, WARMUP_STEPS, steps)
 
     epochs = math.ceil(steps / math.ceil(stars / SETTINGS["batch_size"]))
-    return {**SETTINGS, "lr_scheduler": schedule, "epochs": epochs, "seed": seed}
+    freeze = dict.fromkeys(("freeze_decoder", "freeze_encoder"), frozen)
+    return {**SETTINGS, **freeze, "lr_scheduler": schedule, "epochs": epochs, "seed": seed}
