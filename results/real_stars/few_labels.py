@@ -252,7 +252,7 @@ def main() -> None:
         "--train",
         choices=TRAINED,
         default="auto",
-        help="weights to fine-tune: embeddings, all, or auto, embeddings of few stars and all of more",
+        help="weights to fine-tune; auto: the embeddings below 200 stars, all from there on",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the splits and of the networks")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads")

@@ -26,7 +26,12 @@ def test_the_learning_rate_falls_to_zero_with_the_last_step():
 
 def test_they_are_options_of_the_training():
     settings = fine_tuning(30, steps=50, seed=7)
-    for name in ("lr_scheduler", "validation_split"):  # arguments of `fit` itself
+    for name in (
+        "lr_scheduler",
+        "validation_split",
+        "freeze_decoder",
+        "freeze_encoder",
+    ):  # of `fit`
         del settings[name]
     assert TrainingOptions(**{"choice": "batch", **settings}).seed == 7
 
