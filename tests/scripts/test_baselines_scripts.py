@@ -187,7 +187,7 @@ def test_stars_are_learned_from_or_tested_on_and_a_run_is_continued(
 
     def run(**changes):
         given = {"output": tmp_path, "stars": [20], "splits": 2, "seed": 0, "steps": 1}
-        arguments = SimpleNamespace(checkpoint=None, **(given | changes))
+        arguments = SimpleNamespace(checkpoint=None, train="auto", **(given | changes))
         return few_labels.run(arguments, few_labels.read_stars(stars_file), {"truth": method})
 
     run()
@@ -214,7 +214,7 @@ def test_fine_tuning_takes_the_steps_that_it_is_told_to(
         return step(self, *arguments, **options)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    method = few_labels.fine_tuned(tmp_path / "model", 20)
+    method = few_labels.fine_tuned(tmp_path / "model", 20, "all")
     answers = method(stars, np.arange(40), np.arange(40, 60), 0)
     assert 20 <= len(taken) < 23  # three batches an epoch
     assert np.isfinite(answers).all() and answers.shape == (20, 3)
@@ -238,7 +238,7 @@ def test_fine_tuning_takes_spectra_of_another_instrument(few_labels, tmp_path):
     labels = np.stack([metals, metals, metals], axis=1)
     stars = few_labels.Stars(wavelength, flux.astype(np.float32), labels, LABELS, 10_000.0)
     assert len(few_labels.instrument_of(stars).chips) == 2
-    answers = few_labels.fine_tuned(tmp_path / "model", 60)(
+    answers = few_labels.fine_tuned(tmp_path / "model", 60, "embeddings")(
         stars, np.arange(0, 30, 2), np.arange(1, 30, 2), 0
     )
     assert answers.shape == (15, 3) and np.isfinite(answers).all()

@@ -78,8 +78,10 @@ def test_predictions_are_the_models(evaluated, survey):
         resolve_checkpoint(evaluated / "2_realfinetune_firsthalf"), device="cpu"
     )
     with SpectraDataset.open(survey) as dataset:
-        flux = dataset.test.read("observed", pixels="first_half")
-        expected = model.predict(flux, dataset.wavelength[:3757], ["TEFF", "O_FE"])
+        flux, errors = (
+            dataset.test.read(kind, pixels="first_half") for kind in ("observed", "observed_errors")
+        )
+        expected = model.predict(flux, dataset.wavelength[:3757], ["TEFF", "O_FE"], errors=errors)
     predicted = table(evaluated, OBSERVED["--finetuned"])
     np.testing.assert_allclose(predicted["TEFF_pred"], expected["TEFF"], rtol=1e-5)
     np.testing.assert_allclose(predicted["O_FE_err"], expected["O_FE_error"], rtol=1e-5)

@@ -114,7 +114,7 @@ def test_stage_1_trains_on_all_synthetic_spectra(survey, dataset, tmp_path):
     model, data, training, validation, *_ = training_of(1, survey, tmp_path / "1")
     assert_spectra(data, dataset.train.read("synthetic"))
     assert_pixels(model, data, dataset, "full")
-    assert data.augment.func.snr == (100, 600)
+    assert data.augment.func.__self__.snr == (100, 600)
     assert_labels(model, data, dataset, slice(None), range(5), errors=False)
     assert (len(training), len(validation)) == (180, 20)
     assert sorted([*training, *validation]) == list(range(STARS))
@@ -124,6 +124,7 @@ def test_stage_1_trains_on_all_synthetic_spectra(survey, dataset, tmp_path):
 def test_stage_1_shares_rows_of_the_embedding_as_published(survey, tmp_path, pixels_per_token):
     """One pixel a token: all pixels share a row, but no label does. Bins: nothing is shared."""
     tokens = ("--set", f"model.pixels_per_token={pixels_per_token}")
+    tokens += ("--set", "model.conditions=false")  # one pixel a token is told nothing
     model, *_ = training_of(1, survey, tmp_path / "1", *tokens)
     rows = model.torch_model.embedding_layer.embed_map.tolist()
     pixels = [1] * 7514 if pixels_per_token == 1 else list(range(1, 7515))
@@ -133,7 +134,7 @@ def test_stage_1_shares_rows_of_the_embedding_as_published(survey, tmp_path, pix
 def test_stage_2_trains_on_the_first_half_of_observed_spectra(survey, dataset, start, tmp_path):
     model, data, training, validation, *_ = training_of(2, survey, tmp_path / "2", *start)
     assert_pixels(model, data, dataset, "first_half")
-    augmentation, options = data.augment.func, data.augment.keywords
+    augmentation, options = data.augment.func.__self__, data.augment.keywords
     assert (augmentation.snr, options["pixels"]) == ((50, 500), slice(0, 3757))
     assert_spectra(data, dataset.train.read("observed", pixels="first_half"))
     assert_labels(model, data, dataset, slice(None), range(5))
