@@ -56,6 +56,7 @@ OBSERVED = {
     "pretrained": "1_basemodel_synthetic_on_observed",
     "finetuned": "2_realfinetune_firsthalf_on_observed",
 }
+NETWORK = "2_realfinetune_firsthalf_network_on_observed"  # stage 2 without its regression
 SYNTHETIC = {"pretrained": "1_basemodel_synthetic_on_synthetic"}
 CHUNK = {
     "scratch": "basic_NN_fehpredictions",
@@ -152,6 +153,10 @@ def write_baselines(run: Run, others: list[Path]) -> None:
         for name, (folder, key) in models.items()
     }
     paths = {k: v for k, v in paths.items() if v.is_file() or models[k][0] != run.folder}
+    alone = run.folder / "evaluation" / f"{NETWORK}.csv"
+    if alone.is_file() and "stage 2" in paths:
+        models["stage 2, network alone"] = run.folder, "finetuned"
+        paths["stage 2, network alone"] = alone
     files = baselines | paths
     for path in files.values():
         table = read_predictions(path, f"{BASELINES} or make reproduce")

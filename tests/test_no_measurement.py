@@ -12,7 +12,7 @@ from stellarperceptron.data.flags import Flag
 from stellarperceptron.data.wavelengths import vacuum_to_air
 from stellarperceptron.evaluation.baselines import QuadraticRegression
 from stellarperceptron.instruments import APOGEE
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.utils.arrays import is_constant
 
 NAMES = [f"syn_apogee{i}" for i in range(40)]

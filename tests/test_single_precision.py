@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from stellarperceptron.data.apogee.continuum import normalize
 from stellarperceptron.data.standardizer import _by_sorting
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.training.profiles import TrainingOptions
 from stellarperceptron.training.tasks import train
 from stellarperceptron.utils.distributed import Process, precise

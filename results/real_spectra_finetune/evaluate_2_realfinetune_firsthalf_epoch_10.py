@@ -1,7 +1,9 @@
 r"""Predict labels of all test stars with the model of stage 2, fine-tuned on observed spectra.
 
 From the first half of the observed band. The table OUTPUT/2_realfinetune_firsthalf_on_observed.csv
-holds <LABEL>_pred, <LABEL>_err, <LABEL>_actual and <LABEL>_actual_err in K (TEFF) and dex.
+holds <LABEL>_pred, <LABEL>_err, <LABEL>_actual and <LABEL>_actual_err in K (TEFF) and dex. If the
+checkpoint has a regression, whose answers are averaged with those of the network, the table
+OUTPUT/2_realfinetune_firsthalf_network_on_observed.csv holds those of the network alone.
 
     python evaluate_2_realfinetune_firsthalf_epoch_10.py --data runs/laptop/survey.h5 \
         --checkpoint runs/laptop/2_realfinetune_firsthalf --output runs/laptop/evaluation
@@ -37,18 +39,23 @@ def main() -> None:
         with SpectraDataset.open(arguments.data) as dataset:
             model = StellarPerceptron.load(checkpoint, device=arguments.device)
             labels = evaluation_labels(model, checkpoint, dataset, arguments.labels)
-            path = arguments.output / "2_realfinetune_firsthalf_on_observed.csv"
-            table = evaluate(
-                model,
-                checkpoint,
-                dataset,
-                "observed",
-                arguments.pixels,
-                labels,
-                path,
-                precision=arguments.precision,
-            )
-            print_metrics(path, table)
+            names = ["2_realfinetune_firsthalf_on_observed.csv"]
+            if model.regression is not None:
+                names.insert(0, "2_realfinetune_firsthalf_network_on_observed.csv")
+            regression = model.regression
+            for name in names:
+                model.regression = regression if name == names[-1] else None
+                table = evaluate(
+                    model,
+                    checkpoint,
+                    dataset,
+                    "observed",
+                    arguments.pixels,
+                    labels,
+                    arguments.output / name,
+                    precision=arguments.precision,
+                )
+                print_metrics(arguments.output / name, table)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
 

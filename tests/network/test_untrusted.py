@@ -12,7 +12,7 @@ from conftest import make_model
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.evaluation.evaluate import load_network
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.network.checkpoint import read_embed_map, weights_sha256
 from stellarperceptron.network.tensor_files import check_tensors
 

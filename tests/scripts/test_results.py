@@ -17,7 +17,7 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.evaluation.predictions import metrics_of_predictions, write_predictions
 from stellarperceptron.evaluation.summary import attention_text, claims_table
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.training.run.script import resolve_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.survey_file import SurveyWriter
 from stellarperceptron.model_core import Calibration
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.training import stages, tasks
 from stellarperceptron.training.prepare import fit_standardization
 from stellarperceptron.training.profiles import read_profile

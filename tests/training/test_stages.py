@@ -14,7 +14,7 @@ from chain import ROOT, STAGES, TRAINING, make_survey, run_here, script, stage
 from stellarperceptron import ModelConfig, StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.labels import PUBLISHED_LABELS
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.network.checkpoint import weights_sha256
 from stellarperceptron.training.profiles import STAGES as SECTIONS
 from stellarperceptron.training.profiles import find_profile, read_profile

@@ -11,6 +11,10 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.network.checkpoint import weights_sha256
 from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.run.calibration import calibrate_surveys
+from stellarperceptron.training.run.regression import (
+    add_regression,
+    require_regression_possible,
+)
 from stellarperceptron.training.run.script import (
     mark_complete,
     stage_arguments,
@@ -46,6 +50,7 @@ def main() -> None:
         # Pixels keep the names, embeddings and standardization of the synthetic ones, so that
         # fine-tuning starts from what the model has learned about them.
         model = StellarPerceptron.load_for_finetuning(arguments.checkpoint, device=process.device)
+        require_regression_possible(model, profile, len(surveys))
         for dataset, own in surveys:
             require_same_instrument(model, dataset)
             require_labels(model, label_names(dataset, own))
@@ -76,6 +81,9 @@ def main() -> None:
             resume=not fresh,
         )
         if process.rank == 0:
+            if profile.data.regression:
+                first = trained[0]
+                add_regression(model, *surveys[0], first.training, first.validation)
             held = [survey.validation for survey in trained]
             calibrate_surveys(model, [(*s, rows) for s, rows in zip(surveys, held, strict=True)])
             model.save(arguments.output / "selected", overwrite=True)

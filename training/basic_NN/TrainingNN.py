@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.training.loop import TrainingError
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.run.script import (

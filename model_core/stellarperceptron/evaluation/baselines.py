@@ -6,7 +6,6 @@ kind, Leung & Bovy 2019, MNRAS 483, 3255). All have one interface and measure th
 """
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from stellarperceptron.network.baselines.quadratic import SIZES, STRENGTHS, fit_quadratic
 from stellarperceptron.nn_utils import linear_warmup_cosine, robust_mean_squared_error
 from stellarperceptron.utils.arrays import as_array, is_constant, sentinels_to_nan
 
@@ -29,13 +29,6 @@ __all__ = [
     "PixelNetwork",
     "QuadraticRegression",
 ]
-
-
-def _held_out_folds(stars: int, seed: int, many: int = 1000) -> list[np.ndarray]:
-    """Masks (N,) of held-out stars: one tenth of many stars, five folds of fewer."""
-    order = np.random.RandomState(seed).permutation(stars)
-    parts = [order[: stars // 10]] if stars >= many else np.array_split(order, min(5, stars))
-    return [np.isin(np.arange(stars), part) for part in parts]
 
 
 class Baseline:
@@ -170,7 +163,7 @@ class QuadraticRegression(Baseline):
     """Ridge regression on principal components of the fluxes and on the products of the first.
 
     How many components and products are used, and the strength of the ridge, are chosen for each
-    label on held-out stars (`_held_out_folds`). The RMSE of these serves as predicted error. After
+    label on held-out stars; see `fit_quadratic`. The RMSE of these serves as predicted error. After
     `fit`, `chosen` has size and strength by label.
 
     Parameters
@@ -182,63 +175,17 @@ class QuadraticRegression(Baseline):
         Of the ridge, with components of variance 1.
     """
 
-    sizes: Sequence[tuple[int, int]] = ((10, 0), (30, 10), (100, 20), (200, 30), (300, 40))
-    strengths: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+    sizes: Sequence[tuple[int, int]] = SIZES
+    strengths: Sequence[float] = STRENGTHS
 
     def _fit(self, flux: np.ndarray, labels: np.ndarray, errors: np.ndarray, seed: int) -> None:
-        stars, pixels = flux.shape
-        limits = min(pixels, stars // 4), int((stars / 2) ** 0.5)
-        sizes = sorted({(min(c, limits[0]), min(c, p, *limits)) for c, p in self.sizes})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _, values, axes = torch.pca_lowrank(torch.from_numpy(flux), sizes[-1][0], center=False)
-        self._axes = (axes / values.clamp_min(1e-6) * stars**0.5).numpy()
-        self._products = np.tril_indices(max(p for _, p in sizes))
-        features, known = self._features(flux), np.isfinite(labels)
-        self._weights = np.zeros((features.shape[1], labels.shape[1]))
-        self._errors = np.zeros(labels.shape[1])
-        self.chosen = {}
-        for pattern in np.unique(known, axis=1).T:  # labels that the same stars have, together
-            alike = np.flatnonzero((known == pattern[:, None]).all(axis=0))
-            x, y = features[pattern], labels[np.ix_(pattern, alike)]
-            square, product = x.T @ x, x.T @ y
-            residuals: dict[tuple, list[np.ndarray]] = {}
-            for held in _held_out_folds(len(x), seed):
-                part, truth = x[held], y[held]
-                rest = square - part.T @ part, product - part.T @ truth
-                for size, strength in itertools.product(sizes, self.strengths):
-                    columns = self._columns(*size)
-                    residual = part[:, columns] @ _ridge(*rest, columns, strength) - truth
-                    residuals.setdefault((size, strength), []).append(residual)
-            rmse = {k: np.sqrt(np.mean(np.concatenate(r) ** 2, 0)) for k, r in residuals.items()}
-            for i, label in enumerate(alike):
-                best = min(rmse, key=lambda key: rmse[key][i])
-                columns = self._columns(*best[0])
-                self._weights[columns, label] = _ridge(square, product[:, i], columns, best[1])
-                self._errors[label] = rmse[best][i]
-                self.chosen[self.label_names[label]] = best
-
-    def _columns(self, components: int, products: int) -> np.ndarray:
-        """Columns of the features that a size uses."""
-        squares, first = products * (products + 1) // 2, 1 + len(self._products[0])
-        return np.append(np.arange(1 + squares), np.arange(first, first + components))
-
-    def _features(self, flux: np.ndarray) -> np.ndarray:
-        """Constant, products, components: (N, F)."""
-        values = (flux @ self._axes).astype(float)
-        one, other = self._products
-        return np.hstack([np.ones((len(flux), 1)), values[:, one] * values[:, other], values])
+        form, rmse, chosen = fit_quadratic(flux, labels, self.sizes, self.strengths, seed)
+        self.form, self._errors = form, rmse
+        self.chosen = dict(zip(self.label_names, chosen, strict=True))
 
     def _predict(self, flux: np.ndarray) -> np.ndarray:
-        value = self._features(flux) @ self._weights
+        value = self.form(flux)
         return np.stack([value, np.broadcast_to(self._errors, value.shape)])
-
-
-def _ridge(square: np.ndarray, product: np.ndarray, columns: np.ndarray, strength: float):
-    """Weights by the normal equations of some of the columns; the first, a constant, is free."""
-    square = square[np.ix_(columns, columns)]
-    square[np.arange(1, len(columns)), np.arange(1, len(columns))] += strength
-    return np.linalg.solve(square, product[columns])
 
 
 @dataclass(eq=False)

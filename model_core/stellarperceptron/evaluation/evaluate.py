@@ -18,7 +18,7 @@ from stellarperceptron.evaluation.predictions import (
 )
 from stellarperceptron.labels import label, resolve_label_names
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.training.stages import require_labels, require_same_instrument
 from stellarperceptron.utils.arguments import HelpFormatter, computing_arguments, output_folder
 from stellarperceptron.utils.data_utils import written_by

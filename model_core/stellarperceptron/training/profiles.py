@@ -201,6 +201,9 @@ class DataProfile:
     combined_share
         Fraction of the batches that show stars of several surveys, which know them by the same
         name, with all of their pixels in one context.
+    regression
+        Stage 2 with one survey: end with a quadratic regression on the same stars, whose answers
+        are averaged with those of the network. The model must take conditions.
     augment
         Add fresh noise, continuum error and line-spread variation whenever a spectrum is drawn.
     half_precision
@@ -225,6 +228,7 @@ class DataProfile:
     metal_poor_copies: int = 1
     weights: tuple[float, ...] = ()
     combined_share: float = 0.0
+    regression: bool = False
     augment: bool = False
     half_precision: bool = True
     memory: str = "auto"

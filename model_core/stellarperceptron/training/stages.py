@@ -331,8 +331,8 @@ def train_stage(
     trainable = model.set_trainable(**vars(profile.freeze))
     folder.log(f"{trainable} trainable parameters; schedule {profile.schedule}")
     model.epoch = 0
-    model.calibration = Calibration()  # that of the stage before belongs to other weights
-    model.reference = None  # and this to other spectra
+    # Those of the stage before belong to other weights and spectra.
+    model.calibration, model.reference, model.regression = Calibration(), None, None
     return train(
         model,
         data,
@@ -391,7 +391,7 @@ def fit_model(
     if not 0 <= validation_split < 1:
         raise ValueError(f"validation_split = {validation_split} is not in [0, 1)")
     fit_standardization(model, stars)
-    model.calibration, model.reference = Calibration(), None  # belong to other training
+    model.calibration, model.reference, model.regression = Calibration(), None, None
     data = prepare_training_data(model, stars, augment=augment)
     data = dataclasses.replace(data, draw=draw)
     usable = usable_stars(data)

@@ -13,7 +13,7 @@ from astropy.stats import mad_std
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.network.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from stellarperceptron.network.tensor_files import load_tensors
 from stellarperceptron.nn_utils import (

@@ -23,6 +23,7 @@ from stellarperceptron.layers import (
     StellarPerceptronTorchModel,
 )
 from stellarperceptron.model_core import PADDING, StellarPerceptronCore
+from stellarperceptron.network.baselines.averaged import AveragedRegression
 from stellarperceptron.network.config import PRECISIONS, ModelConfig
 from stellarperceptron.utils.arrays import as_array, as_names
 from stellarperceptron.utils.distributed import usable_device
@@ -101,6 +102,7 @@ class StellarPerceptronBase(StellarPerceptronCore):
         self.trained_on: dict[str, Any] = {}  # the survey, where there is one
         self.references: dict[str, Reference] = {}  # what training spectra are like, by instrument
         self.drawn: DrawnInstruments | None = None  # what other instruments it can read
+        self.regression: AveragedRegression | None = None  # whose answers `predict` averages with
         self._warned_of_range = False
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:

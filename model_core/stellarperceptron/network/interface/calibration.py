@@ -15,7 +15,7 @@ from stellarperceptron.model_core import Calibration, error_scale, label_table
 from stellarperceptron.network.interface.prediction import PredictingModel
 from stellarperceptron.utils.arrays import as_array, sentinels_to_nan
 
-__all__ = ["CalibratedModel"]
+__all__ = ["CalibratedModel", "with_noise"]
 
 # Warnings that are about the stars, not about the window of the spectrum that they show.
 _OF_STARS = "(?s).*(flagged|any valid value|bad, by their errors|left out|interpolated onto)"
@@ -115,9 +115,7 @@ class CalibratedModel(PredictingModel):
             for length, ratio, told in cases:
                 seen, sigma = flux, known
                 if known is not None and ratio < math.inf:
-                    normal = torch.from_numpy(random.standard_normal(flux.shape, dtype=np.float32))
-                    seen = flux + correlate_noise(normal, correlation).numpy() / ratio
-                    sigma = np.where(known > 0, np.hypot(known, 1 / ratio), known)
+                    seen, sigma = with_noise(flux, known, ratio, correlation, random)
                 fit = len(order) // length
                 for _ in range(1 if length == len(order) else max(positions, fit)):
                     start = int(random.integers(len(order) - length + 1))
@@ -170,6 +168,31 @@ class CalibratedModel(PredictingModel):
                     "explain all of the scatter",
                     stacklevel=2,
                 )
+
+
+def with_noise(
+    flux: np.ndarray,
+    errors: np.ndarray,
+    snr: float,
+    correlation: float,
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Spectra with more noise, and their errors.
+
+    Parameters
+    ----------
+    flux, errors
+        (N, P) fluxes over the pseudo-continuum, and their standard deviations.
+    snr
+        Signal-to-noise ratio a pixel of the added noise.
+    correlation
+        Of the added noise between neighbouring pixels; see `correlate_noise`.
+    random
+        Randomness of the noise.
+    """
+    normal = torch.from_numpy(random.standard_normal(flux.shape, dtype=np.float32))
+    noisy = flux + correlate_noise(normal, correlation).numpy() / snr
+    return noisy, np.where(errors > 0, np.hypot(errors, 1 / snr), errors)
 
 
 def _snr(flux: np.ndarray, errors: np.ndarray) -> float:

@@ -54,6 +54,10 @@ class PredictingModel(SpectraModel):
         patch is perceived on its own, and the answers are combined (Koblischke & Bovy 2024,
         section 3).
 
+        A model with a `regression` averages its answers with those of the network, for spectra with
+        the pixels that the regression knows. Flagged spectra and those with many bad pixels are
+        left to the network. ``model.regression = None`` leaves all of them to it.
+
         Parameters
         ----------
         spectra
@@ -165,7 +169,10 @@ class PredictingModel(SpectraModel):
         answers = [torch.empty(2, 0, len(labels), dtype=torch.float64)]
         valid, flags = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
         told = [np.zeros(0)]  # the signal-to-noise ratio of each star
-        dropped = 0
+        dropped, regressed = 0, []
+        columns = None  # of the regression's pixels
+        if self.regression is not None and other is None and resampling is None:
+            columns = self.regression.columns(tokens)
         judge = Judge(
             self.standardizer,
             tokens,
@@ -217,6 +224,8 @@ class PredictingModel(SpectraModel):
                 else:
                     flux = self.measured(torch.from_numpy(flux).to(self.device), tokens)
                     flux = self.standardizer.standardize(flux, tokens)
+                if columns is not None:
+                    regressed.append(self.regression.answers(given, columns))
                 if snr is not None:
                     ratio = np.broadcast_to(snr[start : start + batch_size, None], flux.shape)
                 if ratio is not None:
@@ -255,9 +264,13 @@ class PredictingModel(SpectraModel):
         value, error = torch.cat(answers, dim=1).numpy()
         if snr is None and len(told) > 1:
             snr = np.concatenate(told)
+        found = np.concatenate(flags)
+        if regressed:
+            also = np.where(found[:, None] == 0, np.concatenate(regressed), np.nan)
+            value, error = self.regression.average(value, error, also, label_tokens, snr)
         seen = self._instruments_of(tokens)
         frame = self._frame(value, error, labels, label_tokens, pixels, snr, seen)
-        frame["flags"] = np.concatenate(flags)
+        frame["flags"] = found
         if other is not None:
             frame["flags"] |= int(Flag.OTHER_INSTRUMENT)
         for reference in judge.references or self.references.values():

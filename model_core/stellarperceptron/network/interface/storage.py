@@ -14,6 +14,7 @@ from stellarperceptron.data.standardizer import Standardizer
 from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.model_core import Calibration
+from stellarperceptron.network.baselines.averaged import AveragedRegression
 from stellarperceptron.network.checkpoint import (
     load_weights,
     read_checkpoint,
@@ -24,6 +25,8 @@ from stellarperceptron.network.interface.base import StellarPerceptronBase
 from stellarperceptron.network.pretrained import find_pretrained
 
 __all__ = ["StoredModel"]
+
+_REGRESSION = "regression"  # before the names of its arrays; no instrument is called so
 
 
 class StoredModel(StellarPerceptronBase):
@@ -88,19 +91,28 @@ class StoredModel(StellarPerceptronBase):
         )
 
     def _reference_arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of all references, with the name of a part of the instrument before theirs."""
+        """Arrays of all references, with the name of a part of the instrument before theirs.
+
+        Those of the regression, if there is one, have "regression" before theirs.
+        """
         arrays: dict[str, np.ndarray] = {}
         for name, reference in self.references.items():
             before = "" if name == self._instrument_name else f"{name}/"
             arrays |= {before + key: array for key, array in reference.to_arrays().items()}
+        if self.regression is not None:
+            own = self.regression.to_arrays()
+            arrays |= {f"{_REGRESSION}/{key}": array for key, array in own.items()}
         return arrays
 
     def _read_references(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Set the references from such arrays."""
+        """Set the references and the regression from such arrays."""
         by_name: dict[str, dict[str, np.ndarray]] = {}
         for key, array in arrays.items():
             before, _, name = key.rpartition("/")
             by_name.setdefault(before or self._instrument_name, {})[name] = array
+        if _REGRESSION in by_name:
+            own = by_name.pop(_REGRESSION)
+            self.regression = AveragedRegression.from_arrays(own, self.vocab_size)
         self.references = {
             name: Reference.from_arrays(part, self.vocab_size) for name, part in by_name.items()
         }
@@ -250,7 +262,8 @@ class StoredModel(StellarPerceptronBase):
         """Load a checkpoint and append new tokens to its vocabulary.
 
         Old tokens keep their embedding rows and their standardization. New tokens get rows with
-        random weights, and a standardization when the model is fitted.
+        random weights, and a standardization when the model is fitted. The regression of the
+        checkpoint, if it has one, is left out: its shares hold beside the old weights only.
 
         Parameters
         ----------

@@ -22,7 +22,14 @@ from stellarperceptron.training.stages import label_names, read_stars
 from stellarperceptron.training.stars.drawn import DrawnSpectra
 from stellarperceptron.training.stars.labelled import Stars, survey_stars
 
-__all__ = ["calibrate_over_drawn", "calibrate_stage", "calibrate_surveys", "describe_training"]
+__all__ = [
+    "ADDED_NOISE",
+    "calibrate_over_drawn",
+    "calibrate_stage",
+    "calibrate_surveys",
+    "calibration_rows",
+    "describe_training",
+]
 
 CALIBRATION_STARS = 1000  # enough for a scale to 3 %
 DRAWS = 64  # of instrument, window and signal-to-noise ratio
@@ -67,9 +74,7 @@ def calibrate_stage(
     if profile.instruments.share:
         calibrate_over_drawn(model, read_stars(dataset, profile, rows), profile)
         return
-    random = np.random.RandomState(seed)
-    rows = np.sort(random.permutation(rows)[:CALIBRATION_STARS])
-    stars = read_stars(dataset, profile, rows, model.instrument)
+    stars = read_stars(dataset, profile, calibration_rows(profile, rows), model.instrument)
     names = list(stars.label_names)
     everything, label_errors = slice(0, len(stars)), stars.label_errors
     told = model.config.conditions and stars.read_errors is not None
@@ -84,6 +89,12 @@ def calibrate_stage(
         correlation=noise_correlation(dataset.instrument),
         seed=seed,
     )
+
+
+def calibration_rows(profile: Profile, rows: np.ndarray) -> np.ndarray:
+    """As many of the validation stars (n,) as calibration needs, in ascending order."""
+    order = np.random.RandomState(profile.training.seed).permutation(rows)
+    return np.sort(order[:CALIBRATION_STARS])
 
 
 def calibrate_over_drawn(model: StellarPerceptron, stars: Stars, profile: Profile) -> None:

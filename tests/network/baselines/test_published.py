@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stellarperceptron.network.baseline import BaselineNetwork
+from stellarperceptron.network.baselines.published import BaselineNetwork
 from stellarperceptron.training import tasks
 from stellarperceptron.training.run.folder import RunFolder
 from stellarperceptron.training.tasks import train_baseline

@@ -1,0 +1,1 @@
+"""Models without attention: the published baseline, and quadratic regression."""

@@ -1,0 +1,151 @@
+"""A quadratic regression whose answers are averaged with those of a network.
+
+Both learn from the same stars, but err differently: on the mock survey their errors correlate by
+less than 0.6. The weighted mean is therefore better than either.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+
+from stellarperceptron.network.baselines.quadratic import QuadraticForm
+
+__all__ = ["AveragedRegression"]
+
+LEAST_VALID = 0.9
+"""Share of valid pixels below which the network, which does not need all, answers alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class AveragedRegression:
+    """A quadratic regression, and its share in a model's answers.
+
+    Labels are standardized as those of the model; fluxes are not. The shares hold for spectra with
+    exactly the pixels of the regression; from others, the network answers alone.
+
+    Attributes
+    ----------
+    tokens : ndarray
+        (P,) tokens of the pixels.
+    label_tokens : ndarray
+        (Q,) tokens of the labels.
+    mean : ndarray
+        (P,) mean of the training spectra.
+    form : QuadraticForm
+        Labels from spectra less their mean.
+    snr : ndarray
+        (S,) descending signal-to-noise ratios a pixel at which the shares were measured. Between
+        them, they are interpolated in the logarithm. Where the ratio is unknown, those of the
+        smallest ratio are used.
+    shares : ndarray
+        (S, Q) weights of the regression, 0 to 1; those of the network are the rest.
+    scales : ndarray
+        (S, Q) standard deviations of the mean over those of the network.
+    """
+
+    tokens: np.ndarray
+    label_tokens: np.ndarray
+    mean: np.ndarray
+    form: QuadraticForm
+    snr: np.ndarray
+    shares: np.ndarray
+    scales: np.ndarray
+
+    def columns(self, tokens: np.ndarray) -> np.ndarray | None:
+        """Columns (P,) of the regression's pixels among tokens (n,); None if these are others."""
+        order = np.argsort(tokens)
+        if len(tokens) != len(self.tokens) or (tokens[order] != np.sort(self.tokens)).any():
+            return None
+        return order[np.searchsorted(tokens, self.tokens, sorter=order)]
+
+    def answers(self, flux: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Labels (N, Q) from fluxes (N, n), NaN for stars with too few valid pixels."""
+        centred = flux[:, columns] - self.mean
+        valid = np.isfinite(centred)
+        centred[~valid] = 0.0
+        answers = self.form(centred)
+        answers[valid.mean(axis=1) < LEAST_VALID] = np.nan
+        return answers
+
+    def average(
+        self,
+        value: np.ndarray,
+        error: np.ndarray,
+        answers: np.ndarray,
+        label_tokens: np.ndarray,
+        snr: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of both answers, and its error.
+
+        Parameters
+        ----------
+        value, error
+            (N, q) labels and standard deviations by the network.
+        answers
+            (N, Q) labels by the regression, NaN where the network is to answer alone.
+        label_tokens
+            (q,) tokens of the labels; those that the regression does not know stay.
+        snr
+            (N,) signal-to-noise ratios a pixel, NaN where unknown; None: all unknown.
+
+        Returns
+        -------
+        value, error : ndarray
+            (N, q)
+        """
+        value, error = value.copy(), error.copy()
+        told = np.full(len(value), np.nan) if snr is None else np.asarray(snr, dtype=float)
+        place = -np.log(np.where(told > 0, told, self.snr[-1]))
+        for own, token in enumerate(self.label_tokens):
+            for asked in np.flatnonzero(label_tokens == token):
+                used = np.isfinite(answers[:, own])
+                share, scale = (
+                    np.interp(place[used], -np.log(self.snr), table[:, own])
+                    for table in (self.shares, self.scales)
+                )
+                value[used, asked] += share * (answers[used, own] - value[used, asked])
+                error[used, asked] *= scale
+        return value, error
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays, by the names of the attributes."""
+        arrays = {**vars(self), **vars(self.form)}
+        del arrays["form"]
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], vocab_size: int) -> Self:
+        """Make a regression from arrays of a file.
+
+        Raises
+        ------
+        ValueError
+            An array is missing, has the wrong shape, or holds impossible numbers.
+        """
+        inner = [field.name for field in fields(QuadraticForm)]
+        names = [field.name for field in fields(cls) if field.name != "form"] + inner
+        if set(arrays) != set(names):
+            raise ValueError(f"the regression has {sorted(arrays)}, not {sorted(names)}")
+        p, q, s = (len(np.atleast_1d(arrays[name])) for name in ("tokens", "label_tokens", "snr"))
+        k = arrays["axes"].shape[-1] if arrays["axes"].ndim else 0
+        shapes = {
+            **{"tokens": (p,), "label_tokens": (q,), "mean": (p,), "snr": (s,)},
+            **{"shares": (s, q), "scales": (s, q), "constant": (q,)},
+            **{"linear": (p, q), "axes": (p, k), "products": (k * (k + 1) // 2, q)},
+        }
+        for name, shape in shapes.items():
+            array, whole = arrays[name], name.endswith("tokens")
+            if array.shape != shape or array.dtype.kind not in ("iu" if whole else "f"):
+                raise ValueError(f"{name} of the regression is not an array of {shape} numbers")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} of the regression is not finite")
+            if whole and not (array.size and 1 <= array.min() <= array.max() <= vocab_size):
+                raise ValueError(f"{name} of the regression are not tokens of this model")
+        shares, snr, scales = (arrays[name] for name in ("shares", "snr", "scales"))
+        possible = s and (snr > 0).all() and (np.diff(snr) < 0).all() and (scales > 0).all()
+        if not possible or (shares < 0).any() or (shares > 1).any():
+            raise ValueError("snr, shares or scales of the regression are not possible")
+        form = QuadraticForm(**{name: arrays[name] for name in inner})
+        return cls(form=form, **{name: arrays[name] for name in names if name not in inner})

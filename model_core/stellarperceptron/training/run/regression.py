@@ -1,0 +1,154 @@
+"""A quadratic regression beside the network, as the last step of stage 2."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from stellarperceptron.data.dataset import SpectraDataset
+from stellarperceptron.data.mock.spectrographs import noise_correlation
+from stellarperceptron.model import StellarPerceptron
+from stellarperceptron.model_core import error_scale
+from stellarperceptron.network.baselines.averaged import AveragedRegression
+from stellarperceptron.network.baselines.quadratic import fit_quadratic
+from stellarperceptron.network.interface.calibration import with_noise
+from stellarperceptron.training.profiles import Profile
+from stellarperceptron.training.run.calibration import ADDED_NOISE, calibration_rows
+from stellarperceptron.training.stages import read_stars
+from stellarperceptron.training.stars.labelled import Stars
+from stellarperceptron.utils.arrays import sentinels_to_nan
+
+__all__ = ["add_regression", "require_regression_possible"]
+
+MOST_STARS = 40_000  # whose spectra are in the memory at once; more make the regression no better
+
+
+def require_regression_possible(model: StellarPerceptron, profile: Profile, surveys: int) -> None:
+    """Refuse `data.regression` where nothing could tell its share in the answers.
+
+    Raises
+    ------
+    ValueError
+        There are several surveys or no validation stars, or the model takes no conditions.
+    """
+    if not profile.data.regression:
+        return
+    if surveys > 1:
+        raise ValueError("data.regression is for one survey: set it to false")
+    if not profile.data.validation_split:
+        raise ValueError("data.regression needs validation stars: data.validation_split is 0")
+    if not model.config.conditions:
+        raise ValueError(
+            "data.regression needs a model that is told the signal-to-noise ratio: train stage 1 "
+            "with model.conditions = true"
+        )
+
+
+def add_regression(
+    model: StellarPerceptron,
+    dataset: SpectraDataset,
+    profile: Profile,
+    training_rows: np.ndarray,
+    validation_rows: np.ndarray,
+) -> None:
+    """Fit a quadratic regression, and measure its share in the answers on validation stars.
+
+    The share of each label is that with the least mean absolute residual, for the spectra as they
+    are and with added noise. A survey without errors of the spectra gets no regression, since the
+    noise of its spectra is unknown.
+
+    Parameters
+    ----------
+    model
+        The trained model, whose `regression` is replaced.
+    dataset, profile
+        The survey and the profile of the stage.
+    training_rows, validation_rows
+        Rows of the training stars, which the regression learns from, and of the validation stars.
+    """
+    model.regression = None
+    rows = calibration_rows(profile, validation_rows)
+    held = read_stars(dataset, profile, rows, model.instrument)
+    if held.read_errors is None:
+        return
+    seed = profile.training.seed
+    rows = np.unique(training_rows)  # metal-poor stars are there several times
+    if len(rows) > MOST_STARS:
+        rows = np.sort(np.random.RandomState(seed).permutation(rows)[:MOST_STARS])
+    alone = fitted_regression(model, read_stars(dataset, profile, rows, model.instrument), seed)
+    ratios = [math.inf] + [r for r in ADDED_NOISE if r >= profile.augmentation.snr[0]]
+    correlation = noise_correlation(dataset.instrument)
+    model.regression = _with_shares(model, alone, held, ratios, correlation, seed)
+
+
+def fitted_regression(model: StellarPerceptron, stars: Stars, seed: int) -> AveragedRegression:
+    """Fit a regression, which has no share in the answers yet."""
+    tokens, label_tokens = model.tokenize(stars.names), model.tokenize(stars.label_names)
+    flux = sentinels_to_nan(stars.read(slice(0, len(stars))))
+    labels = model.standardizer.standardize(np.asarray(stars.labels, dtype=float), label_tokens)
+    valid = np.isfinite(flux)
+    mean = np.where(valid, flux, 0).sum(axis=0) / valid.sum(axis=0).clip(1)
+    usable = valid.any(axis=1) & np.isfinite(labels).any(axis=1)
+    centred = np.where(valid, flux - mean, 0).astype(np.float32)[usable]
+    form, _, _ = fit_quadratic(centred, labels[usable], seed=seed)
+    none = np.zeros((1, len(label_tokens)))
+    return AveragedRegression(
+        tokens, label_tokens, mean.astype(np.float32), form, np.ones(1), none, none + 1
+    )
+
+
+def _with_shares(
+    model: StellarPerceptron,
+    alone: AveragedRegression,
+    stars: Stars,
+    ratios: list[float],
+    correlation: float,
+    seed: int,
+) -> AveragedRegression:
+    """The regression with its shares, measured with noise added at these ratios, descending."""
+    random = np.random.default_rng(seed)
+    everything, labels = slice(0, len(stars)), list(stars.label_names)
+    flux, errors = stars.read(everything), stars.read_errors(everything)
+    known = np.zeros_like(stars.labels) if stars.label_errors is None else stars.label_errors
+    columns, measured = np.arange(len(alone.tokens)), []
+    for ratio in ratios:
+        seen, sigma = flux, errors
+        if ratio < math.inf:
+            seen, sigma = with_noise(flux, errors, ratio, correlation, random)
+        network = model.predict(seen, stars.wavelengths, labels, errors=sigma, progress=False)
+        value = network[labels].to_numpy()
+        error = network[[f"{name}_error" for name in labels]].to_numpy()
+        answers = alone.answers(seen, columns)
+        answers = model.standardizer.inverse_standardize(answers, alone.label_tokens)
+        answers[network["flags"] != 0] = np.nan  # they are left to the network
+        rows = [
+            _share_and_scale(*(x[:, i] for x in (stars.labels, known, value, error, answers)))
+            for i in range(len(labels))
+        ]
+        good = sigma > 0
+        measured.append((float(np.nanmedian(seen[good] / sigma[good])), *np.transpose(rows)))
+    snr, shares, scales = (np.array(part) for part in zip(*measured, strict=True))
+    return dataclasses.replace(alone, snr=snr, shares=shares, scales=scales)
+
+
+def _share_and_scale(
+    labels: np.ndarray,
+    label_errors: np.ndarray,
+    value: np.ndarray,
+    error: np.ndarray,
+    answers: np.ndarray,
+) -> tuple[float, float]:
+    """Share of the answers (N,) in the best mean with the values (N,), and scale of its errors."""
+    difference, residual = answers - value, labels - value
+    known = np.isfinite(difference * residual)
+    difference, residual = difference[known], residual[known]
+    if len(residual) < 10:
+        return 0.0, 1.0
+    # Outliers hardly move the mean absolute residual.
+    shares = np.linspace(0.0, 1.0, 101)
+    share = min(shares, key=lambda share: np.abs(residual - share * difference).mean())
+    mean, network = (
+        error_scale(left, error[known], label_errors[known])
+        for left in (residual - share * difference, residual)
+    )
+    return float(share), mean / network if mean > 0 and network > 0 else 1.0
