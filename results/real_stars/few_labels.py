@@ -1,8 +1,8 @@
 r"""Labels of real stars from few pixels, learned from few of them.
 
 Ridge and quadratic regression, a network from scratch, and a pre-trained model that is fine-tuned
-all learn from the same stars and are tested on the rest, in five random splits. STARS_FILE is an
-.npz file with
+all learn from the same stars and are tested on the rest, in five random splits. So is the mean of
+the answers of quadratic regression and fine-tuned model. STARS_FILE is an .npz file with
 
 wavelength (P,)     vacuum [Angstrom], on pixels of the APOGEE grid, or see below
 flux (N, P)         normalized flux
@@ -67,6 +67,7 @@ TOKENS = {"TEFF": "TEFF", "LOGG": "LOGG", "M_H": "FE_H", "FE_H": "FE_H"}
 HEADINGS = {"TEFF": "Teff [K]", "LOGG": "log g", "M_H": "[M/H]", "FE_H": "[Fe/H]"}
 RIDGE, QUADRATIC = "ridge regression", "quadratic regression"
 NETWORK, FINE_TUNED = "network from scratch", "pre-trained, fine-tuned"
+MEAN, AVERAGED = "mean of the two", (QUADRATIC, FINE_TUNED)
 CAPTION = (
     "few_labels.png: mad_std of predicted minus catalogue labels of the stars not learned "
     "from, against the number of stars that each method learned from, on logarithmic axes. Points "
@@ -305,20 +306,32 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
     with atomic_output(settings) as temporary:
         temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
     done = {(row["method"], row["labelled_stars"], row["split"]) for row in rows}
+    names = [*methods, *([MEAN] if FINE_TUNED in methods else [])]
     todo = [
         (method, number, split)
         for number in sorted(set(arguments.stars))
         for split in range(arguments.splits)
-        for method in methods
+        for method in names
         if (method, number, split) not in done
     ]
-    for method, number, split in tqdm(todo, "few labels", unit="fit", disable=None):
-        seed = arguments.seed + split
-        order = np.random.RandomState(seed).permutation(len(stars.flux))
-        train, test = order[:number], order[number:]
+
+    def divided(number: int, split: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.random.RandomState(arguments.seed + split).permutation(len(stars.flux))
+        return order[:number], order[number:]
+
+    @functools.lru_cache(maxsize=len(methods))
+    def answers(method: str, number: int, split: int) -> tuple[np.ndarray, float]:
+        """Labels of the stars that are not learned from, and CPU seconds."""
         begin = time.process_time()
-        predicted = methods[method](stars, train, test, seed)
-        seconds = round(time.process_time() - begin, 2)
+        predicted = methods[method](stars, *divided(number, split), arguments.seed + split)
+        return predicted, time.process_time() - begin
+
+    for method, number, split in tqdm(todo, "few labels", unit="fit", disable=None):
+        parts = AVERAGED if method == MEAN else (method,)
+        found = [answers(part, number, split) for part in parts]
+        predicted = np.mean([values for values, _ in found], axis=0)
+        seconds = round(sum(taken for _, taken in found), 2)
+        _, test = divided(number, split)
         for i, label in enumerate(stars.label_names):
             rows.append(
                 {

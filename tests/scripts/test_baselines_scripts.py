@@ -145,7 +145,7 @@ def test_few_labels(stars_file, chain, tmp_path):
     assert not run_here(FEW_LABELS, *arguments, "--stars", 20)
     assert not run_here(FEW_LABELS, *arguments, "--stars", 20, 40)
     table = pd.read_csv(tmp_path / "few/few_labels.csv")
-    assert len(table) == 2 * 4 * 3 and np.isfinite(table["mad_std"]).all()
+    assert len(table) == 2 * 5 * 3 and np.isfinite(table["mad_std"]).all()
     found = table.set_index(["method", "labelled_stars", "label"])["mad_std"]
     for method in ("ridge regression", "quadratic regression"):
         assert found[method, 40, "TEFF"] < 20 and found[method, 40, "M_H"] < 0.02

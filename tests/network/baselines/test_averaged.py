@@ -1,5 +1,7 @@
 """The mean of regression and network: shares, who answers alone, and files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import LABELS, make_model, make_spectra
@@ -33,6 +35,7 @@ def make_regression(share=(0.6, 0.2), labels=LABELS, vocabulary=(*NAMES, *LABELS
         SNR,
         np.broadcast_to(np.array(share)[:, None], (2, q)).copy(),
         np.full((2, q), 0.9),
+        np.full((2, q), 100.0),
     )
 
 
@@ -133,6 +136,15 @@ def test_the_network_answers_alone_for_stars_with_many_bad_pixels():
     flux[0, :4], flux[1, :5] = np.nan, np.nan
     answers = regression.answers(flux, np.arange(PIXELS))
     assert np.isfinite(answers[0]).all() and np.isnan(answers[1]).all()
+
+
+def test_the_network_answers_alone_where_the_two_disagree():
+    regression = dataclasses.replace(make_regression(), differences=np.full((2, len(LABELS)), 0.3))
+    value = np.zeros((1, len(LABELS)))
+    answers = np.array([[2.4, 2.6, -9.0]])  # 0.5 is the usual scatter and the error in quadrature
+    mean, error = regression.average(value, value + 0.4, answers, regression.label_tokens)
+    np.testing.assert_allclose(mean, [[0.2 * 2.4, 0, 0]])
+    np.testing.assert_allclose(error, [[0.9 * 0.4, 0.4, 0.4]])
 
 
 @given(st.permutations(list(range(PIXELS))))

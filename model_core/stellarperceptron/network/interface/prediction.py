@@ -55,8 +55,9 @@ class PredictingModel(SpectraModel):
         section 3).
 
         A model with a `regression` averages its answers with those of the network, for spectra with
-        the pixels that the regression knows. Flagged spectra and those with many bad pixels are
-        left to the network. ``model.regression = None`` leaves all of them to it.
+        the pixels that the regression knows. Flagged spectra, those with many bad pixels, and
+        labels in which the two disagree are left to the network. ``model.regression = None``
+        leaves everything to it.
 
         Parameters
         ----------

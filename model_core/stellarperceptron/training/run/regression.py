@@ -4,12 +4,13 @@ import dataclasses
 import math
 
 import numpy as np
+from astropy.stats import mad_std
 
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.mock.spectrographs import noise_correlation
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.model_core import error_scale
-from stellarperceptron.network.baselines.averaged import AveragedRegression
+from stellarperceptron.network.baselines.averaged import DISAGREEMENT, AveragedRegression
 from stellarperceptron.network.baselines.quadratic import fit_quadratic
 from stellarperceptron.network.interface.calibration import with_noise
 from stellarperceptron.training.profiles import Profile
@@ -20,6 +21,7 @@ from stellarperceptron.utils.arrays import sentinels_to_nan
 
 __all__ = ["add_regression", "require_regression_possible"]
 
+FEWEST_STARS = 10  # of which a share can be measured
 MOST_STARS = 40_000  # whose spectra are in the memory at once; more make the regression no better
 
 
@@ -91,10 +93,8 @@ def fitted_regression(model: StellarPerceptron, stars: Stars, seed: int) -> Aver
     usable = valid.any(axis=1) & np.isfinite(labels).any(axis=1)
     centred = np.where(valid, flux - mean, 0).astype(np.float32)[usable]
     form, _, _ = fit_quadratic(centred, labels[usable], seed=seed)
-    none = np.zeros((1, len(label_tokens)))
-    return AveragedRegression(
-        tokens, label_tokens, mean.astype(np.float32), form, np.ones(1), none, none + 1
-    )
+    none, mean = np.zeros((1, len(label_tokens))), mean.astype(np.float32)
+    return AveragedRegression(tokens, label_tokens, mean, form, np.ones(1), none, none + 1, none)
 
 
 def _with_shares(
@@ -122,28 +122,43 @@ def _with_shares(
         answers = model.standardizer.inverse_standardize(answers, alone.label_tokens)
         answers[network["flags"] != 0] = np.nan  # they are left to the network
         rows = [
-            _share_and_scale(*(x[:, i] for x in (stars.labels, known, value, error, answers)))
+            _measured(*(x[:, i] for x in (stars.labels, known, value, error, answers)))
             for i in range(len(labels))
         ]
         good = sigma > 0
         measured.append((float(np.nanmedian(seen[good] / sigma[good])), *np.transpose(rows)))
-    snr, shares, scales = (np.array(part) for part in zip(*measured, strict=True))
-    return dataclasses.replace(alone, snr=snr, shares=shares, scales=scales)
+    snr, shares, scales, differences = map(np.array, zip(*measured, strict=True))
+    differences = model.standardizer.standardize_error(differences, alone.label_tokens)
+    return dataclasses.replace(
+        alone, snr=snr, shares=shares, scales=scales, differences=differences
+    )
 
 
-def _share_and_scale(
+def _measured(
     labels: np.ndarray,
     label_errors: np.ndarray,
     value: np.ndarray,
     error: np.ndarray,
     answers: np.ndarray,
-) -> tuple[float, float]:
-    """Share of the answers (N,) in the best mean with the values (N,), and scale of its errors."""
+) -> tuple[float, float, float]:
+    """Share of the answers (N,) in the best mean with the values (N,), and what comes of it.
+
+    Returns
+    -------
+    share : float
+    scale : float
+        Error of the mean over that of the values.
+    difference : float
+        Scatter of answers less values.
+    """
     difference, residual = answers - value, labels - value
     known = np.isfinite(difference * residual)
     difference, residual = difference[known], residual[known]
-    if len(residual) < 10:
-        return 0.0, 1.0
+    if len(residual) < FEWEST_STARS:
+        return 0.0, 1.0, 0.0
+    usual = float(mad_std(difference))
+    agree = np.abs(difference) < DISAGREEMENT * np.hypot(usual, error[known])
+    difference = np.where(agree, difference, 0.0)
     # Outliers hardly move the mean absolute residual.
     shares = np.linspace(0.0, 1.0, 101)
     share = min(shares, key=lambda share: np.abs(residual - share * difference).mean())
@@ -151,4 +166,5 @@ def _share_and_scale(
         error_scale(left, error[known], label_errors[known])
         for left in (residual - share * difference, residual)
     )
-    return float(share), mean / network if mean > 0 and network > 0 else 1.0
+    scale = mean / network if mean > 0 and network > 0 else 1.0
+    return float(share), scale, usual
