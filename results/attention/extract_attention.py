@@ -163,6 +163,7 @@ def run(arguments: argparse.Namespace, checkpoint: Path, dataset: SpectraDataset
     part = split.pixel_range(arguments.pixels)
     wavelength = dataset.wavelength[part]
     model = StellarPerceptron.load(checkpoint, device=arguments.device)
+    model.regression = None  # all of this is about the network
     require_same_instrument(model, dataset)
     labels = [name for name in dataset.label_names if name in model.vocabs and name in LABELS]
     if not labels:
