@@ -3,10 +3,12 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_model
 from small_survey import N_PIXELS, write_survey
 
+from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
 from stellarperceptron.data.survey_file import SurveyWriter
 from stellarperceptron.instruments import APOGEE
@@ -15,6 +17,7 @@ from stellarperceptron.training.run.regression import (
     add_regression,
     require_regression_possible,
 )
+from stellarperceptron.training.run.script import resolve_checkpoint
 
 PROFILE = Profile(
     data=DataProfile(kind="observed", labels=("TEFF",), validation_split=0.2, regression=True),
@@ -25,7 +28,7 @@ TOLD = {"pixels": PIXELS, "labels": ["TEFF"], "pixels_per_token": 8, "conditions
 
 
 @pytest.fixture
-def survey(tmp_path):
+def linear_survey(tmp_path):
     """120 stars with signal-to-noise ratios of about 100 whose Teff is linear in the flux."""
     random = np.random.default_rng(0)
     teff = random.normal(size=(120, 1))
@@ -53,24 +56,24 @@ def survey(tmp_path):
         yield dataset
 
 
-def test_a_network_that_knows_nothing_leaves_the_answers_to_the_regression(survey):
+def test_a_network_that_knows_nothing_leaves_the_answers_to_the_regression(linear_survey):
     model = make_model(**TOLD)
     rows = np.arange(120)
-    add_regression(model, survey, PROFILE, np.append(rows[:90], rows[:5]), rows[90:])
+    add_regression(model, linear_survey, PROFILE, np.append(rows[:90], rows[:5]), rows[90:])
     regression = model.regression
     assert (np.diff(regression.snr) < 0).all()
     assert 70 < regression.snr[0] < 140  # of the spectra as they are
     assert regression.shares[0, 0] > 0.9
     answers = model.predict(
-        survey.test.read("observed"),
-        survey.wavelength,
+        linear_survey.test.read("observed"),
+        linear_survey.wavelength,
         "TEFF",
-        errors=survey.test.read("observed_errors"),
+        errors=linear_survey.test.read("observed_errors"),
         progress=False,
     )
     clean = answers["flags"] == 0
-    residual = (answers["TEFF"] - survey.test.labels[:, 0])[clean]
-    assert clean.sum() > 60 and residual.std() < 0.3 * survey.test.labels[:, 0].std()
+    residual = (answers["TEFF"] - linear_survey.test.labels[:, 0])[clean]
+    assert clean.sum() > 60 and residual.std() < 0.3 * linear_survey.test.labels[:, 0].std()
 
 
 def test_a_survey_without_errors_gets_no_regression(tmp_path):
@@ -95,3 +98,16 @@ def test_a_regression_without_shares_is_refused(surveys, data, conditions, messa
         require_regression_possible(model, profile, surveys)
     off = dataclasses.replace(profile, data=dataclasses.replace(profile.data, regression=False))
     require_regression_possible(model, off, surveys)
+
+
+def test_stage_2_ends_with_a_regression(chain, evaluated):
+    """The tables of predictions hold the mean, and the network alone."""
+    model = StellarPerceptron.load(resolve_checkpoint(chain / "2"), device="cpu")
+    assert len(model.regression.snr) > 1 and model.regression.shares.max() > 0
+    assert StellarPerceptron.load(resolve_checkpoint(chain / "3"), device="cpu").regression is None
+    mean, network = (
+        pd.read_csv(evaluated / f"evaluation/2_realfinetune_firsthalf_{name}on_observed.csv")
+        for name in ("", "network_")
+    )
+    assert (mean["TEFF_actual"] == network["TEFF_actual"]).all()
+    assert (mean["TEFF_pred"] != network["TEFF_pred"]).mean() > 0.5
