@@ -45,6 +45,9 @@ from stellarperceptron.utils.document import markdown_table
 EVALUATION = "results/real_spectra_finetune/evaluate_2_realfinetune_firsthalf_epoch_10.py"
 TOLD = """ `predict` tells
 the model the signal-to-noise ratio, by `errors` or `snr`; it answers without it, too."""
+AVERAGED = """ From these
+pixels, the labels are the mean of those of the network and of a quadratic regression that learned
+from the same stars (`model.regression`); errors below are those of the mean."""
 CARD = """# Model card: {name}
 
 A network of {parameters:,} parameters that reads any part of an APOGEE spectrum and answers with
@@ -61,7 +64,7 @@ sufficient sampling. The resolving power must be near {resolving_power:,.0f}.{to
 
 Give it the first half of the band, pixels 0 to 3,756 (15,152 to 16,028 A), on which it was
 fine-tuned. It answers from other pixels and from the whole band, too, but less exactly there: it
-knows them from the synthetic spectra alone.
+knows them from the synthetic spectra alone.{averaged}
 
 ## Training data
 
@@ -172,6 +175,7 @@ def card(
         instrument=model.instrument,
         resolving_power=model.instrument.resolving_power,
         told=TOLD if model.config.conditions else "",
+        averaged="" if model.regression is None else AVERAGED,
         survey=describe_survey(dataset),
         source=MOCK if mock else "",
         limits=MOCK_LIMITS if mock else "\n",
