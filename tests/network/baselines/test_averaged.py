@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from conftest import LABELS, make_model, make_spectra
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +24,8 @@ def make_regression(share=(0.6, 0.2), labels=LABELS, vocabulary=(*NAMES, *LABELS
     q = len(labels)
     form = QuadraticForm(
         random.normal(size=q),
-        random.normal(size=(PIXELS, q)),
-        random.normal(size=(PIXELS, 2)),
+        random.normal(size=(PIXELS, q)).astype(np.float32),
+        random.normal(size=(PIXELS, 2)).astype(np.float32),
         random.normal(size=(3, q)),
     )
     return AveragedRegression(
@@ -151,6 +152,15 @@ def test_the_network_answers_alone_where_the_two_disagree():
 def test_pixels_may_come_in_any_order(order):
     regression, tokens = make_regression(), np.array(order) + 1
     np.testing.assert_array_equal(tokens[regression.columns(tokens)], regression.tokens)
+
+
+def test_half_precision_hardly_changes_the_answers(model, tmp_path):
+    model.save(tmp_path / "half", dtype=torch.float16)
+    half = StellarPerceptron.load(tmp_path / "half", device="cpu").regression
+    spectra, columns = make_spectra(20, PIXELS), np.arange(PIXELS)
+    one, other = (r.answers(spectra, columns) for r in (model.regression, half))
+    known = np.isfinite(one)
+    assert 0 < np.abs(one - other)[known].max() < 0.01 * one[known].std()
 
 
 def test_a_checkpoint_keeps_the_regression_and_fine_tuning_drops_it(model, tmp_path):

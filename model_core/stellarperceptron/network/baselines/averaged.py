@@ -118,10 +118,12 @@ class AveragedRegression:
                 error[:, asked] *= np.where(agree, scale, 1.0)
         return value, error
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """The arrays, by the names of the attributes."""
+    def to_arrays(self, half: bool = False) -> dict[str, np.ndarray]:
+        """The arrays, by the names of the attributes; the large ones in half precision."""
         arrays = {**vars(self), **vars(self.form)}
         del arrays["form"]
+        if half:
+            arrays |= {name: arrays[name].astype(np.float16) for name in ("linear", "axes")}
         return arrays
 
     @classmethod
@@ -157,5 +159,6 @@ class AveragedRegression:
         possible = possible and (shares >= 0).all() and (shares <= 1).all()
         if not possible or (arrays["differences"] < 0).any():
             raise ValueError("snr, shares, scales or differences are not possible")
-        form = QuadraticForm(**{name: arrays[name] for name in inner})
+        large = {name: arrays[name].astype(np.float32) for name in ("linear", "axes")}
+        form = QuadraticForm(**{name: arrays[name] for name in inner} | large)
         return cls(form=form, **{name: arrays[name] for name in names if name not in inner})

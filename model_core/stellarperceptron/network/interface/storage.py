@@ -84,13 +84,13 @@ class StoredModel(StellarPerceptronBase):
             optimizer=optimizer,
             epoch=self.epoch,
             overwrite=overwrite,
-            reference=self._reference_arrays() or None,
+            reference=self._reference_arrays(dtype) or None,
             dtype=dtype,
             card=self.card,
             safetensors=safetensors,
         )
 
-    def _reference_arrays(self) -> dict[str, np.ndarray]:
+    def _reference_arrays(self, dtype: torch.dtype) -> dict[str, np.ndarray]:
         """Arrays of all references, with the name of a part of the instrument before theirs.
 
         Those of the regression, if there is one, have "regression" before theirs.
@@ -100,7 +100,7 @@ class StoredModel(StellarPerceptronBase):
             before = "" if name == self._instrument_name else f"{name}/"
             arrays |= {before + key: array for key, array in reference.to_arrays().items()}
         if self.regression is not None:
-            own = self.regression.to_arrays()
+            own = self.regression.to_arrays(half=dtype == torch.float16)
             arrays |= {f"{_REGRESSION}/{key}": array for key, array in own.items()}
         return arrays
 
