@@ -34,6 +34,14 @@ def test_a_label_is_learned_from_the_stars_that_have_it(stars):
     assert np.std(form(flux)[:, 0] - labels[:, 0]) < 0.02
 
 
+def test_a_label_that_hardly_any_star_has_is_zero(stars):
+    flux, labels = stars[0], stars[1].copy()
+    labels[9:, 1] = np.nan
+    form, _, _ = fit_quadratic(flux, labels)
+    np.testing.assert_array_equal(form(flux)[:, 1], 0)
+    assert np.std(form(flux)[:, 0] - labels[:, 0]) < 0.02
+
+
 def test_the_form_is_its_formula():
     random = np.random.default_rng(1)
     form = QuadraticForm(*(random.normal(size=s) for s in ((2,), (5, 2), (5, 3), (6, 2))))

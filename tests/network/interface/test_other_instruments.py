@@ -198,7 +198,7 @@ def test_fit_learns_from_spectra_of_another_instrument(model):
         wavelength,
         resolving_power=POWER,
         augment=lambda some, generator: some + 0.001 * torch.randn(some.shape, generator=generator),
-        epochs=30,
+        epochs=80,
         batch_size=8,
         learning_rate=5e-3,
         labels_per_star="all",

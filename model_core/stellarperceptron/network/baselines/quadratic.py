@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["SIZES", "STRENGTHS", "QuadraticForm", "fit_quadratic"]
+__all__ = ["FEWEST_STARS", "SIZES", "STRENGTHS", "QuadraticForm", "fit_quadratic"]
 
 # Number of principal components, and of those that are multiplied with each other.
 SIZES = ((10, 0), (30, 10), (100, 20), (200, 30), (300, 40))
+FEWEST_STARS = 10  # from which a label can be learned
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
@@ -80,6 +81,8 @@ def fit_quadratic(
         (Q,) RMSE of the held-out stars.
     chosen : list
         Size and strength for each label.
+
+    A label that fewer than ten stars have is 0 everywhere.
     """
     stars, pixels = flux.shape
     limits = min(pixels, stars // 4), int((stars / 2) ** 0.5)
@@ -102,6 +105,8 @@ def fit_quadratic(
     errors, chosen = np.zeros(labels.shape[1]), [(sizes[0], strengths[0])] * labels.shape[1]
     for pattern in np.unique(known, axis=1).T:  # labels that the same stars have, together
         alike = np.flatnonzero((known == pattern[:, None]).all(axis=0))
+        if pattern.sum() < FEWEST_STARS:
+            continue
         x, y = features[pattern], labels[np.ix_(pattern, alike)]
         square, product = x.T @ x, x.T @ y
         residuals: dict[tuple, list[np.ndarray]] = {}

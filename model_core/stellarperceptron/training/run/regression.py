@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 from astropy.stats import mad_std
@@ -11,7 +12,7 @@ from stellarperceptron.data.mock.spectrographs import noise_correlation
 from stellarperceptron.model import StellarPerceptron
 from stellarperceptron.model_core import error_scale
 from stellarperceptron.network.baselines.averaged import DISAGREEMENT, AveragedRegression
-from stellarperceptron.network.baselines.quadratic import fit_quadratic
+from stellarperceptron.network.baselines.quadratic import FEWEST_STARS, fit_quadratic
 from stellarperceptron.network.interface.calibration import with_noise
 from stellarperceptron.training.profiles import Profile
 from stellarperceptron.training.run.calibration import ADDED_NOISE, calibration_rows
@@ -21,7 +22,6 @@ from stellarperceptron.utils.arrays import sentinels_to_nan
 
 __all__ = ["add_regression", "require_regression_possible"]
 
-FEWEST_STARS = 10  # of which a share can be measured
 MOST_STARS = 40_000  # whose spectra are in the memory at once; more make the regression no better
 
 
@@ -57,7 +57,7 @@ def add_regression(
 
     The share of each label is that with the least mean absolute residual, for the spectra as they
     are and with added noise. A survey without errors of the spectra gets no regression, since the
-    noise of its spectra is unknown.
+    noise of its spectra is unknown; nor does one of fewer than ten training or validation stars.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def add_regression(
     model.regression = None
     rows = calibration_rows(profile, validation_rows)
     held = read_stars(dataset, profile, rows, model.instrument)
-    if held.read_errors is None:
+    if held.read_errors is None or min(len(held), len(training_rows)) < FEWEST_STARS:
         return
     seed = profile.training.seed
     rows = np.unique(training_rows)  # metal-poor stars are there several times
@@ -115,7 +115,9 @@ def _with_shares(
         seen, sigma = flux, errors
         if ratio < math.inf:
             seen, sigma = with_noise(flux, errors, ratio, correlation, random)
-        network = model.predict(seen, stars.wavelengths, labels, errors=sigma, progress=False)
+        with warnings.catch_warnings():  # the calibration, which comes next, warns of these stars
+            warnings.simplefilter("ignore")
+            network = model.predict(seen, stars.wavelengths, labels, errors=sigma, progress=False)
         value = network[labels].to_numpy()
         error = network[[f"{name}_error" for name in labels]].to_numpy()
         answers = alone.answers(seen, columns)
