@@ -52,7 +52,8 @@ def train(which, surveys, output, *entries, checkpoint=None):
     given += [f"training.{entry}" for entry in ("epochs=3", "batch_size=16")]
     given += ["training.checkpoint_every_n_epochs=1", "model.pixels_per_token=16"]
     # What tokens are told is tested elsewhere; a toy learns faster without.
-    given += ["model.conditions=false", "training.learning_rate=5e-3", *entries]
+    given += ["model.conditions=false", "data.regression=false"]
+    given += ["training.learning_rate=5e-3", *entries]
     start = () if checkpoint is None else ("--checkpoint", checkpoint)
     return run_here(
         f"training/{STAGES[which]}",
