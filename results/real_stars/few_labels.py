@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
@@ -67,12 +68,12 @@ TOKENS = {"TEFF": "TEFF", "LOGG": "LOGG", "M_H": "FE_H", "FE_H": "FE_H"}
 HEADINGS = {"TEFF": "Teff [K]", "LOGG": "log g", "M_H": "[M/H]", "FE_H": "[Fe/H]"}
 RIDGE, QUADRATIC = "ridge regression", "quadratic regression"
 NETWORK, FINE_TUNED = "network from scratch", "pre-trained, fine-tuned"
-MEAN, AVERAGED = "mean of the two", (QUADRATIC, FINE_TUNED)
+MEAN, AVERAGED = "mean of quadratic and fine-tuned", (QUADRATIC, FINE_TUNED)
 CAPTION = (
     "few_labels.png: mad_std of predicted minus catalogue labels of the stars not learned "
-    "from, against the number of stars that each method learned from, on logarithmic axes. Points "
-    "are means of the random splits, bars reach from the best to the worst split; colours are "
-    "methods."
+    "from, against the number of stars that each method learned from. Points are means of the random "
+    "splits, bars reach from the best to the worst split; colours are methods, which are drawn side "
+    "by side."
 )
 
 
@@ -368,18 +369,21 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw errors against the number of labelled stars, a panel for each label."""
     use_style()
     labels = table["label"].unique()
-    figure = Figure(figsize=(PAGE_WIDTH, 2.4), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 2.6), layout="constrained")
     for axes, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
-        for method, part in table[table["label"] == label].groupby("method", sort=False):
+        for place, (method, part) in enumerate(
+            table[table["label"] == label].groupby("method", sort=False)
+        ):
             values = part.groupby("labelled_stars")["mad_std"].agg(["mean", "min", "max"])
             around = np.abs(values[["min", "max"]].sub(values["mean"], axis=0)).T.to_numpy()
-            axes.errorbar(values.index, values["mean"], around, marker="o", label=method)
+            beside = values.index * 1.05 ** (place - 2)
+            axes.errorbar(beside, values["mean"], around, marker="o", label=method)
         numbers = sorted(table["labelled_stars"].unique())
-        axes.set(xscale="log", yscale="log", xlabel="number of labelled stars")
+        axes.set(xscale="log", xlabel="number of labelled stars")
         axes.set_xticks(numbers, labels=list(map(str, numbers)))
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylabel(f"mad_std of {axis_label(TOKENS[label]).replace('Fe/H', 'M/H')}")
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     save_figure(figure, path)
 
 

@@ -25,6 +25,7 @@ from stellarperceptron.data.wavelengths import (
     vacuum_to_air,
 )
 from stellarperceptron.instruments.spectrograph import Instrument
+from stellarperceptron.utils.data_utils import require_arrays, require_names
 
 __all__ = ["LEAST_PIXELS", "Flag", "Reference", "SpectrumFlags", "flag_names", "warn_of_flags"]
 
@@ -299,18 +300,10 @@ class Reference:
             An array is missing, has the wrong shape, or holds impossible numbers.
         """
         names = [field.name for field in fields(cls)]
-        if set(arrays) != set(names):
-            raise ValueError(f"the reference has {sorted(arrays)}, not {sorted(names)}")
+        require_names("the reference", arrays, names)
         n, k, w, q = (len(np.atleast_1d(arrays[x])) for x in (names[0], *names[3:5], names[6]))
         shapes = ((n,), (n,), (k, n), (k,), (w,), (w, 3), (q,), (q, 2))
-        for name, shape in zip(names, shapes, strict=True):
-            array, whole = arrays[name], name.endswith("tokens")
-            if array.shape != shape or array.dtype.kind not in ("iu" if whole else "f"):
-                raise ValueError(f"{name} of the reference is not an array of {shape} numbers")
-            if whole and array.size and not 1 <= array.min() <= array.max() <= vocab_size:
-                raise ValueError(f"{name} of the reference are not tokens of this model")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} of the reference is not finite")
+        require_arrays("the reference", arrays, dict(zip(names, shapes, strict=True)), vocab_size)
         ascending = (np.diff(arrays["tokens"]) > 0).all() and (np.diff(arrays["pixels"]) >= 0).all()
         if not ascending or (arrays["variances"] <= 0).any() or (arrays["pixels"] <= 0).any():
             raise ValueError("tokens, pixels or variances of the reference are not possible")

@@ -10,12 +10,13 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stellarperceptron.utils.locks import FileLock, machine
@@ -32,6 +33,8 @@ __all__ = [
     "check_output_folder",
     "escaped",
     "plain_text",
+    "require_arrays",
+    "require_names",
     "room_to_close",
     "user_cache",
     "written_by",
@@ -354,3 +357,47 @@ def escaped(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose texts are plain ones; see `plain_text`."""
     texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
     return table.assign(**{name: table[name].map(plain_text) for name in texts})
+
+
+def require_names(what: str, arrays: Mapping[str, np.ndarray], names: Collection[str]) -> None:
+    """Refuse arrays of a file that are not exactly those with these names.
+
+    Raises
+    ------
+    ValueError
+        Some are missing, or there are others; `what` says whose they are.
+    """
+    if set(arrays) != set(names):
+        raise ValueError(f"{what} has {sorted(arrays)}, not {sorted(names)}")
+
+
+def require_arrays(
+    what: str,
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    vocab_size: int,
+) -> None:
+    """Refuse arrays of a file that have other shapes, or numbers that are not finite.
+
+    Parameters
+    ----------
+    what
+        Whose they are, for the message.
+    arrays, shapes
+        The arrays, and the shape of each. Those whose names end in "tokens" are integers.
+    vocab_size
+        The largest token.
+
+    Raises
+    ------
+    ValueError
+        An array is not as it must be; the message names it.
+    """
+    for name, shape in shapes.items():
+        array, whole = arrays[name], name.endswith("tokens")
+        if array.shape != shape or array.dtype.kind not in ("iu" if whole else "f"):
+            raise ValueError(f"{name} of {what} is not an array of {shape} numbers")
+        if whole and array.size and not 1 <= array.min() <= array.max() <= vocab_size:
+            raise ValueError(f"{name} of {what} are not tokens of this model")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} of {what} is not finite")

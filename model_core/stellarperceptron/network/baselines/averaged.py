@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from stellarperceptron.network.baselines.quadratic import QuadraticForm
+from stellarperceptron.utils.data_utils import require_arrays, require_names
 
 __all__ = ["DISAGREEMENT", "AveragedRegression"]
 
@@ -137,25 +138,25 @@ class AveragedRegression:
         """
         inner = [field.name for field in fields(QuadraticForm)]
         names = [field.name for field in fields(cls) if field.name != "form"] + inner
-        if set(arrays) != set(names):
-            raise ValueError(f"the regression has {sorted(arrays)}, not {sorted(names)}")
+        require_names("the regression", arrays, names)
         p, q, s = (len(np.atleast_1d(arrays[name])) for name in ("tokens", "label_tokens", "snr"))
         k = arrays["axes"].shape[-1] if arrays["axes"].ndim else 0
         shapes = {
-            **{"tokens": (p,), "label_tokens": (q,), "mean": (p,), "snr": (s,)},
-            **{"shares": (s, q), "scales": (s, q), "differences": (s, q), "constant": (q,)},
-            **{"linear": (p, q), "axes": (p, k), "products": (k * (k + 1) // 2, q)},
+            "tokens": (p,),
+            "label_tokens": (q,),
+            "mean": (p,),
+            "snr": (s,),
+            **dict.fromkeys(("shares", "scales", "differences"), (s, q)),
+            "constant": (q,),
+            "linear": (p, q),
+            "axes": (p, k),
+            "products": (k * (k + 1) // 2, q),
         }
-        for name, shape in shapes.items():
-            array, whole = arrays[name], name.endswith("tokens")
-            if array.shape != shape or array.dtype.kind not in ("iu" if whole else "f"):
-                raise ValueError(f"{name} of the regression is not an array of {shape} numbers")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} of the regression is not finite")
-            if whole and not (array.size and 1 <= array.min() <= array.max() <= vocab_size):
-                raise ValueError(f"{name} of the regression are not tokens of this model")
+        require_arrays("the regression", arrays, shapes, vocab_size)
         shares, snr, scales = (arrays[name] for name in ("shares", "snr", "scales"))
-        possible = s and (snr > 0).all() and (np.diff(snr) < 0).all() and (scales > 0).all()
+        possible = (
+            p and q and s and (snr > 0).all() and (np.diff(snr) < 0).all() and (scales > 0).all()
+        )
         possible = possible and (shares >= 0).all() and (shares <= 1).all()
         if not possible or (arrays["differences"] < 0).any():
             raise ValueError("snr, shares, scales or differences are not possible")

@@ -22,7 +22,7 @@ from stellarperceptron.utils.arrays import sentinels_to_nan
 
 __all__ = ["add_regression", "require_regression_possible"]
 
-MOST_STARS = 40_000  # whose spectra are in the memory at once; more make the regression no better
+MOST_STARS = 40_000  # whose spectra are in the memory at once
 
 
 def require_regression_possible(model: StellarPerceptron, profile: Profile, surveys: int) -> None:
@@ -72,6 +72,11 @@ def add_regression(
     rows = calibration_rows(profile, validation_rows)
     held = read_stars(dataset, profile, rows, model.instrument)
     if held.read_errors is None or min(len(held), len(training_rows)) < FEWEST_STARS:
+        warnings.warn(
+            f"{dataset.path}: without errors of the spectra, or with fewer than {FEWEST_STARS} "
+            "training or validation stars, the network is averaged with no regression",
+            stacklevel=2,
+        )
         return
     seed = profile.training.seed
     rows = np.unique(training_rows)  # metal-poor stars are there several times
