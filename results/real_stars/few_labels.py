@@ -71,8 +71,8 @@ NETWORK, FINE_TUNED = "network from scratch", "pre-trained, fine-tuned"
 MEAN, AVERAGED = "mean of quadratic and fine-tuned", (QUADRATIC, FINE_TUNED)
 CAPTION = (
     "few_labels.png: mad_std of predicted minus catalogue labels of the stars not learned "
-    "from, against the number of stars that each method learned from. Points are means of the random "
-    "splits, bars reach from the best to the worst split; colours are methods, which are drawn side "
+    "from, against the number of stars that each method learned from. Points are means of the "
+    "random splits, bars reach from the best to the worst split; colours are methods, drawn side "
     "by side."
 )
 

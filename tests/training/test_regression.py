@@ -78,9 +78,10 @@ def test_a_network_that_knows_nothing_leaves_the_answers_to_the_regression(linea
 
 def test_a_survey_without_errors_gets_no_regression(tmp_path):
     model = make_model(pixels=N_PIXELS, pixels_per_token=8, conditions=True)
-    with SpectraDataset.open(write_survey(tmp_path / "survey.h5")) as dataset:
-        with pytest.warns(UserWarning, match="averaged with no regression"):
-            add_regression(model, dataset, PROFILE, np.arange(30), np.arange(30, 40))
+    path = write_survey(tmp_path / "survey.h5")
+    warns = pytest.warns(UserWarning, match="averaged with no regression")
+    with SpectraDataset.open(path) as dataset, warns:
+        add_regression(model, dataset, PROFILE, np.arange(30), np.arange(30, 40))
     assert model.regression is None
 
 
