@@ -81,11 +81,11 @@ def main() -> None:
             resume=not fresh,
         )
         if process.rank == 0:
+            held = [survey.validation for survey in trained]
+            calibrate_surveys(model, [(*s, rows) for s, rows in zip(surveys, held, strict=True)])
             if profile.data.regression:
                 first = trained[0]
                 add_regression(model, *surveys[0], first.training, first.validation)
-            held = [survey.validation for survey in trained]
-            calibrate_surveys(model, [(*s, rows) for s, rows in zip(surveys, held, strict=True)])
             model.save(arguments.output / "selected", overwrite=True)
         mark_complete(arguments.output, process)
 

@@ -14,11 +14,11 @@ from stellarperceptron import StellarPerceptron
 from stellarperceptron.network.baselines.averaged import AveragedRegression
 from stellarperceptron.network.baselines.quadratic import QuadraticForm
 
-PIXELS, SNR = 40, np.array([200.0, 50.0])
+PIXELS, SNR = 40, np.array([200.0, 50.0, 0.0])
 ERRORS = {"pixels_per_token": 8, "conditions": True}
 
 
-def make_regression(share=(0.6, 0.2), labels=LABELS, vocabulary=(*NAMES, *LABELS)):
+def make_regression(share=(0.6, 0.2, 0.3), labels=LABELS, vocabulary=(*NAMES, *LABELS)):
     """A regression whose answers depend on all pixels."""
     random = np.random.default_rng(3)
     q = len(labels)
@@ -34,9 +34,9 @@ def make_regression(share=(0.6, 0.2), labels=LABELS, vocabulary=(*NAMES, *LABELS
         random.normal(size=PIXELS),
         form,
         SNR,
-        np.broadcast_to(np.array(share)[:, None], (2, q)).copy(),
-        np.full((2, q), 0.9),
-        np.full((2, q), 100.0),
+        np.broadcast_to(np.array(share)[:, None], (len(SNR), q)).copy(),
+        np.full((len(SNR), q), 0.9),
+        np.full((len(SNR), q), 100.0),
     )
 
 
@@ -85,7 +85,7 @@ def no_flags(self, flux, valid):
     return np.zeros(len(flux), dtype=np.int64)
 
 
-@pytest.mark.parametrize("snr, share", [(1000.0, 0.6), (100.0, 0.4), (10.0, 0.2), (np.nan, 0.2)])
+@pytest.mark.parametrize("snr, share", [(1000.0, 0.6), (100.0, 0.4), (10.0, 0.2), (np.nan, 0.3)])
 def test_the_share_follows_the_signal_to_noise_ratio(snr, share):
     regression = make_regression()
     value = np.zeros((1, len(LABELS)))
@@ -95,18 +95,18 @@ def test_the_share_follows_the_signal_to_noise_ratio(snr, share):
     np.testing.assert_allclose(mean, share)
 
 
-def test_without_ratios_the_share_is_that_of_the_faintest_stars():
+def test_without_ratios_the_share_is_that_of_unknown_ones():
     regression = make_regression()
     value = np.zeros((3, len(LABELS)))
     mean, _ = regression.average(value, value + 1, value + 1, regression.label_tokens)
-    np.testing.assert_allclose(mean, 0.2)
+    np.testing.assert_allclose(mean, 0.3)
 
 
 def test_labels_that_the_regression_does_not_know_stay():
     regression = make_regression(labels=LABELS[:1])
     tokens = np.array([regression.label_tokens[0], 999])
     mean, error = regression.average(np.zeros((2, 2)), np.ones((2, 2)), np.ones((2, 1)), tokens)
-    np.testing.assert_allclose(mean, [[0.2, 0.0]] * 2)
+    np.testing.assert_allclose(mean, [[0.3, 0.0]] * 2)
     np.testing.assert_allclose(error, [[0.9, 1.0]] * 2)
 
 
@@ -140,11 +140,11 @@ def test_the_network_answers_alone_for_stars_with_many_bad_pixels():
 
 
 def test_the_network_answers_alone_where_the_two_disagree():
-    regression = dataclasses.replace(make_regression(), differences=np.full((2, len(LABELS)), 0.3))
+    regression = dataclasses.replace(make_regression(), differences=np.full((3, len(LABELS)), 0.3))
     value = np.zeros((1, len(LABELS)))
     answers = np.array([[2.4, 2.6, -9.0]])  # 0.5 is the usual scatter and the error in quadrature
     mean, error = regression.average(value, value + 0.4, answers, regression.label_tokens)
-    np.testing.assert_allclose(mean, [[0.2 * 2.4, 0, 0]])
+    np.testing.assert_allclose(mean, [[0.3 * 2.4, 0, 0]])
     np.testing.assert_allclose(error, [[0.9 * 0.4, 0.4, 0.4]])
 
 
@@ -179,8 +179,9 @@ def changed(**arrays):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        (changed(shares=np.full((2, len(LABELS)), 1.5)), "not possible"),
-        (changed(snr=np.array([50.0, 200.0])), "not possible"),
+        (changed(shares=np.full((3, len(LABELS)), 1.5)), "not possible"),
+        (changed(snr=np.array([50.0, 200.0, 0.0])), "not possible"),
+        (changed(snr=np.array([200.0, 50.0, 20.0])), "not possible"),
         (changed(mean=np.full(PIXELS, np.nan)), "mean of the regression is not finite"),
         (changed(axes=np.zeros(PIXELS)), "axes of the regression is not an array"),
         (changed(tokens=np.arange(PIXELS)), "not tokens of this model"),

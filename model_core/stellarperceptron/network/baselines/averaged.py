@@ -43,8 +43,8 @@ class AveragedRegression:
         Labels from spectra less their mean.
     snr : ndarray
         (S,) descending signal-to-noise ratios a pixel at which the shares were measured. Between
-        them, they are interpolated in the logarithm. Where the ratio is unknown, those of the
-        smallest ratio are used.
+        them, shares, scales and differences are interpolated in the logarithm. The last is 0: it
+        stands for spectra whose ratio is unknown.
     shares : ndarray
         (S, Q) weights of the regression, 0 to 1; those of the network are the rest.
     scales : ndarray
@@ -106,11 +106,12 @@ class AveragedRegression:
         """
         value, error = value.copy(), error.copy()
         told = np.full(len(value), np.nan) if snr is None else np.asarray(snr, dtype=float)
-        place = -np.log(np.where(told > 0, told, self.snr[-1]))
+        unknown = ~(told > 0)
+        place, places = -np.log(np.where(unknown, 1.0, told)), -np.log(self.snr[:-1])
         for own, token in enumerate(self.label_tokens):
             for asked in np.flatnonzero(label_tokens == token):
                 share, scale, usual = (
-                    np.interp(place, -np.log(self.snr), table[:, own])
+                    np.where(unknown, table[-1, own], np.interp(place, places, table[:-1, own]))
                     for table in (self.shares, self.scales, self.differences)
                 )
                 difference = answers[:, own] - value[:, asked]
@@ -154,9 +155,8 @@ class AveragedRegression:
         }
         require_arrays("the regression", arrays, shapes, vocab_size)
         shares, snr, scales = (arrays[name] for name in ("shares", "snr", "scales"))
-        possible = (
-            p and q and s and (snr > 0).all() and (np.diff(snr) < 0).all() and (scales > 0).all()
-        )
+        possible = p and q and s > 1 and snr[-1] == 0 and (np.diff(snr) < 0).all()
+        possible = possible and (scales > 0).all()
         possible = possible and (shares >= 0).all() and (shares <= 1).all()
         if not possible or (arrays["differences"] < 0).any():
             raise ValueError("snr, shares, scales or differences are not possible")

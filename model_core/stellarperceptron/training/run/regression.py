@@ -56,13 +56,15 @@ def add_regression(
     """Fit a quadratic regression, and measure its share in the answers on validation stars.
 
     The share of each label is that with the least mean absolute residual, for the spectra as they
-    are and with added noise. A survey without errors of the spectra gets no regression, since the
-    noise of its spectra is unknown; nor does one of fewer than ten training or validation stars.
+    are, with added noise, and without their signal-to-noise ratio. The errors of the mean are
+    calibrated in the same cases. A survey without errors of the spectra gets no regression, since
+    the noise of its spectra is unknown; nor does one of fewer than ten training or validation
+    stars.
 
     Parameters
     ----------
     model
-        The trained model, whose `regression` is replaced.
+        The trained model with calibrated errors, whose `regression` is replaced.
     dataset, profile
         The survey and the profile of the stage.
     training_rows, validation_rows
@@ -83,7 +85,7 @@ def add_regression(
     if len(rows) > MOST_STARS:
         rows = np.sort(np.random.RandomState(seed).permutation(rows)[:MOST_STARS])
     alone = fitted_regression(model, read_stars(dataset, profile, rows, model.instrument), seed)
-    ratios = [math.inf] + [r for r in ADDED_NOISE if r >= profile.augmentation.snr[0]]
+    ratios = [math.inf, *(r for r in ADDED_NOISE if r >= profile.augmentation.snr[0]), math.nan]
     correlation = noise_correlation(dataset.instrument)
     model.regression = _with_shares(model, alone, held, ratios, correlation, seed)
 
@@ -98,8 +100,8 @@ def fitted_regression(model: StellarPerceptron, stars: Stars, seed: int) -> Aver
     usable = valid.any(axis=1) & np.isfinite(labels).any(axis=1)
     centred = np.where(valid, flux - mean, 0).astype(np.float32)[usable]
     form, _, _ = fit_quadratic(centred, labels[usable], seed=seed)
-    none, mean = np.zeros((1, len(label_tokens))), mean.astype(np.float32)
-    return AveragedRegression(tokens, label_tokens, mean, form, np.ones(1), none, none + 1, none)
+    none, mean, snr = np.zeros((2, len(label_tokens))), mean.astype(np.float32), (1.0, 0.0)
+    return AveragedRegression(tokens, label_tokens, mean, form, np.array(snr), none, none + 1, none)
 
 
 def _with_shares(
@@ -110,7 +112,10 @@ def _with_shares(
     correlation: float,
     seed: int,
 ) -> AveragedRegression:
-    """The regression with its shares, measured with noise added at these ratios, descending."""
+    """The regression with its shares, measured with noise added at these ratios, descending.
+
+    With NaN, no noise is added, and the network is not told the signal-to-noise ratio.
+    """
     random = np.random.default_rng(seed)
     everything, labels = slice(0, len(stars)), list(stars.label_names)
     flux, errors = stars.read(everything), stars.read_errors(everything)
@@ -120,9 +125,16 @@ def _with_shares(
         seen, sigma = flux, errors
         if ratio < math.inf:
             seen, sigma = with_noise(flux, errors, ratio, correlation, random)
-        with warnings.catch_warnings():  # the calibration, which comes next, warns of these stars
+        with warnings.catch_warnings():  # the calibration has warned of these stars
             warnings.simplefilter("ignore")
-            network = model.predict(seen, stars.wavelengths, labels, errors=sigma, progress=False)
+            network = model.predict(
+                seen,
+                stars.wavelengths,
+                labels,
+                errors=sigma,
+                snr=math.nan if math.isnan(ratio) else None,
+                progress=False,
+            )
         value = network[labels].to_numpy()
         error = network[[f"{name}_error" for name in labels]].to_numpy()
         answers = alone.answers(seen, columns)
@@ -133,7 +145,8 @@ def _with_shares(
             for i in range(len(labels))
         ]
         good = sigma > 0
-        measured.append((float(np.nanmedian(seen[good] / sigma[good])), *np.transpose(rows)))
+        told = 0.0 if math.isnan(ratio) else float(np.nanmedian(seen[good] / sigma[good]))
+        measured.append((told, *np.transpose(rows)))
     snr, shares, scales, differences = map(np.array, zip(*measured, strict=True))
     differences = model.standardizer.standardize_error(differences, alone.label_tokens)
     return dataclasses.replace(
@@ -154,7 +167,7 @@ def _measured(
     -------
     share : float
     scale : float
-        Error of the mean over that of the values.
+        Error of the mean over that of the values, whose errors are calibrated.
     difference : float
         Scatter of answers less values.
     """
@@ -169,9 +182,5 @@ def _measured(
     # Outliers hardly move the mean absolute residual.
     shares = np.linspace(0.0, 1.0, 101)
     share = min(shares, key=lambda share: np.abs(residual - share * difference).mean())
-    mean, network = (
-        error_scale(left, error[known], label_errors[known])
-        for left in (residual - share * difference, residual)
-    )
-    scale = mean / network if mean > 0 and network > 0 else 1.0
-    return float(share), scale, usual
+    scale = error_scale(residual - share * difference, error[known], label_errors[known])
+    return float(share), scale if scale > 0 else 1.0, usual
