@@ -287,7 +287,12 @@ def test_a_stage_forgets_the_calibration_of_the_stage_before(survey, dataset, st
 LOSSES = np.array([0.9, 0.5, 0.4999999, 0.7])
 
 
-def test_stage_3_takes_the_epoch_of_the_least_mean_loss(survey, start, tmp_path):
+@pytest.mark.parametrize(
+    ("selection", "epoch", "factor"), [("folds", 3, 3.0), ("last", 4, 4.0), ("fixed", 4, 1.0)]
+)
+def test_stage_3_takes_the_epoch_of_the_least_mean_loss_or_the_last(
+    survey, start, tmp_path, selection, epoch, factor
+):
     epochs = []
 
     def train(model, data, training, validation, profile, *_, **__):
@@ -299,13 +304,13 @@ def test_stage_3_takes_the_epoch_of_the_least_mean_loss(survey, start, tmp_path)
         return [{"val_loss": loss, "val_squared_pull": pull} for loss, pull in columns]
 
     arguments = ("--profile", "smoke", "--data", survey, "--output", tmp_path / "3", *start)
-    folds = ("--set", "selection.name=folds", "--set", "training.epochs=4")
+    choice = ("--set", f"selection.name={selection}", "--set", "training.epochs=4")
     with mock.patch.object(stages, "train_stage", train):
-        assert not run_here(f"training/{STAGES[3]}", *arguments, *folds)
-    assert epochs == [(80, 4)] * 5 + [(100, 3)]
+        assert not run_here(f"training/{STAGES[3]}", *arguments, *choice)
+    assert epochs == [(80, 4)] * (5 if selection != "fixed" else 0) + [(100, epoch)]
     model = StellarPerceptron.load(tmp_path / "3" / "selected", device="cpu")
-    assert model.epoch == 3
-    assert model.calibration.factor(["FE_H"], np.array([500])).item() == pytest.approx(3.0)
+    assert model.epoch == epoch
+    assert model.calibration.factor(["FE_H"], np.array([500])).item() == pytest.approx(factor)
 
 
 def test_the_baseline_takes_the_epoch_of_the_least_mean_error(survey, tmp_path):

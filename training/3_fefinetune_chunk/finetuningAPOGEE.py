@@ -1,8 +1,8 @@
 r"""Stage 3: fine-tune on 100 iron-rich stars, [Fe/H] from a narrow chunk around two iron lines.
 
 The profile says what is frozen: decoder and encoder, or, as published, the decoder and the second
-encoder block. Unless it says otherwise, the epoch is chosen by five-fold cross-validation on the
-100 stars; its checkpoint is OUTPUT/selected.
+encoder block. It also says how the epoch is chosen. Five-fold cross-validation on the 100 stars
+calibrates the predicted errors. The result is OUTPUT/selected.
 
     python finetuningAPOGEE.py --data survey.h5 --output runs/laptop/3_fefinetune_chunk \
         --checkpoint runs/laptop/2_realfinetune_firsthalf
@@ -97,11 +97,12 @@ def main() -> None:
             folds = [train(rich, poor, output)[1]]
             model = StellarPerceptron.load(output / "best", device=process.device)
         else:
-            if profile.selection.name == "folds":
+            if profile.selection.name in ("folds", "last"):
                 folds = [
                     train(rich[some], rich[others], output / f"fold_{i + 1}")[1]
                     for i, (some, others) in enumerate(five_folds(len(rich), profile.training.seed))
                 ]
+            if profile.selection.name == "folds":
                 epochs = int(np.nanargmin(np.mean(folds, axis=0)[:, 0])) + 1
             settings = dataclasses.replace(
                 profile, training=dataclasses.replace(profile.training, epochs=epochs)

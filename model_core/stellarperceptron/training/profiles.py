@@ -57,7 +57,7 @@ CHOICES = {
         "warmup_cosine_warm_restarts",
         "warmup_cosine",
     ),
-    ("selection", "name"): ("folds", "fixed", "published"),
+    ("selection", "name"): ("folds", "last", "fixed", "published"),
 }
 
 
@@ -242,9 +242,11 @@ class SelectionProfile:
     ----------
     name
         "folds": five-fold cross-validation on the 100 iron-rich stars chooses the epoch, and the
-        network is trained on all of them up to that epoch. "fixed": the last epoch. "published":
-        the epoch with the smallest loss on other stars, metal-poor ones (stage 3) or the test
-        stars (baseline). This uses labels beyond those of the 100 stars.
+        network is trained on all of them up to that epoch. "last": the last epoch, which a learning
+        rate that falls to zero is meant for; the folds only calibrate the errors of stage 3.
+        "fixed": the last epoch, without folds. "published": the epoch with the smallest loss on
+        other stars, metal-poor ones (stage 3) or the test stars (baseline). This uses labels beyond
+        those of the 100 stars.
     """
 
     name: str = "folds"
