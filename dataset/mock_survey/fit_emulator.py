@@ -39,7 +39,7 @@ from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, Part, 
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
 from stellarperceptron.data.mock.line_spread import FineGrid
 from stellarperceptron.data.mock.stellar_labels import LABELS, to_inputs
-from stellarperceptron.instruments import GAIA_RVS
+from stellarperceptron.instruments import GAIA_RVS, LOW_RESOLUTION
 from stellarperceptron.utils.arguments import output_file, output_picture, run_script
 from stellarperceptron.utils.plotting import (
     COLORS,
@@ -50,10 +50,11 @@ from stellarperceptron.utils.plotting import (
 )
 
 # Wavelengths [Angstrom, vacuum] and resolution at which errors are reported: those of APOGEE, of
-# Gaia's RVS, and of the four cameras of GALAH.
+# Gaia's RVS, of LAMOST, and of the four cameras of GALAH.
 OBSERVED = {
     "apogee": (APOGEE_WAVELENGTH, 22_500.0),
     "rvs": (GAIA_RVS.wavelength, 11_500.0),
+    "low_resolution": (LOW_RESOLUTION.wavelength, 1_800.0),
     "hermes": (
         np.concatenate(
             [
