@@ -272,7 +272,7 @@ def summary(errors: np.ndarray, grid: Grid) -> dict:
 def draw(results: dict[str, tuple[np.ndarray, Grid]], wavelength: np.ndarray, path: Path) -> None:
     """Draw the held-out error against wavelength and labels."""
     step = np.diff(wavelength)
-    pieces = np.split(np.arange(len(wavelength)), np.flatnonzero(step > 10 * np.median(step)) + 1)
+    pieces = np.split(np.arange(len(wavelength)), np.flatnonzero(step > 60 * np.median(step)) + 1)
     use_style()
     figure = Figure(figsize=(PAGE_WIDTH, 1.5 + 1.3 * len(results)), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
