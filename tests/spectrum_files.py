@@ -79,12 +79,12 @@ def write_gaia(folder, kind):
 def lamost_arrays(velocity):
     """Wavelength, flux, inverse variance, and-mask and or-mask (3904,).
 
-    Pixel 100 is bad in all exposures, and pixels 300 to 309 in one of them.
+    Pixel 1000 is bad in all exposures, and pixels 1300 to 1309 in one of them.
     """
     wavelength = 10.0 ** (3.5682 + 1e-4 * np.arange(3904))
     flux = 500 * broad(wavelength / (1 + velocity / SPEED_OF_LIGHT))
     masks = np.zeros((2, 3904))
-    masks[:, 100], masks[1, 300:310] = 1, 1
+    masks[:, 1000], masks[1, 1300:1310] = 1, 1
     return wavelength, flux, np.full(3904, 0.04), *masks
 
 
@@ -135,7 +135,7 @@ def mwm_hdus(name="mwmStar", visits=1):
 def _mwm_part(name, wavelength, flux, rows, in_header):
     size = len(wavelength)
     flags = np.zeros((rows, size), np.int64)
-    flags[:, 300] = 1 | 1 << 24  # bad in either survey's bits
+    flags[:, 1000] = 1 | 1 << 24  # bad in either survey's bits
     number = np.arange(1, rows + 1)[:, None]
     arrays = {
         "sdss_id": ("K", np.full(rows, 54321)),

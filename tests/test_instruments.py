@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from astropy import units as u
 
+from stellarperceptron.data.apogee.continuum import normalize_as
 from stellarperceptron.data.wavelengths import vacuum_to_air
 from stellarperceptron.instruments import (
     APOGEE,
@@ -139,17 +140,27 @@ def test_cores_of_balmer_lines_are_no_pixels_and_widen_none():
         GALAH.pixels_at([6564.6])
 
 
+def test_pixels_that_a_chip_lacks_do_not_bend_its_continuum():
+    slope = (LOW_RESOLUTION.wavelength / 5000.0) ** np.where(LOW_RESOLUTION.wavelength < 5900, 4, 1)
+    level = 1 + 1e-3 * np.sin(LOW_RESOLUTION.wavelength)  # constant flux is no measurement
+    flux = normalize_as(LOW_RESOLUTION, slope * level)
+    np.testing.assert_allclose(flux, normalize_as(LOW_RESOLUTION, level), atol=1e-3)
+
+
 def test_rvs_has_the_samples_of_the_archive():
     assert len(GAIA_RVS) == 2401
     assert GAIA_RVS.wavelength[[0, 1, -1]].round(6).tolist() == [8460.0, 8460.1, 8700.0]
 
 
 def test_low_resolution_has_the_pixels_of_lamost_and_boss():
-    pixels = LOW_RESOLUTION.pixels_at(10 ** (3.5682 + 1e-4 * np.arange(3904)))
-    assert (np.diff(pixels) == 1).all()
-    steps = np.log10(LOW_RESOLUTION.wavelength[pixels[:1]]) - 3.5682
-    assert abs(steps) < 1e-9
-    assert LOW_RESOLUTION.wavelength[[0, -1]].round().tolist() == [3600.0, 9799.0]
+    lamost = 10 ** (3.5682 + 1e-4 * np.arange(3904))
+    cores = np.array([3934.8, 3969.6, 4102.9, 4341.7, 4862.7, 6564.6])
+    pixels = LOW_RESOLUTION.nearest_pixels(lamost)
+    same = np.isclose(LOW_RESOLUTION.wavelength[pixels], lamost, rtol=1e-9)
+    assert same.sum() == len(LOW_RESOLUTION) > 2700
+    assert (np.abs(LOW_RESOLUTION.wavelength[:, None] - cores).min(axis=0) > 2.9).all()
+    assert LOW_RESOLUTION.log_step == pytest.approx(1e-4)
+    assert LOW_RESOLUTION.wavelength[[0, -1]].round().tolist() == [3850.0, 8690.0]
 
 
 def test_instruments_of_the_h_band():

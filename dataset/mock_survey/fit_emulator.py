@@ -39,7 +39,7 @@ from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, Part, 
 from stellarperceptron.data.mock.gaussian_process import GaussianProcess
 from stellarperceptron.data.mock.line_spread import FineGrid
 from stellarperceptron.data.mock.stellar_labels import LABELS, to_inputs
-from stellarperceptron.instruments import GAIA_RVS
+from stellarperceptron.instruments import GAIA_RVS, LOW_RESOLUTION
 from stellarperceptron.utils.arguments import output_file, output_picture, run_script
 from stellarperceptron.utils.plotting import (
     COLORS,
@@ -50,10 +50,11 @@ from stellarperceptron.utils.plotting import (
 )
 
 # Wavelengths [Angstrom, vacuum] and resolution at which errors are reported: those of APOGEE, of
-# Gaia's RVS, and of the four cameras of GALAH.
+# Gaia's RVS, of LAMOST, and of the four cameras of GALAH.
 OBSERVED = {
     "apogee": (APOGEE_WAVELENGTH, 22_500.0),
     "rvs": (GAIA_RVS.wavelength, 11_500.0),
+    "low_resolution": (LOW_RESOLUTION.wavelength, 1_800.0),
     "hermes": (
         np.concatenate(
             [
@@ -271,7 +272,7 @@ def summary(errors: np.ndarray, grid: Grid) -> dict:
 def draw(results: dict[str, tuple[np.ndarray, Grid]], wavelength: np.ndarray, path: Path) -> None:
     """Draw the held-out error against wavelength and labels."""
     step = np.diff(wavelength)
-    pieces = np.split(np.arange(len(wavelength)), np.flatnonzero(step > 10 * np.median(step)) + 1)
+    pieces = np.split(np.arange(len(wavelength)), np.flatnonzero(step > 60 * np.median(step)) + 1)
     use_style()
     figure = Figure(figsize=(PAGE_WIDTH, 1.5 + 1.3 * len(results)), layout="constrained")
     upper, lower = figure.subfigures(2, 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from spectral_ranges import APOGEE, LOG10_STEP, RANGES, RESOLUTION, SpectralRange
+from spectral_ranges import APOGEE, RANGES, SpectralRange
 from synthesis import LABEL_NAMES
 
 from stellarperceptron.utils.data_utils import atomic_output, room_to_close
@@ -200,11 +200,12 @@ def write_grid(
 def _geometry(band: SpectralRange) -> dict:
     """Attributes that say which wavelengths the pixels have; one number where one suffices."""
     starts = [window.start for window in band.windows]
+    step, resolution = band.windows[0].log10_step, band.windows[0].resolution
     geometry = {"log10_wavelength_start": starts[0]}
     if len(starts) > 1:
         geometry["log10_wavelength_start"] = np.array(starts)
         geometry["window_pixels"] = np.array([window.pixels for window in band.windows])
-    return {**geometry, "log10_wavelength_step": LOG10_STEP, "resolution": RESOLUTION}
+    return {**geometry, "log10_wavelength_step": step, "resolution": resolution}
 
 
 def _decoded(value):

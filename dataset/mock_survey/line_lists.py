@@ -28,7 +28,7 @@ TITANIUM = {46: 0.314, 47: 0.283, 49: 0.206, 50: 0.197}
 CARBON_RATIO = {"giant": 15.0, "dwarf": 89.0}  # 12C/13C
 GIANT_LOGG = 3.7
 
-CH, TIO = 106, 822
+CH, NH, TIO = 106, 107, 822
 # Lines of CH with a greater log gf are errors: B-X lines of high J from 4300 to 9000 A.
 CH_GREATEST_LOGGF = -0.5
 # Of TiO, the lines that are weaker than this at 3500 K (log gf - 5040 K / T * EP) are left out.
@@ -173,7 +173,7 @@ def isotope_weight(lines: LineList, carbon_ratio: float, mixed: float = 1.0) -> 
     both fractions.
     """
     carbon = {12: carbon_ratio / (1 + carbon_ratio), 13: 1 / (1 + carbon_ratio)}
-    last = {3: LITHIUM, CH: carbon, 112: MAGNESIUM, 114: SILICON, TIO: TITANIUM}
+    last = {3: LITHIUM, CH: carbon, NH: NITROGEN, 112: MAGNESIUM, 114: SILICON, TIO: TITANIUM}
     pairs = {606: (carbon, carbon), 607: (carbon, NITROGEN), 608: (carbon, OXYGEN)}
     out = np.zeros(len(lines))
     for code in (*last, *pairs):

@@ -381,6 +381,7 @@ def write_inputs(
     atmosphere: np.ndarray,
     window: Window,
     frequencies: int | None = None,
+    least_opacity: float = 1e-4,
 ):
     """Write Synspec's input files fort.5, fort.8, fort.55 and tas."""
     lines = [f" {labels['TEFF']:.2f} {labels['LOGG']:.4f}", " T F", " 'tas'", " 50", " 99"]
@@ -397,11 +398,12 @@ def write_inputs(
     (folder / "fort.8").write_text("\n".join(lines) + "\n")
 
     low, high = window.synthesis
-    # The negative end makes Synspec give wavelengths in vacuum; lines weaker than 1e-4 of the
-    # continuum are left out.
+    # The negative end makes Synspec give wavelengths in vacuum; lines weaker than `least_opacity`
+    # of the continuum are left out.
     (folder / "fort.55").write_text(
         "0 0 0\n0 0 0 0\n0 0 0 0 0\n1 0 0 10 0\n2 0 0\n"
-        f"{low:.1f} {-high:.1f} 250. 20 1e-4 {window.step}\n1 20\n{labels['VMICRO']:.4f}\n"
+        f"{low:.1f} {-high:.1f} 250. 20 {least_opacity} {window.step}\n"
+        f"1 20\n{labels['VMICRO']:.4f}\n"
     )
     settings = f"ND= {n}\nIFMOL= 1\nTMOLIM= 8000.\n"
     if frequencies is not None:

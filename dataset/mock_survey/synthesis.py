@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from atmospheres import AtmosphereNetworks, thin_layers
 from line_lists import kind_of_star
-from spectral_ranges import APOGEE, LOG10_STEP, RESOLUTION, SpectralRange, Window
+from spectral_ranges import APOGEE, SpectralRange, Window
 from synspec_code import SynthesisError, run_synspec, write_inputs
 
 LABEL_NAMES = (
@@ -41,14 +41,14 @@ N_LAYERS = 80  # of the model atmosphere, as the networks give them
 
 
 def to_grid(wavelength, normalized, window: Window = APOGEE.windows[0]) -> np.ndarray:
-    """Smooth a normalized spectrum to R = 60,000 and sample it on a window's pixels.
+    """Smooth a normalized spectrum to a window's resolving power and sample it on its pixels.
 
     The spectrum is put on a logarithmic grid four times finer than the output (averaging over
     each fine pixel by the integral of the piecewise linear spectrum), then convolved with a
     Gaussian of constant velocity width.
     """
     over = 4
-    step = LOG10_STEP / over
+    step = window.log10_step / over
     pad = 60
     fine_pixels = np.arange(-pad * over, (window.pixels + pad) * over + 1)
     edges = 10.0 ** (window.start + step * (fine_pixels - 0.5))
@@ -64,7 +64,7 @@ def to_grid(wavelength, normalized, window: Window = APOGEE.windows[0]) -> np.nd
     fine = np.diff(total) / np.diff(edges)
     outside = (edges[:-1] < wavelength[0]) | (edges[1:] > wavelength[-1])
     fine[outside] = 1.0
-    sigma = 1.0 / (RESOLUTION * 2.0 * np.sqrt(2.0 * np.log(2.0)) * np.log(10.0)) / step
+    sigma = 1.0 / (window.resolution * 2.0 * np.sqrt(2.0 * np.log(2.0)) * np.log(10.0)) / step
     half = int(np.ceil(5 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
     smooth = np.convolve(fine, kernel / kernel.sum(), mode="same")
@@ -111,7 +111,8 @@ class Synthesizer:
             if lists[1].suffix == ".bin":  # molecules, up to 8000 K as in `write_inputs`
                 (folder / "fort.3").write_text("'fort.19' 0\n'fort.20' 1 8000.\n")
             layers = thin_layers(atmosphere, n_layers)
-            write_inputs(folder, labels, layers, window, self.band.frequencies)
+            band = self.band
+            write_inputs(folder, labels, layers, window, band.frequencies, band.least_opacity)
             wavelength, flux, continuum = run_synspec(folder, self.build)
         normalized = flux / continuum
         if not (np.isfinite(normalized).all() and normalized.min() > -1e-3):

@@ -1,8 +1,9 @@
-r"""Labels of real stars in the windows of HERMES, by a model that has seen synthetic spectra only.
+r"""Labels of real stars in the optical, by a model that has seen synthetic spectra only.
 
 Reads up to three sets of real spectra in DATA, brings them to vacuum wavelengths, to the stars'
-rest frame and to an instrument's pixels, and predicts their labels with one model (stage 1 of
-profile `optical`, see `training/profiles`):
+rest frame and to an instrument's pixels, and predicts their labels with one model: stage 1 of
+profile `optical`, which sees the windows of HERMES, or of profile `low_resolution`, which sees
+nearly all pixels of LAMOST, but no other set (profiles: `training/profiles`).
 
 gaia_benchmarks_hermes/spectra.npz  Gaia benchmark stars, R = 28,000; NAME_ARM_flux and
     NAME_ARM_wavelength_start_step [Angstrom, air, at rest] of four arms, names, labels
@@ -182,8 +183,8 @@ def galah(path: Path) -> Stars:
     return collected(GALAH, map(star, rows), literature(arrays), True)
 
 
-def lamost(path: Path) -> Stars:
-    """Spectra of LAMOST that have labels."""
+def lamost(path: Path, whole: bool = False) -> Stars:
+    """Spectra of LAMOST that have labels: with all pixels, or in the windows of HERMES."""
     arrays = open_arrays(path)
     labels = literature(arrays)
     rows = np.flatnonzero(labels.notna().all(axis=1))
@@ -204,7 +205,8 @@ def lamost(path: Path) -> Stars:
         )
 
     known = labels.iloc[rows].reset_index(drop=True)
-    return collected(lamost_in_windows(), map(star, rows), known, True)
+    instrument = LOW_RESOLUTION if whole else lamost_in_windows()
+    return collected(instrument, map(star, rows), known, True)
 
 
 SETS = {
@@ -214,8 +216,8 @@ SETS = {
 }
 
 
-def read_set(name: str, folder: Path) -> Stars:
-    """One of the sets in a folder.
+def read_set(name: str, folder: Path, instrument: Instrument = GALAH) -> Stars:
+    """One of the sets in a folder, for a model of GALAH or of `LOW_RESOLUTION`.
 
     Raises
     ------
@@ -223,8 +225,11 @@ def read_set(name: str, folder: Path) -> Stars:
         Its file is missing, or no such file; says what it lacks.
     """
     file, read = SETS[name]
+    whole = instrument == LOW_RESOLUTION
+    if whole and name != FAINT:
+        raise ValueError(f"a model of {instrument} reads no spectra of {name}: --sets {FAINT}")
     try:
-        return read(folder / file)
+        return lamost(folder / file, whole=True) if whole else read(folder / file)
     except KeyError as error:
         raise ValueError(f"{folder / file} lacks {error.args[0]}") from error
 
@@ -356,7 +361,9 @@ def main() -> None:
     """Arguments, model, stars, answers, tables, figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the sets")
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument(
+        "--sets", nargs="+", choices=list(SETS), help="default: all that the model reads"
+    )
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="output of a stage, or a checkpoint"
     )
@@ -367,9 +374,10 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         model = StellarPerceptron.load(resolve_checkpoint(arguments.checkpoint), device="cpu")
-        found = []
-        for name in arguments.sets:
-            stars = read_set(name, arguments.data)
+        readable = [FAINT] if model.instrument == LOW_RESOLUTION else list(SETS)
+        chosen, found = arguments.sets or readable, []
+        for name in chosen:
+            stars = read_set(name, arguments.data, model.instrument)
             found.append(answers(model, name, stars, arguments.blue))
             if name == FAINT:
                 write_for_few_labels(stars, arguments.output / "lamost.npz")
@@ -387,7 +395,7 @@ def main() -> None:
     with atomic_output(arguments.output / "real_stars_table.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     caption = CAPTION.format(
-        sets=", ".join(arguments.sets),
+        sets=", ".join(chosen),
         low=REACH["TEFF"][0],
         high=REACH["TEFF"][1],
         iron=REACH["FE_H"][0],
@@ -397,12 +405,13 @@ def main() -> None:
 
 
 def write_for_few_labels(stars: Stars, path: Path) -> None:
-    """Write the spectra in the form that `few_labels.py` reads."""
-    flux = stars.flux
+    """Write the spectra in the form that `few_labels.py` reads, without pixels that all lack."""
+    seen = np.isfinite(stars.flux).any(axis=0)
+    flux = stars.flux[:, seen]
     with atomic_output(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
-            wavelength=stars.instrument.wavelength,
+            wavelength=stars.instrument.wavelength[seen],
             resolving_power=np.array(stars.instrument.resolving_power),
             flux=np.nan_to_num(flux),
             bad=~np.isfinite(flux),

@@ -42,6 +42,7 @@ from matplotlib.ticker import NullLocator
 from tqdm.auto import tqdm
 
 from stellarperceptron import StellarPerceptron
+from stellarperceptron.data.wavelengths import off_pixels
 from stellarperceptron.evaluation.baselines import PixelNetwork
 from stellarperceptron.evaluation.metrics import label_metrics
 from stellarperceptron.evaluation.tables import format_value
@@ -207,10 +208,17 @@ def fine_tuned(checkpoint: Path, steps: int, weights: str) -> Method:
         settings = {**fine_tuning(len(train), steps, seed, weights), "progress": False}
         if stars.resolving_power is not None:
             told = {"resolving_power": stars.resolving_power}
+            # Of the model's own pixels it knows the resolving power.
+            own = not off_pixels(model.instrument, stars.wavelength).any()
             augment = functools.partial(AUGMENTATION.with_noise, instrument=instrument_of(stars))
             known = pd.DataFrame(stars.labels[train], columns=labels)
             model.fit(
-                stars.flux[train], known, stars.wavelength, augment=augment, **told, **settings
+                stars.flux[train],
+                known,
+                stars.wavelength,
+                augment=augment,
+                **({} if own else told),
+                **settings,
             )
             answers = model.predict(
                 stars.flux[test], stars.wavelength, labels, progress=False, **told

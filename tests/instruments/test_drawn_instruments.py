@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from stellarperceptron.instruments import MOONS_H
+from stellarperceptron.instruments import LOW_RESOLUTION, MOONS_H
 from stellarperceptron.instruments.drawn import DrawnInstruments
 
 DRAWN = DrawnInstruments(share=0.5)
@@ -39,6 +39,22 @@ def test_windows_are_chips_that_gaps_divide():
             ends = one.wavelength[[chip.start, chip.stop - 1]]
             assert any(low <= ends[0] and ends[1] <= high for low, high in windows)
             assert np.ptp(np.diff(one.grid_index[chip])) == 0
+
+
+def test_arms_are_those_of_the_models_instrument():
+    drawn = DrawnInstruments(share=1, resolving_power=(1_500, 6_000), gaps=0, arms=True)
+    ends = [LOW_RESOLUTION.wavelength[c][[0, -1]] for c in LOW_RESOLUTION.chips.values()]
+    jumps = np.flatnonzero(np.diff(LOW_RESOLUTION.grid_index) > 1)
+    gaps = LOW_RESOLUTION.wavelength[np.stack([jumps, jumps + 1])]
+    for seed in range(20):
+        one = drawn.draw(np.random.default_rng(seed), [(3000.0, 9000.0)], LOW_RESOLUTION)
+        assert one.continuum == LOW_RESOLUTION.continuum
+        for chip, (low, high) in zip(one.chips.values(), ends, strict=True):
+            first, last = one.wavelength[chip][[0, -1]]
+            assert low <= first < low + 5 and high - 5 < last <= high
+        x = one.wavelength[:, None]
+        assert not ((x > gaps[0]) & (x < gaps[1])).any()
+        assert (np.diff(one.grid_index) > 1).sum() >= len(jumps) - 1
 
 
 def test_the_same_seed_draws_the_same_instrument():

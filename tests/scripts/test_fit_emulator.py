@@ -14,7 +14,7 @@ import fit_emulator  # noqa: E402
 import synthesize_grid  # noqa: E402
 from spectral_ranges import RANGES  # noqa: E402
 
-from stellarperceptron.data.mock.emulator import Emulator  # noqa: E402
+from stellarperceptron.data.mock.emulator import Emulator, read_emulators  # noqa: E402
 
 HERMES = RANGES["hermes"]
 
@@ -53,6 +53,8 @@ def test_a_range_has_an_emulator_of_its_own(grid, tmp_path, monkeypatch):
     assert errors["all"]["spectra"] > 0 and errors["all"]["median"] < 0.02
     with pytest.raises(ValueError, match="no emulator 'nature'"):
         Emulator.load("nature", tmp_path / "e.npz")
+    both = read_emulators(tmp_path / "e.npz")  # nominal serves as nature
+    assert both["nature"] is both["nominal"]
 
 
 def test_a_grid_of_another_range_is_refused(grid, tmp_path, monkeypatch, capsys):

@@ -280,3 +280,11 @@ def test_grid_of_several_windows_leaves_cool_stars_out(arguments, monkeypatch):
     arguments.range = "rvs"
     with pytest.raises(grids.GridError, match="other settings"):
         grids.make_grid(arguments)
+
+
+def test_a_grid_says_how_finely_it_is_sampled(arguments, monkeypatch):
+    band = RANGES["low_resolution"]
+    monkeypatch.setattr(grids, "prepare", lambda *a: lambda labels: np.cos(band.wavelength))
+    arguments.range = "low_resolution"
+    attributes = grids.read_grid(grids.make_grid(arguments)[0])[2]
+    assert (attributes["log10_wavelength_step"], attributes["resolution"]) == (1.8e-5, 10_000.0)

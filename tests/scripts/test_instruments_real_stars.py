@@ -8,7 +8,7 @@ import pytest
 from chain import load
 
 from stellarperceptron.data.wavelengths import SPEED_OF_LIGHT, air_to_vacuum
-from stellarperceptron.instruments import GALAH
+from stellarperceptron.instruments import GALAH, LOW_RESOLUTION
 from stellarperceptron.instruments.spectrograph import Instrument
 
 LINES = {"blue": 4800.0, "green": 5750.0, "red": 6600.0, "ir": 7800.0}  # Angstrom, in air
@@ -76,8 +76,10 @@ def test_galah_is_taken_to_rest(real, tmp_path):
 def test_lamost_without_labels_is_left_out_and_the_rest_can_be_learned_from(real, tmp_path):
     wavelength = 10 ** (3.5682 + 1e-4 * np.arange(3904))
     labels = np.array([[5000.0, 3.0, 0.1], [np.nan] * 3])
+    path = tmp_path / "lamost_dr1/lamost_dr1.npz"
+    path.parent.mkdir()
     np.savez(
-        tmp_path / "lamost.npz",
+        path,
         wavelength=wavelength,
         flux=np.ones((2, 3904)) + 1e-3 * np.sin(wavelength),
         ivar=np.full((2, 3904), 400.0),
@@ -87,7 +89,7 @@ def test_lamost_without_labels_is_left_out_and_the_rest_can_be_learned_from(real
         labels=labels,
         label_names=np.array(["TEFF", "LOGG", "FE_H"]),
     )
-    stars = real.lamost(tmp_path / "lamost.npz")
+    stars = real.lamost(path)
     assert stars.names == ["a"] and np.isfinite(stars.flux).all()
     assert stars.snr[0] == pytest.approx(20, rel=0.01)
     real.write_for_few_labels(stars, tmp_path / "few.npz")
@@ -96,6 +98,21 @@ def test_lamost_without_labels_is_left_out_and_the_rest_can_be_learned_from(real
     assert again.resolving_power == 1800
     np.testing.assert_array_equal(again.flux, stars.flux)
     assert len(few.instrument_of(again).chips) == 4
+    whole = real.read_set("LAMOST", tmp_path, LOW_RESOLUTION)
+    assert whole.instrument == LOW_RESOLUTION and len(whole.flux) == 1
+    wavelength, seen = LOW_RESOLUTION.wavelength, np.isfinite(whole.flux[0])
+    assert seen.all() and len(wavelength) == seen.sum()
+    real.write_for_few_labels(whole, tmp_path / "whole.npz")
+    assert few.read_stars(tmp_path / "whole.npz").flux.shape == (1, seen.sum())
+    with pytest.raises(ValueError, match="no spectra of GALAH: --sets LAMOST"):
+        real.read_set("GALAH", tmp_path, LOW_RESOLUTION)
+    # A slope of a factor of thirty leaves little trace, in spite of the pixels that are left out.
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["flux"] = arrays["flux"] * (arrays["wavelength"] / 5000.0) ** 4
+    np.savez(path, **arrays)
+    steep = real.read_set("LAMOST", tmp_path, LOW_RESOLUTION)
+    np.testing.assert_allclose(steep.flux[0][seen], whole.flux[0][seen], atol=3e-4)
 
 
 def test_what_a_file_lacks_is_named(real, tmp_path):

@@ -13,7 +13,7 @@ import damping  # noqa: E402
 import line_lists  # noqa: E402
 import packages  # noqa: E402
 import synspec_code  # noqa: E402
-from spectral_ranges import APOGEE, LOG10_STEP, RANGES  # noqa: E402
+from spectral_ranges import APOGEE, RANGES  # noqa: E402
 
 HERMES = RANGES["hermes"]
 
@@ -28,9 +28,10 @@ def make_lines(*rows):
 @pytest.mark.parametrize("band", RANGES.values(), ids=RANGES)
 def test_windows_are_synthesized_and_have_lines_beyond_their_ends(band):
     assert np.all(np.diff(band.wavelength) > 0) and len(band.wavelength) == band.pixels
+    assert len({(window.log10_step, window.resolution) for window in band.windows}) == 1
     for window in band.windows:
         first, last = window.wavelength[[0, -1]]
-        assert window.wavelength[1] / first == pytest.approx(10**LOG10_STEP)
+        assert window.wavelength[1] / first == pytest.approx(10**window.log10_step)
         assert window.synthesis[0] < first - 1 and last + 1 < window.synthesis[1]
         low, high = line_lists.air_to_vacuum(np.array(window.lines))
         assert low < window.synthesis[0] - 20 and window.synthesis[1] + 20 < high
@@ -41,6 +42,7 @@ def test_windows_are_synthesized_and_have_lines_beyond_their_ends(band):
     [
         ("hermes", (4713, 4903, 5648, 5873, 6478, 6737, 7585, 7887)),
         ("rvs", (8460, 8700)),
+        ("low_resolution", (3599, 9797)),
     ],
 )
 def test_windows_hold_what_the_instruments_see(name, limits):
@@ -59,11 +61,12 @@ def test_isotopes_take_their_share():
         (6707.92, 3.0, -0.30, 0.0, "006"),
         (4800.0, 606.0, -1.0, 0.1, "01213"),
         (4800.0, 112.0, -1.0, 0.1, "00124"),
+        (3600.0, 107.0, -1.0, 0.1, "00114"),
         (5700.0, 822.0, -1.0, 0.1, "01649"),
         (5700.0, 26.0, -1.0, 0.1, ""),
     ]
     weight = 10 ** line_lists.isotope_weight(make_lines(*rows), 15.0, mixed=2.0)
-    expected = [0.924, 0.076, 2 * 15 / 16 / 16, 0.79, 0.206, 1.0]
+    expected = [0.924, 0.076, 2 * 15 / 16 / 16, 0.79, 0.9964, 0.206, 1.0]
     np.testing.assert_allclose(weight, expected, rtol=1e-6)
 
 

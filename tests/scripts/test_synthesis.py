@@ -22,7 +22,7 @@ import survey_median  # noqa: E402
 import synspec_code  # noqa: E402
 import synthesis  # noqa: E402
 import synthesize_grid as grids  # noqa: E402
-from spectral_ranges import APOGEE, RESOLUTION  # noqa: E402
+from spectral_ranges import APOGEE, RANGES, RESOLUTION  # noqa: E402
 
 pytest.importorskip("scipy", reason="calibration needs scipy")
 import calibrate_lines  # noqa: E402
@@ -219,6 +219,17 @@ def test_grid_keeps_equivalent_width_and_unit_continuum():
     width = np.sum((1 - smooth) * steps)
     assert width == pytest.approx(0.5 * 0.15 * np.sqrt(2 * np.pi), rel=1e-3)
     np.testing.assert_allclose(smooth[[0, 1, -2, -1]], 1.0, atol=1e-9)
+
+
+def test_a_window_has_its_own_pixels_and_resolving_power():
+    window = RANGES["low_resolution"].windows[0]
+    wavelength = np.arange(*window.synthesis, window.step)
+    line = 0.5 * np.exp(-0.5 * ((wavelength - 6000.0) / 0.05) ** 2)
+    absorbed = 1 - synthesis.to_grid(wavelength, 1 - line, window)
+    assert absorbed.shape == (window.pixels,)
+    offset = window.wavelength - 6000.0
+    sigma = np.sqrt(np.sum(absorbed * offset**2) / np.sum(absorbed))
+    assert sigma == pytest.approx(np.hypot(6000.0 / 10_000.0 / 2.3548, 0.05), rel=0.02)
 
 
 @pytest.mark.skipif(shutil.which("gfortran") is None, reason="gfortran is not installed")

@@ -329,8 +329,9 @@ def test_profiles_see_the_spectra_of_their_stage(name, stage):
 
 
 def test_every_profile_is_one_file():
-    # `optical` is for stage 1 only, `surveys` for stages 1 and 2.
-    assert {path.stem for path in TRAINING.rglob("*.toml")} == {*PROFILES, "optical", "surveys"}
+    # `optical` and `low_resolution` are for stage 1 only, `surveys` for stages 1 and 2.
+    others = {"optical", "low_resolution", "surveys"}
+    assert {path.stem for path in TRAINING.rglob("*.toml")} == {*PROFILES, *others}
     assert {path.parent for path in TRAINING.rglob("*.toml")} == {FOLDER}
 
 

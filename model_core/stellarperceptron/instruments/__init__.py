@@ -138,14 +138,34 @@ def _gaia_rvs() -> Instrument:
 def _low_resolution() -> Instrument:
     """Two-armed spectra of R = 1,800 such as those of LAMOST, BOSS and, smoothed, DESI.
 
-    The grid holds the pixels of LAMOST (10^(3.5682 + 1e-4 i) A, i = 0 to 3903: documentation of
-    its data release 8) and of BOSS (steps of 1e-4, too: Smee et al. 2013, AJ 146, 32), from 3600
-    to 9800 A. R = 1,800 at 5500 A is LAMOST's; that of the others is somewhat higher in the red.
-    The arms meet at 5900 A, a nominal value, as is the order of the polynomials.
+    The grid has pixels of LAMOST (10^(3.5682 + 1e-4 i) A, i = 0 to 3903: documentation of its data
+    release 8) and of BOSS (steps of 1e-4, too: Smee et al. 2013, AJ 146, 32). R = 1,800 at 5500 A
+    is LAMOST's; that of the others is somewhat higher in the red. The arms meet at 5900 A, a
+    nominal value, as is the order of the polynomials.
+
+    All that is fitted by a polynomial must be there in every spectrum, or observed and synthetic
+    spectra have different continua, in the blue by some per cent. So the grid begins at 3850 A,
+    below which there is little light, and ends at 8690 A. It lacks where air absorbs (O2 and H2O)
+    or glows (O I 5577, 6300 and 6364 A, bands of OH), with some 5 A on either side for the stars'
+    velocities, and the border of the arms with interstellar Na D.
+
+    The cores of H-alpha (+-5 A), H-beta (+-4 A), H-gamma and H-delta (+-3 A) and of Ca II H and K
+    (+-3 A, with H-epsilon) are left out: they form far from local thermodynamic equilibrium or in
+    the chromosphere, and synthetic spectra do not match them. The widths are those of the cores in
+    GALAH's spectra and, on either side, about a resolution element.
     """
+    air = (
+        *((5573.0, 5586.0), (5870.0, 5930.0), (6295.0, 6309.0), (6359.0, 6373.0)),
+        *((6860.0, 6965.0), (7160.0, 7450.0), (7585.0, 7710.0), (8105.0, 8480.0)),
+    )
+    cores = (
+        *((3931.8, 3937.8), (3966.6, 3974.2), (4099.9, 4105.9), (4338.7, 4344.7)),
+        *((4858.7, 4866.7), (6559.6, 6569.6)),
+    )
+    arms = {"blue": (10**3.5855, 5900.0), "red": (5900.0, 8690.0)}
     return Instrument(
         "LOW_RESOLUTION",
-        **_logarithmic({"blue": (10**3.5563, 5900.0), "red": (5900.0, 9800.0)}, 1e-4),
+        **_logarithmic(arms, 1e-4, left_out=air + cores),
         resolving_power=1_800.0,
         continuum=Continuum(order=8, clip_high=5.0, iterations=1),
         valid_flux=(0.02, 2.0),

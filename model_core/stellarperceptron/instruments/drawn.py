@@ -16,6 +16,8 @@ __all__ = ["DrawnInstruments"]
 POWERS = 20  # resolving powers that are told apart
 SHORTEST_CHIP = 20  # pixels; no continuum is fitted to fewer
 TOLERANCE = 1.1  # a user's numbers are not exact: limits are wider by this factor
+CONTINUUM = Continuum(order=4, clip_high=5.0, iterations=1)  # APOGEE's
+VALID_FLUX = (0.02, 1.3)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class DrawnInstruments:
         Largest width of a gap, as a fraction of the spectrum's pixels.
     bad
         Largest fraction of bad pixels.
+    arms
+        Whether chips, gaps within them and continuum are those of the model's instrument. Otherwise
+        every window is a chip with a polynomial of fourth order.
     """
 
     share: float = 0.0
@@ -45,6 +50,7 @@ class DrawnInstruments:
     gaps: int = 3
     gap: float = 0.08
     bad: float = 0.02
+    arms: bool = False
 
     def __post_init__(self):
         problems = []
@@ -66,7 +72,10 @@ class DrawnInstruments:
         return np.geomspace(*self.resolving_power, POWERS)
 
     def draw(
-        self, random: np.random.Generator, windows: Sequence[tuple[float, float]]
+        self,
+        random: np.random.Generator,
+        windows: Sequence[tuple[float, float]],
+        like: Instrument | None = None,
     ) -> Instrument:
         """Draw an instrument that covers some windows of wavelength.
 
@@ -78,22 +87,35 @@ class DrawnInstruments:
         ----------
         windows
             First and last wavelength of each, ascending [Angstrom, vacuum].
+        like
+            The model's instrument, which `arms` needs.
         """
+        continuum, valid_flux = CONTINUUM, VALID_FLUX
+        left_out: list[np.ndarray] = []
+        if self.arms and like is not None:
+            continuum, valid_flux = like.continuum or CONTINUUM, like.valid_flux or VALID_FLUX
+            ends = [like.wavelength[[chip.start, chip.stop - 1]] for chip in like.chips.values()]
+            windows = [(float(low), float(high)) for low, high in ends]
+            jumps = np.flatnonzero(np.diff(np.asarray(like.grid_index)) > 1)
+            left_out = [like.wavelength[[jump, jump + 1]] for jump in jumps]
         power = float(random.choice(self.powers))
         step = 1 / (power * random.uniform(*self.sampling))
         low, high = windows[0][0], windows[-1][1]
         length = int(math.log(high / low) / step)
         wavelength = low * np.exp(step * (random.random() + np.arange(length)))
-        index = np.concatenate(
-            [np.flatnonzero((wavelength >= a) & (wavelength <= b)) for a, b in windows]
-        )
+        inside = [np.flatnonzero((wavelength >= a) & (wavelength <= b)) for a, b in windows]
+        index = np.concatenate(inside)
+        window = np.repeat(np.arange(len(windows)), [len(part) for part in inside])
         kept = np.ones(len(index), dtype=bool)
         for _ in range(random.integers(self.gaps + 1)):
             width = int(len(index) * self.gap * random.random())
             start = int(random.integers(len(index) - width + 1))
             kept[start : start + width] = False
-        index = index[kept]
-        parts = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
+        index, window = index[kept], window[kept]
+        border = (np.diff(index) > 1) | (np.diff(window) > 0)
+        parts = np.split(index, np.flatnonzero(border) + 1)
+        for low, high in left_out:
+            parts = [p[(wavelength[p] <= low) | (wavelength[p] >= high)] for p in parts]
         parts = [part for part in parts if len(part) >= SHORTEST_CHIP] or [index]
         ends = np.cumsum([0, *map(len, parts)]).tolist()
         chips = {f"chip_{i}": slice(*ends[i : i + 2]) for i in range(len(parts))}
@@ -103,8 +125,8 @@ class DrawnInstruments:
             wavelength[index],
             chips=chips,
             resolving_power=power,
-            continuum=Continuum(order=4, clip_high=5.0, iterations=1),
-            valid_flux=(0.02, 1.3),
+            continuum=continuum,
+            valid_flux=valid_flux,
             grid_index=index,
         )
 

@@ -44,7 +44,7 @@ STAGES = ("stage_1", "stage_2", "stage_3", "baseline")
 # Entries with a fixed set of values.
 CHOICES = {
     ("data", "source"): ("survey", "emulator"),
-    ("data", "instrument"): ("APOGEE", "GALAH", "GAIA_RVS"),
+    ("data", "instrument"): ("APOGEE", "GALAH", "GAIA_RVS", "LOW_RESOLUTION"),
     ("data", "line_lists"): LINE_LISTS,
     ("data", "kind"): ("synthetic", "observed"),
     ("data", "memory"): MEMORIES,

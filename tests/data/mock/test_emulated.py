@@ -15,7 +15,7 @@ from stellarperceptron.data.mock.emulated import (
 from stellarperceptron.data.mock.line_spread import Bank, FineGrid
 from stellarperceptron.data.mock.observation import SpectraBank
 from stellarperceptron.data.mock.survey import BLOCK, MockSurvey
-from stellarperceptron.instruments import APOGEE, GALAH
+from stellarperceptron.instruments import APOGEE, GALAH, LOW_RESOLUTION
 from stellarperceptron.instruments.spectrograph import Continuum, Instrument
 from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
 from stellarperceptron.training.stars.labelled import survey_stars
@@ -184,6 +184,11 @@ def test_only_wavelengths_that_the_emulator_reaches_are_seen(mixed):
     between = Instrument("BETWEEN", np.linspace(5700, 6000, 3000), resolving_power=5_000.0)
     with pytest.raises(ValueError, match="does not reach all pixels of BETWEEN"):
         spectra.bank(spectra.coefficients, between)
+
+
+def test_line_lists_are_those_of_the_emulators():
+    with pytest.raises(ValueError, match="one line list"):
+        emulated_source(5, instrument=LOW_RESOLUTION, line_lists="mixed")
 
 
 def test_unknown_line_lists_are_refused():

@@ -15,7 +15,14 @@ from stellarperceptron.data.mock.emulator import Emulator
 from stellarperceptron.data.mock.spectrographs import SPECTROGRAPHS
 from stellarperceptron.data.mock.stellar_labels import LABELS
 from stellarperceptron.data.mock.survey import MockSurvey, create_survey
-from stellarperceptron.instruments import GAIA_RVS, GALAH, IGRINS_H, INSTRUMENTS, MOONS_H
+from stellarperceptron.instruments import (
+    GAIA_RVS,
+    GALAH,
+    IGRINS_H,
+    INSTRUMENTS,
+    LOW_RESOLUTION,
+    MOONS_H,
+)
 from stellarperceptron.instruments.spectrograph import Instrument
 
 pytestmark = pytest.mark.slow
@@ -118,6 +125,16 @@ def test_defects_are_those_of_the_instrument():
     assert cameras.sum() / 3000 == pytest.approx(galah.dead_chip, abs=0.008)
     lost = rvs.lost(400, rng, slice(0, len(GAIA_RVS))).numpy()
     assert lost[:, 0].mean() > 0.9 and not lost[:, 25:-25].any()
+
+
+def test_nominal_observes_where_there_is_no_nature():
+    one = MockSurvey(seed=3, instrument=LOW_RESOLUTION)
+    assert one.nature.emulator is one.nominal.emulator
+    found = one.block("train", 0, BLOCK)
+    flux = found["observed"]
+    assert flux.shape[1] == len(LOW_RESOLUTION) and np.isfinite(flux).mean() > 0.98
+    difference = np.nanstd(flux - found["synthetic"])
+    assert 0.01 < difference < 0.1  # noise, and the catalogue's errors
 
 
 def test_only_pixels_that_the_emulators_reach_are_in_the_file(tmp_path):

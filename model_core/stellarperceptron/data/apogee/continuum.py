@@ -35,6 +35,7 @@ def pseudo_continuum(
     clip_low: float = math.inf,
     clip_high: float = APOGEE.continuum.clip_high,
     iterations: int = APOGEE.continuum.iterations,
+    places: np.ndarray | None = None,
 ) -> np.ndarray | torch.Tensor:
     """Fit a low-order polynomial through every chip of every spectrum, as ASPCAP does.
 
@@ -60,6 +61,8 @@ def pseudo_continuum(
         Pixels this many standard deviations below or above the polynomial are left out.
     iterations
         How many times the fit is repeated without the clipped pixels.
+    places
+        See `fit_polynomials`.
 
     Returns
     -------
@@ -81,6 +84,7 @@ def pseudo_continuum(
         clip_low=clip_low,
         clip_high=clip_high,
         iterations=iterations,
+        places=places,
     ).reshape(spectra.shape)
     return continuum if isinstance(flux, torch.Tensor) else continuum.numpy()
 
@@ -165,7 +169,10 @@ def normalize_as(
         raise ValueError(f"{instrument} has no continuum: its spectra are normalized already")
     fit = dataclasses.asdict(instrument.continuum)
     fit |= {name: math.inf for name in ("clip_low", "clip_high") if fit[name] is None}
-    own = {"valid_flux": instrument.valid_flux, "chips": instrument.chips_of(pixels)}
+    chips, places = instrument.chips_of(pixels), instrument.grid_index[pixels]
+    if not any((np.diff(places[chip]) > 1).any() for chip in chips.values()):
+        places = None
+    own = {"valid_flux": instrument.valid_flux, "chips": chips, "places": places}
     return normalize(flux, bad, **(own | fit | options))
 
 
@@ -226,6 +233,7 @@ def fit_polynomials(
     clip_low: float,
     clip_high: float,
     iterations: int,
+    places: np.ndarray | None = None,
 ) -> torch.Tensor:
     """Fit a polynomial to every chip of every spectrum, with clipping of outliers.
 
@@ -242,6 +250,9 @@ def fit_polynomials(
         decreases gradually, over `_RAMP`, so that rounding errors are not amplified.
     iterations
         How many times the fit is repeated without the clipped pixels.
+    places
+        (P,) numbers of the pixels on a grid without gaps: a chip that lacks some, as in the core of
+        a line, has a smooth continuum all the same. None: no chip lacks any.
 
     Returns
     -------
@@ -253,6 +264,8 @@ def fit_polynomials(
     for chip in chips:
         # Legendre polynomials keep the normal equations well conditioned in single precision.
         pixels = np.linspace(-1, 1, chip.stop - chip.start)
+        if places is not None:
+            pixels = np.interp(places[chip], places[chip][[0, -1]], (-1, 1))
         basis = torch.from_numpy(np.polynomial.legendre.legvander(pixels, order)).to(flux)
         for first in range(0, len(flux), _ROWS_AT_ONCE):
             rows = slice(first, first + _ROWS_AT_ONCE)

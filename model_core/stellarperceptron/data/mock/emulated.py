@@ -213,6 +213,10 @@ class _Compression:
     def __init__(self, instrument: Instrument, mixed: bool):
         survey = MockSurvey(0, instrument=instrument)
         self.banks = [survey.nominal, survey.nature] if mixed else [survey.nominal]
+        if mixed and survey.nature.emulator is survey.nominal.emulator:
+            raise ValueError(
+                f'the emulators of {instrument} have one line list: line_lists = "nominal"'
+            )
         stars = survey.stars("train", 0)
         reached = survey.reached(stars.theory)
         some = self._own(stars.theory[reached], np.random.default_rng(0))
@@ -314,7 +318,8 @@ def emulated_source(
     Raises
     ------
     ValueError
-        There is to be no star, a label is unknown or given twice, or the line lists are unknown.
+        There is to be no star, a label is unknown or given twice, or the line lists are unknown or
+        not those of the instrument's emulators.
     FileNotFoundError
         There is no file with emulators of the instrument's wavelengths.
     """

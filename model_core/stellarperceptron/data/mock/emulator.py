@@ -46,6 +46,7 @@ __all__ = [
     "Emulator",
     "Part",
     "Projection",
+    "read_emulators",
     "write_emulators",
 ]
 
@@ -393,6 +394,21 @@ def _read_grid(file: Mapping[str, np.ndarray], size: int) -> FineGrid:
         return FineGrid((start,), (size,), step, resolution)
     starts, pixels = file["window_starts"].tolist(), file["window_pixels"].tolist()
     return FineGrid(tuple(map(float, starts)), tuple(map(int, pixels)), step, resolution)
+
+
+def read_emulators(path: str | os.PathLike = EMULATOR_FILE) -> dict[str, Emulator]:
+    """
+    *Nominal* and *nature* of a file; where it holds *nominal* alone, this serves as both.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `Emulator.load` does.
+    """
+    nominal = Emulator.load("nominal", path)
+    with np.load(path, allow_pickle=False) as file:
+        both = "difference/info" in file
+    return {"nominal": nominal, "nature": Emulator.load("nature", path) if both else nominal}
 
 
 def write_emulators(path: str | os.PathLike, parts: Mapping[str, Part], grid: FineGrid) -> None:

@@ -181,7 +181,7 @@ class Spectrograph:
     emulators : str
         Range of wavelengths whose emulators *nominal* and *nature* make its spectra: "apogee",
         whose emulators are in the package, or another range of
-        ``dataset/mock_survey/spectral_ranges.py``.
+        ``dataset/mock_survey/spectral_ranges.py``, some of which have *nominal* alone.
     snr : (float, float, float)
         Signal-to-noise ratio a pixel: lowest, scale of the exponential distribution above it, and
         highest.
@@ -396,7 +396,7 @@ SPECTROGRAPHS: Mapping[str, Spectrograph] = MappingProxyType(
             ),
             Spectrograph(
                 LOW_RESOLUTION,
-                emulators="optical",
+                emulators="low_resolution",
                 snr=(20.0, 50.0, 300.0),
                 correlation=0.1,
                 fibres=(0.9, 1.0, 1.1),

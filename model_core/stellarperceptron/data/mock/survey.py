@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stellarperceptron.data.apogee.continuum import normalize, normalize_as
-from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator
+from stellarperceptron.data.mock.emulator import EMULATOR_FILE, Emulator, read_emulators
 from stellarperceptron.data.mock.observation import (
     LSF_GROUPS,
     SKY_FILE,
@@ -117,8 +117,9 @@ class MockSurvey:
     observation
         Parameters of APOGEE's observed spectra.
     emulator_file
-        File with the emulators *nominal* and *nature* of the instrument's wavelengths; None: the
-        one that `stellarperceptron.data.mock.spectrographs` names.
+        File with the emulators *nominal* and *nature* of the instrument's wavelengths, or with
+        *nominal* alone, which then makes observed spectra, too; None: the one that
+        `stellarperceptron.data.mock.spectrographs` names.
     label_names
         Labels of the catalogue in the order of their columns, of
         `stellarperceptron.labels.ALL_LABELS`; "all" for all of them.
@@ -161,13 +162,13 @@ class MockSurvey:
         self.emulator_file = emulator_file or EMULATOR_FILE
         # Stars are drawn within the range of the package's emulators, whoever observes them.
         file = self.emulator_file if self.spectrograph is None else EMULATOR_FILE
-        emulators = {name: Emulator.load(name, file) for name in ("nominal", "nature")}
+        emulators = read_emulators(file)
         self.low, self.high = self._reached = _range(emulators.values())
         if self.spectrograph is None:
             self.nominal, self.nature = (SpectraBank(one) for one in emulators.values())
             return
         if self.emulator_file != EMULATOR_FILE:
-            emulators = {name: Emulator.load(name, self.emulator_file) for name in emulators}
+            emulators = read_emulators(self.emulator_file)
         banks = [self.spectrograph.bank(one) for one in emulators.values()]
         self.nominal, self.nature = (bank for bank, _ in banks)
         self.pixels = banks[0][1]

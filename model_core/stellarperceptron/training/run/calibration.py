@@ -150,7 +150,7 @@ def _scales_in_a_draw(
     spectra = DrawnSpectra(profile.instruments, model.instrument, stars, errors)
     coefficients = stars.coefficients[torch.from_numpy(rows)]
     if spectra.applies(random):
-        seen_by = profile.instruments.draw(random, spectra.windows)
+        seen_by = profile.instruments.draw(random, spectra.windows, model.instrument)
         flux = stars.see(coefficients, seen_by)
     else:
         seen_by, flux = model.instrument, stars.decode(coefficients)

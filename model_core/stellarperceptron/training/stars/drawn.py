@@ -91,7 +91,7 @@ class DrawnSpectra:
         random, generator
             Randomness of the instrument, and of noise and bad pixels.
         """
-        seen_by = self.drawn.draw(random, self.windows)
+        seen_by = self.drawn.draw(random, self.windows, self.instrument)
         flux, noise = self.with_errors(self.see(coefficients, seen_by), seen_by, random, generator)
         rows = between_rows(self.instrument, seen_by.wavelength)
         power = np.full(len(self.instrument), seen_by.resolving_power)
