@@ -56,10 +56,10 @@ def add_regression(
     """Fit a quadratic regression, and measure its share in the answers on validation stars.
 
     The share of each label is that with the least mean absolute residual, for the spectra as they
-    are, with added noise, and without their signal-to-noise ratio. The errors of the mean are
-    calibrated in the same cases. A survey without errors of the spectra gets no regression, since
-    the noise of its spectra is unknown; nor does one of fewer than ten training or validation
-    stars.
+    are and with added noise. Spectra whose signal-to-noise ratio is unknown get the share of the
+    noisiest, since they may be like those. The errors of the mean are calibrated in all of these
+    cases. A survey without errors of the spectra gets no regression, since the noise of its spectra
+    is unknown; nor does one of fewer than ten training or validation stars.
 
     Parameters
     ----------
@@ -114,7 +114,8 @@ def _with_shares(
 ) -> AveragedRegression:
     """The regression with its shares, measured with noise added at these ratios, descending.
 
-    With NaN, no noise is added, and the network is not told the signal-to-noise ratio.
+    With NaN, the last, the shares are those before, no noise is added, and the network is not told
+    the signal-to-noise ratio.
     """
     random = np.random.default_rng(seed)
     everything, labels = slice(0, len(stars)), list(stars.label_names)
@@ -140,8 +141,9 @@ def _with_shares(
         answers = alone.answers(seen, columns)
         answers = model.standardizer.inverse_standardize(answers, alone.label_tokens)
         answers[network["flags"] != 0] = np.nan  # they are left to the network
+        before = measured[-1][1] if math.isnan(ratio) else [None] * len(labels)
         rows = [
-            _measured(*(x[:, i] for x in (stars.labels, known, value, error, answers)))
+            _measured(*(x[:, i] for x in (stars.labels, known, value, error, answers)), before[i])
             for i in range(len(labels))
         ]
         good = sigma > 0
@@ -160,8 +162,16 @@ def _measured(
     value: np.ndarray,
     error: np.ndarray,
     answers: np.ndarray,
+    share: float | None = None,
 ) -> tuple[float, float, float]:
     """Share of the answers (N,) in the best mean with the values (N,), and what comes of it.
+
+    Parameters
+    ----------
+    labels, label_errors, value, error, answers
+        (N,) catalogue labels with their errors, those of the network, and labels of the regression.
+    share
+        A share that is given.
 
     Returns
     -------
@@ -180,7 +190,7 @@ def _measured(
     agree = np.abs(difference) < DISAGREEMENT * np.hypot(usual, error[known])
     difference = np.where(agree, difference, 0.0)
     # Outliers hardly move the mean absolute residual.
-    shares = np.linspace(0.0, 1.0, 101)
+    shares = np.linspace(0.0, 1.0, 101) if share is None else [share]
     share = min(shares, key=lambda share: np.abs(residual - share * difference).mean())
     scale = error_scale(residual - share * difference, error[known], label_errors[known])
     return float(share), scale if scale > 0 else 1.0, usual
