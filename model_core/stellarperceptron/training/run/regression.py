@@ -121,7 +121,8 @@ def _with_shares(
     everything, labels = slice(0, len(stars)), list(stars.label_names)
     flux, errors = stars.read(everything), stars.read_errors(everything)
     known = np.zeros_like(stars.labels) if stars.label_errors is None else stars.label_errors
-    columns, measured = np.arange(len(alone.tokens)), []
+    columns = np.arange(len(alone.tokens))
+    measured: list[tuple] = []
     for ratio in ratios:
         seen, sigma = flux, errors
         if ratio < math.inf:
@@ -141,11 +142,9 @@ def _with_shares(
         answers = alone.answers(seen, columns)
         answers = model.standardizer.inverse_standardize(answers, alone.label_tokens)
         answers[network["flags"] != 0] = np.nan  # they are left to the network
-        before = measured[-1][1] if math.isnan(ratio) else [None] * len(labels)
-        rows = [
-            _measured(*(x[:, i] for x in (stars.labels, known, value, error, answers)), before[i])
-            for i in range(len(labels))
-        ]
+        given = measured[-1][1] if math.isnan(ratio) else np.full(len(labels), np.nan)
+        arrays = (stars.labels, known, value, error, answers)
+        rows = [_measured(*(x[:, i] for x in arrays), share=given[i]) for i in range(len(labels))]
         good = sigma > 0
         told = 0.0 if math.isnan(ratio) else float(np.nanmedian(seen[good] / sigma[good]))
         measured.append((told, *np.transpose(rows)))
@@ -162,7 +161,7 @@ def _measured(
     value: np.ndarray,
     error: np.ndarray,
     answers: np.ndarray,
-    share: float | None = None,
+    share: float = math.nan,
 ) -> tuple[float, float, float]:
     """Share of the answers (N,) in the best mean with the values (N,), and what comes of it.
 
@@ -171,7 +170,7 @@ def _measured(
     labels, label_errors, value, error, answers
         (N,) catalogue labels with their errors, those of the network, and labels of the regression.
     share
-        A share that is given.
+        A share that is given; NaN: none.
 
     Returns
     -------
@@ -190,7 +189,7 @@ def _measured(
     agree = np.abs(difference) < DISAGREEMENT * np.hypot(usual, error[known])
     difference = np.where(agree, difference, 0.0)
     # Outliers hardly move the mean absolute residual.
-    shares = np.linspace(0.0, 1.0, 101) if share is None else [share]
+    shares = np.linspace(0.0, 1.0, 101) if math.isnan(share) else np.array([share])
     share = min(shares, key=lambda share: np.abs(residual - share * difference).mean())
     scale = error_scale(residual - share * difference, error[known], label_errors[known])
     return float(share), scale if scale > 0 else 1.0, usual
