@@ -33,12 +33,18 @@ from stellarperceptron.utils.document import markdown_table
 SAMPLING = 2.5  # pixels a resolution element
 
 
-def of_power(power: float, windows: list[tuple[float, float]]) -> Instrument:
-    """An instrument of one resolving power that sees some windows."""
+def of_power(
+    power: float, windows: list[tuple[float, float]], like: Instrument | None = None
+) -> Instrument:
+    """An instrument of one resolving power that sees some windows, or has another one's arms."""
     only = DrawnInstruments(
-        resolving_power=(power, power), sampling=(SAMPLING, SAMPLING), gaps=0, bad=0.0
+        resolving_power=(power, power),
+        sampling=(SAMPLING, SAMPLING),
+        gaps=0,
+        bad=0.0,
+        arms=like is not None,
     )
-    return only.draw(np.random.default_rng(0), windows)
+    return only.draw(np.random.default_rng(0), windows, like)
 
 
 def observe(
@@ -131,7 +137,10 @@ def main() -> None:
         recipe = columns["synthetic"]
         true = pd.DataFrame(columns["labels"], columns=list(source.label_names))
         windows = recipe.bank.windows(own) or [tuple(map(float, own.wavelength[[0, -1]]))]
-        instruments = {f"R = {power:,.0f}": of_power(power, windows) for power in arguments.powers}
+        like = own if model.drawn.arms else None
+        instruments = {
+            f"R = {power:,.0f}": of_power(power, windows, like) for power in arguments.powers
+        }
         tables = []
         for name, seen_by in {**instruments, own.name: own}.items():
             for snr in arguments.snr:

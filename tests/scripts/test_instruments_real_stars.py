@@ -115,6 +115,27 @@ def test_lamost_without_labels_is_left_out_and_the_rest_can_be_learned_from(real
     np.testing.assert_allclose(steep.flux[0][seen], whole.flux[0][seen], atol=3e-4)
 
 
+@pytest.mark.parametrize(("start", "told"), [(3.6, {}), (3.60003, {"resolving_power": 1800.0})])
+def test_few_labels_tell_the_resolving_power_of_other_pixels_only(monkeypatch, start, told):
+    few, given = load("results/real_stars/few_labels.py"), {}
+
+    class Model:
+        instrument = LOW_RESOLUTION
+
+        def fit(self, flux, labels, wavelength, **options):
+            given.update(options)
+
+        def predict(self, flux, wavelength, labels, **options):
+            return pd.DataFrame(np.zeros((len(flux), len(labels))), columns=labels)
+
+    monkeypatch.setattr(few.StellarPerceptron, "load_for_finetuning", lambda path: Model())
+    wavelength = 10 ** (start + 1e-4 * np.arange(25))
+    stars = few.Stars(wavelength, np.ones((4, 25)), np.ones((4, 1)), ["TEFF"], 1800.0)
+    answers = few.fine_tuned("checkpoint", 2, "all")(stars, np.arange(3), np.array([3]), 0)
+    assert answers.shape == (1, 1)
+    assert {k: v for k, v in given.items() if k == "resolving_power"} == told
+
+
 def test_what_a_file_lacks_is_named(real, tmp_path):
     path = tmp_path / "gaia_benchmarks_hermes/spectra.npz"
     path.parent.mkdir()

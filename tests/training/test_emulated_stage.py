@@ -92,13 +92,22 @@ def test_only_stage_1_has_emulated_spectra(tmp_path, stage, entries, message):
         read_profile(tmp_path / "own.toml", stage, ["data.source=emulator", *entries])
 
 
-def test_one_model_for_the_hermes_windows_reads_any_resolving_power(tmp_path):
+@pytest.mark.parametrize(
+    ("profile", "instrument", "powers"),
+    [
+        ("optical", GALAH, (1_500.0, 60_000.0)),
+        ("low_resolution", LOW_RESOLUTION, (1_500.0, 6_000.0)),
+    ],
+)
+def test_one_model_for_optical_spectra_of_many_resolving_powers(
+    tmp_path, profile, instrument, powers
+):
     sizes = ("data.stars=150", "training.epochs=1", "data.line_lists=nominal")
     chosen = [word for entry in sizes for word in ("--set", entry)]
-    assert not run_here(SCRIPT, "--profile", "optical", *chosen, "--output", tmp_path)
+    assert not run_here(SCRIPT, "--profile", profile, *chosen, "--output", tmp_path)
     model = StellarPerceptron.load(tmp_path / "selected", device="cpu")
-    assert model.instrument == GALAH
-    assert model.drawn.resolving_power == (1_500.0, 60_000.0)
+    assert model.instrument == instrument
+    assert model.drawn.resolving_power == powers
     inside = (LOW_RESOLUTION.wavelength > 4720) & (LOW_RESOLUTION.wavelength < 7880)
     wavelength = LOW_RESOLUTION.wavelength[inside]
     flux = np.tile(1 + 1e-3 * np.sin(wavelength), (2, 1))  # constant flux is no measurement
