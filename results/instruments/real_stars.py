@@ -18,9 +18,10 @@ OUTPUT gets
 real_stars.csv      a row a star: labels of the model with errors and flags, and the literature's
 real_stars_table.md bias, scatter and pulls of each set; labels of each star of the first two sets
 real_stars.png      predicted labels against those of the literature (and .pdf, and caption)
-lamost.npz          the LAMOST spectra that have labels, for results/real_stars/few_labels.py
+lamost.npz          the LAMOST spectra that have labels, for results/real_stars/few_labels.py, and
+lamost_reached.npz  those of them that the emulators reach
 
-    python real_stars.py --data ../shared/real --checkpoint runs/optical/1 --output runs/real
+    python real_stars.py --data real --checkpoint runs/optical/1 --output runs/real
 """
 
 import argparse
@@ -381,6 +382,8 @@ def main() -> None:
             found.append(answers(model, name, stars, arguments.blue))
             if name == FAINT:
                 write_for_few_labels(stars, arguments.output / "lamost.npz")
+                inside = reached(found[-1]).to_numpy()
+                write_for_few_labels(stars, arguments.output / "lamost_reached.npz", inside)
         table = pd.concat(found, ignore_index=True)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
@@ -404,10 +407,10 @@ def main() -> None:
     print(text, end="")
 
 
-def write_for_few_labels(stars: Stars, path: Path) -> None:
-    """Write the spectra in the form that `few_labels.py` reads, without pixels that all lack."""
-    seen = np.isfinite(stars.flux).any(axis=0)
-    flux = stars.flux[:, seen]
+def write_for_few_labels(stars: Stars, path: Path, some: np.ndarray | slice = slice(None)) -> None:
+    """Write some spectra in the form that `few_labels.py` reads, without pixels that all lack."""
+    seen = np.isfinite(stars.flux[some]).any(axis=0)
+    flux = stars.flux[some][:, seen]
     with atomic_output(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
@@ -415,7 +418,7 @@ def write_for_few_labels(stars: Stars, path: Path) -> None:
             resolving_power=np.array(stars.instrument.resolving_power),
             flux=np.nan_to_num(flux),
             bad=~np.isfinite(flux),
-            labels=stars.labels.to_numpy(),
+            labels=stars.labels.to_numpy()[some],
             label_names=np.array(list(stars.labels)),
         )
 
