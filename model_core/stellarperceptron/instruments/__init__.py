@@ -145,16 +145,16 @@ def _low_resolution() -> Instrument:
 
     All that is fitted by a polynomial must be there in every spectrum, or observed and synthetic
     spectra have different continua, in the blue by some per cent. So the grid begins at 3850 A,
-    below which there is little light, and ends at 8690 A. It lacks where air absorbs (O2 and H2O)
-    or glows (O I 5577, 6300 and 6364 A, bands of OH), with some 5 A on either side for the stars'
-    velocities, and the border of the arms with interstellar Na D.
+    below which there is little light, and ends at 8690 A. It leaves out telluric bands (O2 and H2O)
+    and night-sky lines (O I 5577, 6300 and 6364 A, bands of OH), with some 5 A on either side for
+    the stars' velocities, and the border of the arms with interstellar Na D.
 
     The cores of H-alpha (+-5 A), H-beta (+-4 A), H-gamma and H-delta (+-3 A) and of Ca II H and K
     (+-3 A, with H-epsilon) are left out: they form far from local thermodynamic equilibrium or in
     the chromosphere, and synthetic spectra do not match them. The widths are those of the cores in
     GALAH's spectra and, on either side, about a resolution element.
     """
-    air = (
+    sky = (
         *((5573.0, 5586.0), (5870.0, 5930.0), (6295.0, 6309.0), (6359.0, 6373.0)),
         *((6860.0, 6965.0), (7160.0, 7450.0), (7585.0, 7710.0), (8105.0, 8480.0)),
     )
@@ -165,7 +165,7 @@ def _low_resolution() -> Instrument:
     arms = {"blue": (10**3.5855, 5900.0), "red": (5900.0, 8690.0)}
     return Instrument(
         "LOW_RESOLUTION",
-        **_logarithmic(arms, 1e-4, left_out=air + cores),
+        **_logarithmic(arms, 1e-4, left_out=sky + cores),
         resolving_power=1_800.0,
         continuum=Continuum(order=8, clip_high=5.0, iterations=1),
         valid_flux=(0.02, 2.0),
