@@ -279,8 +279,11 @@ def test_noise_of_the_survey_and_of_augmentation_add_in_squares():
         bad=0, pixels_per_token=8, augment=augment, conditions=True, errors=lambda flux: 0.04 * flux
     )
     stars = torch.arange(5)
-    torch.testing.assert_close(data.snr(stars, None), torch.full((5,), 25.0))
-    torch.testing.assert_close(data.snr(stars, torch.full((5,), 0.03)), torch.full((5,), 20.0))
+    torch.testing.assert_close(data.snr(stars, None)[:, 0], torch.full((5,), 25.0))
+    added = torch.full((5, 1), 0.03)
+    torch.testing.assert_close(data.snr(stars, added[:, 0]), torch.full((5, 1), 20.0))
+    of_tokens = torch.cat([added, 0 * added], dim=1)
+    torch.testing.assert_close(data.snr(stars, of_tokens)[:, 1], torch.full((5,), 25.0))
     validation = TrainingGenerator(data, np.arange(30), 2, 16, choice="batch", fixed=True)
     for batch in validation.batches():  # none is hidden
         snr = batch.tokens.conditions[..., 1]

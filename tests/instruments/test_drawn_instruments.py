@@ -81,7 +81,14 @@ def test_they_are_kept_as_json():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"share": 2}, {"resolving_power": (5e4, 4e3)}, {"sampling": (0, 2)}, {"gaps": 9}]
+    "wrong",
+    [
+        {"share": 2},
+        {"resolving_power": (5e4, 4e3)},
+        {"sampling": (0, 2)},
+        {"gaps": 9},
+        {"combined_share": 0.3, "arms": True},
+    ],
 )
 def test_impossible_parameters_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

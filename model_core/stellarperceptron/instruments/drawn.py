@@ -42,6 +42,9 @@ class DrawnInstruments:
     arms
         Whether chips, gaps within them and continuum are those of the model's instrument. Otherwise
         every window is a chip with a polynomial of fourth order.
+    combined_share
+        Fraction of the drawn batches that show two instruments in one context: one below a
+        wavelength that is drawn, too, another above it.
     """
 
     share: float = 0.0
@@ -51,6 +54,7 @@ class DrawnInstruments:
     gap: float = 0.08
     bad: float = 0.02
     arms: bool = False
+    combined_share: float = 0.0
 
     def __post_init__(self):
         problems = []
@@ -58,11 +62,14 @@ class DrawnInstruments:
             low, high = getattr(self, name)
             if not lowest <= low <= high < math.inf:
                 problems.append(f"{name} = {(low, high)} is no range above {lowest}")
-        for name, highest in (("share", 1), ("gap", 0.2), ("bad", 0.5)):
+        shares = (("share", 1), ("gap", 0.2), ("bad", 0.5), ("combined_share", 1))
+        for name, highest in shares:
             if not 0 <= getattr(self, name) <= highest:
                 problems.append(f"{name} = {getattr(self, name)} is not in [0, {highest}]")
         if not 0 <= self.gaps <= 4:
             problems.append(f"gaps = {self.gaps} is not in 0..4")
+        if self.arms and self.combined_share:
+            problems.append("arms = true knows no border between two instruments: combined_share = 0")
         if problems:
             raise ValueError("impossible drawn instruments: " + "; ".join(problems))
 

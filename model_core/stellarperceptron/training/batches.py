@@ -277,7 +277,7 @@ class TrainingGenerator:
         else:
             tokens = self._own_tokens(stars, spectra, number)
         if self.data.conditions is not None:
-            snr = self.data.snr(stars, spectra.noise)[:, None]
+            snr = self.data.snr(stars, spectra.noise)
             if not self.fixed and self._random(_CONDITIONS, number).random() < HIDDEN:
                 snr = torch.full_like(snr, math.nan)
             tokens = tokens._replace(conditions=with_snr(tokens.conditions, snr))

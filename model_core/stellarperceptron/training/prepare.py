@@ -178,13 +178,15 @@ class TrainingData:
         return Seen(z.masked_fill_((z.abs() > self.limit) | z.isinf(), math.nan), noise)
 
     def snr(self, stars: Tensor, added: Tensor | None) -> Tensor:
-        """Signal-to-noise ratio a pixel (B,) of stars (B,), NaN where it is unknown.
+        """Signal-to-noise ratio a pixel (B, 1) of stars (B,), NaN where it is unknown.
 
-        `added` (B,) is what `seen` has added to the noise of the values.
+        `added` (B,) is what `seen` has added to the noise of the values, or (B, T) that of each
+        token, as is the result then.
         """
-        noise = self.noise[stars]
+        noise = self.noise[stars][:, None]
         if added is not None:  # where the noise of the values is unknown, it is left out
-            noise = torch.hypot(noise.nan_to_num(nan=0.0), added.to(noise))
+            added = added.view(len(stars), -1).to(noise)
+            noise = torch.hypot(noise.nan_to_num(nan=0.0), added)
         return 1 / noise
 
     def tokens(self, seen: Seen, positions: Tensor, stars: Tensor) -> Tokens:

@@ -117,6 +117,21 @@ def test_batches_are_the_same_again_from_any_batch_on_and_in_any_number_of_proce
         assert torch.equal(values.nan_to_num(9), one.tokens.values.nan_to_num(9))
 
 
+def test_two_instruments_share_a_context(made):
+    _, data, stars = made
+    drawn = dataclasses.replace(DRAWN, share=1.0, combined_share=1.0, gaps=0, bad=0.0)
+    draw = DrawnSpectra(drawn, SPOT, stars, Augmentation(snr=(50, 500)))
+    one = dataclasses.replace(data, draw=draw)
+    for batch in batches(one, range(3)):
+        told = batch.tokens.conditions
+        powers, counts = told[0, :, 0].unique_consecutive(return_counts=True)
+        # One power on either side of the border, and their mean in a token that has both.
+        assert len(powers) in (2, 3) and (len(powers) == 2 or counts[1] == 1)
+        ratios = told[..., 1]
+        assert ratios.isnan().all() or (ratios[:, 0] != ratios[:, -1]).all()
+        assert (batch.tokens.weights.sum(dim=2) > 0).all()
+
+
 def test_validation_shows_the_models_own_instrument(made):
     _, data, _ = made
     (batch,) = batches(data, batch_size=STARS, fixed=True)

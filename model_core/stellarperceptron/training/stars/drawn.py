@@ -18,6 +18,8 @@ from stellarperceptron.training.stars.labelled import Stars
 
 __all__ = ["DrawnSpectra", "OtherSpectra", "Seen", "at_all_powers", "other_stars"]
 
+BORDERS = (0.1, 0.9)  # between two instruments, as fractions of the model's pixels
+
 
 class Seen(NamedTuple):
     """Spectra of B stars for the network.
@@ -27,7 +29,8 @@ class Seen(NamedTuple):
     values : Tensor
         (B, n) standardized, NaN where bad.
     noise : Tensor or None
-        (B,) standard deviation of the noise that augmentation added; None: unknown.
+        (B,) standard deviation of the noise that augmentation added, or (B, T) of that in each
+        token; None: unknown.
     weights : Tensor or None
         (B, n), see `Tokens`.
     conditions : Tensor or None
@@ -41,7 +44,7 @@ class Seen(NamedTuple):
 
 
 class DrawnSpectra:
-    """Makes the spectra of a batch as an instrument sees them that is drawn for this batch.
+    """Makes the spectra of a batch as an instrument sees them that is drawn for this batch, or two.
 
     Parameters
     ----------
@@ -80,7 +83,7 @@ class DrawnSpectra:
         random: np.random.Generator,
         generator: torch.Generator,
     ) -> Seen:
-        """Draw an instrument, and make what it sees of stars with some coefficients (B, k).
+        """Draw an instrument or two, and make what they see of stars with coefficients (B, k).
 
         Parameters
         ----------
@@ -91,11 +94,40 @@ class DrawnSpectra:
         random, generator
             Randomness of the instrument, and of noise and bad pixels.
         """
-        seen_by = self.drawn.draw(random, self.windows, self.instrument)
-        flux, noise = self.with_errors(self.see(coefficients, seen_by), seen_by, random, generator)
-        rows = between_rows(self.instrument, seen_by.wavelength)
-        power = np.full(len(self.instrument), seen_by.resolving_power)
-        return _spread(flux, rows, power, statistics, groups)._replace(noise=noise)
+        border = self._border(random)
+        fluxes, noises, wavelengths, powers = [], [], [], []
+        for windows in self._on_either_side(border):
+            seen_by = self.drawn.draw(random, windows, self.instrument)
+            flux = self.see(coefficients, seen_by)
+            flux, noise = self.with_errors(flux, seen_by, random, generator)
+            fluxes.append(flux)
+            noises.append(noise)
+            wavelengths.append(seen_by.wavelength)
+            powers.append(seen_by.resolving_power)
+        rows = between_rows(self.instrument, np.concatenate(wavelengths))
+        above = np.arange(len(self.instrument)) >= border
+        power = np.where(above, powers[-1], powers[0])
+        seen = _spread(torch.cat(fluxes, dim=1), rows, power, statistics, groups)
+        if len(noises) == 1 or noises[0] is None:
+            return seen._replace(noise=noises[0])
+        above = torch.from_numpy(groups.min(axis=1) >= border).to(fluxes[0].device)
+        return seen._replace(noise=torch.where(above, noises[1][:, None], noises[0][:, None]))
+
+    def _border(self, random: np.random.Generator) -> int:
+        """First of the model's pixels that a second instrument sees; 0: there is no second one."""
+        if not self.drawn.combined_share or random.random() >= self.drawn.combined_share:
+            return 0
+        pixels = len(self.instrument)
+        return int(random.integers(*(round(share * pixels) for share in BORDERS)))
+
+    def _on_either_side(self, border: int) -> list[list[tuple[float, float]]]:
+        """Windows of wavelength of each instrument."""
+        if not border:
+            return [self.windows]
+        middle = float(self.instrument.wavelength[border - 1 : border + 1].mean())
+        below = [(low, min(high, middle)) for low, high in self.windows if low < middle]
+        above = [(max(low, middle), high) for low, high in self.windows if high > middle]
+        return [below, above]
 
     def with_errors(
         self,
