@@ -69,7 +69,7 @@ class DrawnInstruments:
         if not 0 <= self.gaps <= 4:
             problems.append(f"gaps = {self.gaps} is not in 0..4")
         if self.arms and self.combined_share:
-            problems.append("arms = true knows no border between two instruments: combined_share = 0")
+            problems.append("arms = true needs combined_share = 0: arms have fixed borders")
         if problems:
             raise ValueError("impossible drawn instruments: " + "; ".join(problems))
 
