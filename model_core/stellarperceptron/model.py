@@ -100,7 +100,9 @@ class StellarPerceptron(CalibratedModel):
         label_names
             (Q,) names of the labels' columns.
         inputs_err
-            (N, n) standard deviations. Those of the inputs are for a model that takes conditions.
+            (N, n) standard deviations. Those of the inputs are for a model that takes conditions,
+            which is told the signal-to-noise ratio of each token. Pixels of spectra count as bad
+            by their errors as in `predict`.
         inputs_wavelength
             (n,) or (N, n) vacuum [Angstrom], 0 for columns without one. None: no wavelengths.
         resolving_power
@@ -182,8 +184,8 @@ class StellarPerceptron(CalibratedModel):
                 "model that was trained on many"
             )
         elif holds_labels(inputs_name):
-            inputs, inputs_name, outputs_name, inputs_wavelength = self._labelled_spectra(
-                inputs, inputs_name, outputs_name, label_names
+            inputs, inputs_name, outputs_name, inputs_wavelength, inputs_err = (
+                self._labelled_spectra(inputs, inputs_name, outputs_name, label_names, inputs_err)
             )
         if isinstance(inputs, SpectraDataset):
             stars = survey_stars(inputs, kind, pixels, outputs_name)

@@ -101,11 +101,12 @@ def lamost_in_windows() -> Instrument:
 
 @dataclasses.dataclass(frozen=True)
 class Stars:
-    """Flux (N, P), S/N a pixel (N,), NaN if unknown, and labels (N, 3) of stars."""
+    """Flux and its errors (N, P), S/N a pixel (N,), and labels (N, 3) of stars; NaN if unknown."""
 
     instrument: Instrument
     names: list[str]
     flux: np.ndarray
+    errors: np.ndarray
     snr: np.ndarray
     labels: pd.DataFrame
 
@@ -136,16 +137,20 @@ def collected(
     instrument: Instrument, spectra: Iterable[Spectrum], labels: pd.DataFrame, known_errors: bool
 ) -> Stars:
     """Normalized spectra on the pixels of an instrument, which lie on a grid of the spectra's."""
-    names, flux, snr = [], [], []
+    names, flux, errors, snr = [], [], [], []
     for spectrum in spectra:
         pixels = spectrum.instrument.nearest_pixels(instrument.wavelength)
         bad = spectrum.bad()[pixels]
         own = spectrum.flux[pixels]
         names.append(spectrum.star_id)
         flux.append(normalize_as(instrument, own, bad))
-        ratio = (own / spectrum.error[pixels])[~bad]
-        snr.append(np.median(ratio) if known_errors and len(ratio) else np.nan)
-    return Stars(instrument, names, np.array(flux, dtype=np.float32), np.array(snr), labels)
+        ratio = np.full(len(own), np.nan)
+        if known_errors:
+            ratio[~bad] = (own / spectrum.error[pixels])[~bad]
+        errors.append(np.abs(flux[-1] / ratio))
+        snr.append(np.median(ratio[~bad]) if len(ratio[~bad]) else np.nan)
+    values = (np.array(column, dtype=np.float32) for column in (flux, errors))
+    return Stars(instrument, names, *values, np.array(snr), labels)
 
 
 def benchmarks(path: Path) -> Stars:
@@ -248,13 +253,19 @@ def answers(model: StellarPerceptron, name: str, stars: Stars, blue: bool = Fals
     shown = np.ones(len(stars.instrument), dtype=bool)
     if stars.instrument == GALAH:
         shown[GALAH.chips["blue"]] = blue
+    told: dict[str, np.ndarray]
+    if stars.instrument == LOW_RESOLUTION:  # the blue end is fainter by a factor of ten
+        told = {"errors": stars.errors[:, shown].clip(1 / LARGEST_SNR)}
+    else:
+        snr = stars.snr.clip(5, LARGEST_SNR)
+        told = {"snr": np.where(np.isfinite(snr), snr, LARGEST_SNR)}
     found = model.predict(
         stars.flux[:, shown],
         stars.instrument.wavelength[shown],
         list(LABELS),
-        snr=np.where(np.isfinite(stars.snr), stars.snr.clip(5, LARGEST_SNR), LARGEST_SNR),
         resolving_power=stars.instrument.resolving_power,
         progress=False,
+        **told,
     )
     about = pd.DataFrame({"set": name, "star": stars.names, "snr": stars.snr})
     found["flag_names"] = [flag_names(flags) for flags in found["flags"]]
@@ -417,6 +428,7 @@ def write_for_few_labels(stars: Stars, path: Path, some: np.ndarray | slice = sl
             wavelength=stars.instrument.wavelength[seen],
             resolving_power=np.array(stars.instrument.resolving_power),
             flux=np.nan_to_num(flux),
+            errors=np.nan_to_num(stars.errors[some][:, seen]),
             bad=~np.isfinite(flux),
             labels=stars.labels.to_numpy()[some],
             label_names=np.array(list(stars.labels)),

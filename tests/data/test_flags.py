@@ -94,6 +94,14 @@ def test_pure_noise_is_flagged(shipped, snr):
     assert np.count_nonzero(flags & Flag.UNLIKE_TRAINING) >= ENOUGH
 
 
+@pytest.mark.parametrize("snr", [3, 10])
+def test_pure_noise_is_flagged_also_if_its_errors_are_known(shipped, snr):
+    flux = np.clip(1 + noise((TRIES, 3757), snr), 0.06, 1.19)
+    found = shipped.predict(flux, WAVELENGTH, ALL, snr=snr, progress=False)["flags"]
+    doubtful = int(Flag.UNLIKE_TRAINING | Flag.CONTINUUM)
+    assert np.count_nonzero(found & doubtful) >= ENOUGH
+
+
 @pytest.mark.slow
 def test_hot_stars_are_flagged(shipped):
     """F stars of 7,000 K: the emulator's coefficients, extrapolated linearly in 1 / Teff."""
@@ -133,6 +141,15 @@ def test_training_noise_is_not_flagged(shipped, stars):
     """At the faint end of the training noise, where one in a hundred is expected."""
     faint = stars[:, HALF] + noise((len(stars), 3757), 30)
     assert np.mean(flags_of(shipped, faint) != 0) <= 0.03
+
+
+def test_noise_whose_errors_are_known_is_not_flagged(shipped, stars):
+    faint = stars[:TRIES, HALF] + noise((TRIES, 3757), 10)
+    assert np.mean(flags_of(shipped, faint) & Flag.UNLIKE_TRAINING != 0) > 0.5
+    errors = np.full_like(faint, 0.1)
+    for told in ({"snr": 10}, {"errors": errors}):
+        answers = shipped.predict(faint, WAVELENGTH, ALL, progress=False, **told)
+        assert np.mean(answers["flags"] & int(Flag.UNLIKE_TRAINING) != 0) <= 0.05
 
 
 @pytest.mark.parametrize("part", [slice(200, 1000), slice(2000, 2400), slice(1800, 3757)])

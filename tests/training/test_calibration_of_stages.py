@@ -77,7 +77,7 @@ def test_errors_are_calibrated_over_drawn_instruments(monkeypatch):
     random, told, powers = np.random.default_rng(1), [], set()
     truth = (0.4, -0.2, -0.3, 0.5)
 
-    def answer(spectra, wavelengths, labels, *, snr, resolving_power, **_):
+    def answer(spectra, wavelengths, labels, *, resolving_power, snr=None, **_):
         """Labels that are wrong by more or less than their errors of 1 K."""
         told.append(snr)
         powers.add(float(resolving_power[0]))

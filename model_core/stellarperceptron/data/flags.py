@@ -226,40 +226,66 @@ class Reference:
             components=self.components[:, rows],
         )
 
-    def departure(self, flux: np.ndarray) -> np.ndarray:
+    def departure(self, flux: np.ndarray, errors: np.ndarray | None = None) -> np.ndarray:
         """Departure of spectra (N, n) from the reference at all of its tokens.
 
         The coefficients of the components, and the level of the continuum, are fitted by least
         squares to the valid pixels, with the training stars as prior.
 
+        Parameters
+        ----------
+        flux
+            (N, n), NaN in bad pixels.
+        errors
+            (N, n) of the flux, NaN where unknown; None: of all. The limits allow for noise of
+            `NOISE`. Pixels with more have a smaller weight, in inverse proportion to its square,
+            and what exceeds `NOISE` is taken off the square of the residuals.
+
         Returns
         -------
         (N, 3)
             Unexplained share: root mean square of the residuals over the standard deviation of
-            the flux. Strength: root of the difference of their squares. Level: factor between
-            the flux and the fit.
+            the flux. Strength: standard deviation of the fit. Level: factor between the flux and
+            the fit.
         """
-        weight = np.isfinite(flux).astype(np.float32)
-        count = np.maximum(weight.sum(axis=1), 1)
-        difference = np.where(weight > 0, flux - self.mean, 0).astype(np.float32)
+        valid = np.isfinite(flux).astype(np.float32)
+        difference = np.where(valid > 0, flux - self.mean, 0).astype(np.float32)
+        weight, weighted, excess = valid, difference, np.zeros(len(flux))
+        if errors is not None:
+            noise = np.fmax(np.nan_to_num(errors), NOISE).astype(np.float32) ** 2
+            weight = valid * (NOISE**2 / noise)
+            weighted = weight * difference
+            excess = (weight * (noise - NOISE**2)).sum(axis=1, dtype=np.float64)
         basis = np.vstack([self.components, self.mean, np.ones_like(self.mean)])
         # All sums over pixels: of squares, of products with the basis, and within the basis.
-        total = np.einsum("np,np->n", difference, difference).astype(np.float64)
-        vector = (difference @ basis.T).astype(np.float64)
-        matrix = (weight @ self._products.T).astype(np.float64)
-        matrix = matrix.reshape(-1, len(basis), len(basis))
+        total = np.einsum("np,np->n", weighted, difference).astype(np.float64)
+        vector = (weighted @ basis.T).astype(np.float64)
+        matrix = self._sums_of_products(weight)
         normal, known = matrix[:, :-1, :-1], vector[:, :-1]
         prior = np.diag(np.append(NOISE**2 / self.variances, 1e-6))
         coefficients = np.linalg.solve(normal + prior, known[..., None])[..., 0]
         fitted = np.einsum("nij,nj->ni", normal, coefficients)
-        square = (total + ((fitted - 2 * known) * coefficients).sum(axis=1)) / count
-        square = np.maximum(square, 0)
+        square = total + ((fitted - 2 * known) * coefficients).sum(axis=1)
+        count = np.maximum(weight.sum(axis=1), 1e-9)
         mean = (vector[:, -1] + matrix[:, -2, -1]) / count
         variance = (total + 2 * vector[:, -2] + matrix[:, -2, -2]) / count - mean**2
+        square = np.maximum(square - excess, 0) / count
+        variance = np.maximum(variance - excess / count, np.maximum(square, 1e-12))
+        # The strength of the fit does not depend on which of its pixels are noisy.
+        if errors is not None:
+            matrix, count = self._sums_of_products(valid), np.maximum(valid.sum(axis=1), 1)
+        fit = coefficients + np.eye(len(basis) - 1)[-1]
+        mean = (matrix[:, -1, :-1] * fit).sum(axis=1) / count
+        strength = np.einsum("ni,nij,nj->n", fit, matrix[:, :-1, :-1], fit) / count - mean**2
         with np.errstate(divide="ignore", invalid="ignore"):
             unexplained = np.sqrt(square / variance)
-        strength = np.sqrt(np.maximum(variance - square, 0))
+        strength = np.sqrt(np.maximum(strength, 0))
         return np.stack([unexplained, strength, 1 + coefficients[:, -1]], axis=1)
+
+    def _sums_of_products(self, weight: np.ndarray) -> np.ndarray:
+        """Weighted sums (N, K + 2, K + 2) over the pixels (N, n) of products within the basis."""
+        size = len(self.components) + 2
+        return (weight @ self._products.T).astype(np.float64).reshape(-1, size, size)
 
     @cached_property
     def _products(self) -> np.ndarray:
@@ -415,13 +441,19 @@ class SpectrumFlags:
         if reference is not None:
             self.columns, self.reference = reference.at(tokens)
 
-    def __call__(self, flux: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Flags (N,) of spectra (N, n) with these numbers (N,) of valid values."""
+    def __call__(
+        self, flux: np.ndarray, valid: np.ndarray, errors: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Flags (N,) of spectra (N, n) with these numbers (N,) of valid values.
+
+        `errors` (N, n) are those of the flux, NaN where unknown.
+        """
         flags = np.where(valid < self.least_pixels, int(Flag.FEW_PIXELS), 0)
         flags[valid == 0] |= Flag.NO_MEASUREMENT
         if self.reference is not None and len(self.columns):
             part = flux[:, self.columns]
-            unexplained, strength, level = self.reference.departure(part).T
+            known = None if errors is None else errors[:, self.columns]
+            unexplained, strength, level = self.reference.departure(part, known).T
             limits = self.reference.limits_at(np.isfinite(part).sum(axis=1)).T
             flags[(unexplained > limits[0]) | (strength < limits[1])] |= Flag.UNLIKE_TRAINING
             flags[np.abs(level - 1) > limits[2]] |= Flag.CONTINUUM

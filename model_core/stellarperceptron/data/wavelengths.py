@@ -306,6 +306,11 @@ class Resampling:
         left, right = flux[:, self.left], flux[:, self.right]
         return (1 - self.weight) * left + self.weight * right
 
+    def of_errors(self, errors: np.ndarray) -> np.ndarray:
+        """Errors (N, m) of the interpolated flux, from independent errors (N, n) of the flux."""
+        left, right = errors[:, self.left], errors[:, self.right]
+        return np.hypot((1 - self.weight) * left, self.weight * right)
+
 
 def off_pixels(instrument: Instrument, wavelengths: np.ndarray) -> np.ndarray:
     """Which wavelengths (n,) are not those of an instrument's pixels."""

@@ -7,6 +7,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -116,8 +117,8 @@ class TrainingData:
     conditions : Tensor or None
         (T, C), see `known_conditions`; None for a model that takes none.
     noise : Tensor or None
-        (N,) inverse signal-to-noise ratio a pixel of the values, NaN where unknown; None if
-        `conditions` is.
+        (N,) inverse signal-to-noise ratio a pixel of the values, or (N, T) that of each token, NaN
+        where unknown; None if `conditions` is.
     draw : DrawnSpectra, OtherSpectra or None
         Makes what other instruments see of the stars; None: all batches show the model's own.
     star_ids : ndarray or None
@@ -173,17 +174,25 @@ class TrainingData:
         if generator is not None and self.augment is not None:
             flux = self.augment(difference + self.center, generator)
             flux, noise = flux if isinstance(flux, tuple) else (flux, None)
+            if noise is not None and noise.dim() == 2:
+                noise = noise[:, self.middles]
             difference = flux - self.center
         z = difference / self.scale
         return Seen(z.masked_fill_((z.abs() > self.limit) | z.isinf(), math.nan), noise)
 
-    def snr(self, stars: Tensor, added: Tensor | None) -> Tensor:
-        """Signal-to-noise ratio a pixel (B, 1) of stars (B,), NaN where it is unknown.
+    @cached_property
+    def middles(self) -> Tensor:
+        """(T,) column of the pixel in the middle of each token."""
+        pixels = self.groups.sort(dim=1).values  # the missing ones, n, come last
+        half = (pixels < len(self.center)).sum(dim=1, keepdim=True) // 2
+        return pixels.gather(1, half)[:, 0]
 
-        `added` (B,) is what `seen` has added to the noise of the values, or (B, T) that of each
-        token, as is the result then.
+    def snr(self, stars: Tensor, added: Tensor | None) -> Tensor:
+        """Signal-to-noise ratio a pixel of stars (B,), NaN where it is unknown: (B, 1) or (B, T).
+
+        `added` (B,) is what `seen` has added to the noise of the values, or (B, T) in each token.
         """
-        noise = self.noise[stars][:, None]
+        noise = self.noise[stars].view(len(stars), -1)
         if added is not None:  # where the noise of the values is unknown, it is left out
             added = added.view(len(stars), -1).to(noise)
             noise = torch.hypot(noise.nan_to_num(nan=0.0), added)
@@ -230,6 +239,7 @@ def prepare_training_data(
     dtype: torch.dtype = torch.float32,
     memory: str = "auto",
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    noise_of_tokens: bool = False,
 ) -> TrainingData:
     """Read all stars and put them on a device.
 
@@ -248,6 +258,8 @@ def prepare_training_data(
         Memory of the values; see `prefetch.memory_for`.
     augment
         Function of values (B, n) and a generator on `device`; see `TrainingData`.
+    noise_of_tokens
+        Whether the signal-to-noise ratio is that of each token; otherwise it is the star's.
 
     Raises
     ------
@@ -262,7 +274,8 @@ def prepare_training_data(
     if model.config.conditions:
         power = model.resolving_power_at(stars.wavelengths)
         conditions = known_conditions(groups, power).to(device)
-        noise = torch.as_tensor(_noise(model, stars, tokens), device=device)
+        parts = groups if noise_of_tokens else np.arange(len(tokens))[None]
+        noise = torch.as_tensor(_noise(model, stars, tokens, parts), device=device)
     standardizer, like = model.standardizer, torch.empty(0, device=device)
     center, scale, limit = standardizer.statistics(tokens, like)
     if stars.decode is not None:
@@ -303,15 +316,23 @@ def prepare_training_data(
     )
 
 
-def _noise(model: StellarPerceptronCore, stars: Stars, tokens: np.ndarray) -> np.ndarray:
-    """Median of error over flux (N,) of each star's valid pixels, NaN where it is unknown."""
-    noise = np.full(len(stars), np.nan, dtype=np.float32)
+def _noise(
+    model: StellarPerceptronCore, stars: Stars, tokens: np.ndarray, parts: np.ndarray
+) -> np.ndarray:
+    """Median of error over flux (N, T) of the valid pixels in each part of the spectra (T, P).
+
+    It is NaN where it is unknown; pixels are -1 where a part lacks one.
+    """
+    noise = np.full((len(stars), len(parts)), np.nan, dtype=np.float32)
     for block in stars.blocks() if stars.read_errors else ():
         errors = stars.read_errors(block)
         ratio = np.where(errors > 0, _read(model, stars, block, tokens) / errors, np.nan)
-        known = np.isfinite(ratio).any(axis=1)
-        snr = np.nanmedian(ratio[known], axis=1)
-        noise[block][known] = np.where(snr > 0, 1 / snr, np.nan)
+        ratio = np.append(ratio, np.full((len(ratio), 1), np.nan), axis=1)  # index -1: no pixel
+        for part, pixels in enumerate(parts):
+            own = ratio[:, pixels]
+            known = np.isfinite(own).any(axis=1)
+            snr = np.nanmedian(own[known], axis=1)
+            noise[block, part][known] = np.where(snr > 0, 1 / snr, np.nan)
     return noise
 
 

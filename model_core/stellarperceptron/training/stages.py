@@ -392,7 +392,7 @@ def fit_model(
         raise ValueError(f"validation_split = {validation_split} is not in [0, 1)")
     fit_standardization(model, stars)
     model.calibration, model.reference, model.regression = Calibration(), None, None
-    data = prepare_training_data(model, stars, augment=augment)
+    data = prepare_training_data(model, stars, augment=augment, noise_of_tokens=True)
     data = dataclasses.replace(data, draw=draw)
     usable = usable_stars(data)
     if validation_indices is None:

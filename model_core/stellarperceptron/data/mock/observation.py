@@ -354,17 +354,22 @@ class Augmentation:
         Root mean square of the pseudo-continuum's error, drawn uniformly.
     line_spread
         Standard deviation of the relative change of the line spread's variance.
+    snr_slope
+        Ratio of the last pixel's signal-to-noise ratio to the first pixel's, drawn uniformly in its
+        logarithm, which changes evenly from pixel to pixel; `snr` is then that of the middle.
     """
 
     snr: tuple[float, float] = (100.0, 600.0)
     correlation: tuple[float, float] = (0.0, 0.65)
     ripple: tuple[float, float] = (0.002, 0.006)
     line_spread: float = 0.08
+    snr_slope: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self):
         problems = []
         for name, lowest, highest in (
             ("snr", 1, math.inf),
+            ("snr_slope", 0.01, 100),
             ("correlation", 0, 0.7),
             ("ripple", 0, 1),
         ):
@@ -408,7 +413,7 @@ class Augmentation:
         Returns
         -------
         flux : (N, P)
-        noise : (N,)
+        noise : (N,) or, with a `snr_slope`, (N, P)
             Standard deviation of the noise of a pixel.
         """
         n, device = len(flux), flux.device
@@ -426,4 +431,9 @@ class Augmentation:
         out *= 1.0 + continuum_ripple(uniform(*self.ripple), waves, pixels, instrument)
         sigma = torch.exp(-uniform(math.log(self.snr[0]), math.log(self.snr[1])))
         noise = correlate_noise(normal(*flux.shape), uniform(*self.correlation))
-        return out.addcmul_(sigma[:, None], noise).to(flux.dtype), sigma
+        if self.snr_slope != (1.0, 1.0):
+            place = torch.linspace(0.5, -0.5, flux.shape[1], device=device)
+            slope = uniform(*map(math.log, self.snr_slope))
+            sigma = sigma[:, None] * torch.exp(slope[:, None] * place)
+        each = sigma if sigma.dim() == 2 else sigma[:, None]
+        return out.addcmul_(each, noise).to(flux.dtype), sigma

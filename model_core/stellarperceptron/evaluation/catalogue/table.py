@@ -16,7 +16,7 @@ from stellarperceptron.evaluation.catalogue.files import Reading
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.model import StellarPerceptron
-from stellarperceptron.network.interface.prediction import too_noisy
+from stellarperceptron.network.interface.spectra import too_noisy
 from stellarperceptron.utils.data_utils import atomic_output, escaped, written_by
 
 __all__ = [

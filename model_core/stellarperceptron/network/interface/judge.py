@@ -54,9 +54,14 @@ class Judge:
                 self.parts.append((columns, judge))
                 self.references += [] if reference is None else [reference]
 
-    def __call__(self, flux: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Flags (N,) of spectra (N, n) with these numbers (N,) of valid values."""
+    def __call__(
+        self, flux: np.ndarray, valid: np.ndarray, errors: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Flags (N,) of spectra (N, n); see `SpectrumFlags`."""
         flags = np.zeros(len(flux), dtype=np.int64)
         for columns, judge in self.parts:
-            flags |= judge(flux if len(columns) == flux.shape[1] else flux[:, columns], valid)
+            whole = len(columns) == flux.shape[1]
+            parts = (a if whole or a is None else a[:, columns] for a in (flux, errors))
+            own, own_errors = parts
+            flags |= judge(own, valid, own_errors)
         return flags

@@ -14,17 +14,13 @@ from stellarperceptron.data.wavelengths import off_pixels, resampling_onto
 from stellarperceptron.network.interface.base import one_of
 from stellarperceptron.network.interface.judge import Judge
 from stellarperceptron.network.interface.other_instruments import OtherInstrument
-from stellarperceptron.network.interface.spectra import SpectraModel
+from stellarperceptron.network.interface.spectra import SpectraModel, too_noisy
 from stellarperceptron.network.patches import predict_patches, split_into_patches
 from stellarperceptron.utils.arrays import as_array, as_spectra, sentinels_to_nan
 
-__all__ = ["PredictingModel", "too_noisy"]
+__all__ = ["PredictingModel"]
 
 _COMBINATIONS = ("mean", "inverse_variance")
-# A pixel is too noisy to help if its error exceeds both. Beyond about this noise the shipped model
-# answers better without the pixel (measured with noise on 5 to 30 % of the pixels).
-_LARGEST_ERROR = 0.05  # of the pseudo-continuum
-_LARGEST_RATIO = 3.0  # to the star's median error
 
 
 class PredictingModel(SpectraModel):
@@ -75,7 +71,8 @@ class PredictingModel(SpectraModel):
         errors
             (N, n) standard deviations of the fluxes, in any container of `spectra`. Pixels whose
             error is not above zero, or above 0.05 and three times the star's median error, count as
-            bad. A model that takes conditions is told the signal-to-noise ratio of each token.
+            bad. A model that takes conditions is told the signal-to-noise ratio of each token. The
+            flags allow for noise that is known.
         snr
             (N,) signal-to-noise ratio a pixel, or one number for all stars, instead of that by
             `errors`. Only for models that take conditions, which answer without it, too.
@@ -204,22 +201,26 @@ class PredictingModel(SpectraModel):
             like = torch.zeros(1, device=self.device)
             for start in range(0, stars, batch_size):
                 flux = as_array(spectra[start : start + batch_size], dtype=np.float32)
-                flux, ratio = sentinels_to_nan(flux), None
+                flux, ratio, sigma = sentinels_to_nan(flux), None, None
                 if resampling is not None or other is not None:
                     flux = self._measured_at(flux, own_wavelengths)
                 if errors is not None:
                     part = as_array(errors[start : start + batch_size], dtype=np.float32)
                     noisy = too_noisy(part)
                     dropped += int((noisy & np.isfinite(flux)).sum())
-                    flux = np.where(noisy, np.nan, flux)
+                    flux, sigma = np.where(noisy, np.nan, flux), np.where(noisy, np.nan, part)
                     if self.config.conditions:
                         ratio = flux / np.where(noisy, 1, part)
+                elif snr is not None:
+                    sigma = flux / snr[start : start + batch_size, None]
                 if resampling is not None:
                     flux = resampling(flux)
+                    sigma = None if sigma is None else resampling.of_errors(sigma)
                     ratio = None if ratio is None else resampling(ratio)
                 given, number, weights = flux, len(flux), None
                 if other is not None:
                     given = other.on_pixels(flux)
+                    sigma = None if sigma is None else other.errors_on_pixels(sigma)
                     ratio = None if ratio is None else other.on_pixels(ratio)
                     flux, weights = other.spread(flux, self.standardizer, rows, like)
                 else:
@@ -253,7 +254,7 @@ class PredictingModel(SpectraModel):
                 answers.append(torch.stack([value, error])[:, :number].cpu().double())
                 seen = torch.isfinite(flux) if weights is None else weights
                 valid.append(seen[:number].sum(dim=1).round().long().cpu().numpy())
-                flags.append(judge(given, valid[-1]))
+                flags.append(judge(given, valid[-1], sigma))
                 bar.update(number)
         if dropped:
             warnings.warn(
@@ -297,12 +298,3 @@ class PredictingModel(SpectraModel):
         if (values <= 0).any():
             raise ValueError(f"{name} must be above zero; NaN says that it is unknown")
         return np.broadcast_to(values, number)
-
-
-def too_noisy(errors: np.ndarray) -> np.ndarray:
-    """Pixels (N, n) that count as bad by their errors (N, n); see `predict`."""
-    known = np.isfinite(errors) & (errors > 0)
-    errors = np.where(known, errors, np.nan)
-    # Stars without any error have no median; all of their pixels are bad anyway.
-    median = np.nanmedian(np.where(known.any(axis=1, keepdims=True), errors, 0), axis=1)
-    return ~known | (errors > np.maximum(_LARGEST_ERROR, _LARGEST_RATIO * median)[:, None])

@@ -20,7 +20,12 @@ from stellarperceptron.network.patches import Patch, split_into_patches
 from stellarperceptron.utils.arrays import as_array, as_names, as_spectra, sentinels_to_nan
 from stellarperceptron.utils.data_utils import written_by
 
-__all__ = ["SpectraModel", "holds_labels"]
+__all__ = ["SpectraModel", "holds_labels", "too_noisy"]
+
+# A pixel is too noisy to help if its error exceeds both. Beyond about this noise the shipped model
+# answers better without the pixel (measured with noise on 5 to 30 % of the pixels).
+_LARGEST_ERROR = 0.05  # of the pseudo-continuum
+_LARGEST_RATIO = 3.0  # to the star's median error
 
 
 def holds_labels(values: Any) -> bool:
@@ -28,6 +33,15 @@ def holds_labels(values: Any) -> bool:
     if isinstance(values, pd.DataFrame | Table | Mapping):
         return True
     return len(np.shape(values)) == 2
+
+
+def too_noisy(errors: np.ndarray) -> np.ndarray:
+    """Pixels (N, n) that count as bad by their errors (N, n); see `predict`."""
+    known = np.isfinite(errors) & (errors > 0)
+    errors = np.where(known, errors, np.nan)
+    # Stars without any error have no median; all of their pixels are bad anyway.
+    median = np.nanmedian(np.where(known.any(axis=1, keepdims=True), errors, 0), axis=1)
+    return ~known | (errors > np.maximum(_LARGEST_ERROR, _LARGEST_RATIO * median)[:, None])
 
 
 class SpectraModel(PerceivingModel):
@@ -249,13 +263,33 @@ class SpectraModel(PerceivingModel):
             )
 
     def _labelled_spectra(
-        self, spectra: Any, labels: Any, wavelengths: Any, label_names: Sequence[str] | None
-    ) -> tuple[np.ndarray, list[str], list[str], np.ndarray]:
-        """Arguments of `fit` in its published form, from spectra and labels apart."""
-        flux, wavelengths, names = self._on_pixels(spectra, wavelengths)
+        self,
+        spectra: Any,
+        labels: Any,
+        wavelengths: Any,
+        label_names: Sequence[str] | None,
+        errors: Any = None,
+    ) -> tuple[np.ndarray, list[str], list[str], np.ndarray, np.ndarray | None]:
+        """Arguments of `fit` in its published form, from spectra and labels apart.
+
+        The last of them are errors of the columns, if those of the spectra (N, n) are given.
+        """
+        flux, on_pixels, names = self._on_pixels(spectra, wavelengths)
+        if errors is not None:
+            errors, given = as_spectra(errors, wavelengths)
+            errors = as_array(errors, dtype=np.float32)
+            if errors.shape != flux.shape or off_pixels(self.instrument, given).any():
+                raise ValueError(
+                    f"inputs_err {errors.shape} do not match spectra on pixels of the model's "
+                    f"instrument {flux.shape}"
+                )
+            flux = np.where(too_noisy(errors), np.nan, flux)
+        wavelengths = on_pixels
         values, known = self._known_labels(labels, label_names, len(flux))
         wavelengths = np.append(wavelengths, np.zeros(len(known)))
-        return np.hstack([flux, values]), [*names, *known], known, wavelengths
+        if errors is not None:
+            errors = np.hstack([errors, np.zeros_like(values)])
+        return np.hstack([flux, values]), [*names, *known], known, wavelengths, errors
 
     def _known_labels(
         self, labels: Any, label_names: Sequence[str] | None, stars: int

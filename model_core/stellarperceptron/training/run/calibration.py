@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,9 +155,9 @@ def _scales_in_a_draw(
         flux = stars.see(coefficients, seen_by)
     else:
         seen_by, flux = model.instrument, stars.decode(coefficients)
-    flux, _ = spectra.with_errors(flux, seen_by, random, generator)
+    flux, noise = spectra.with_errors(flux, seen_by, random, generator)
     if random.random() < HIDDEN:
-        snr = math.nan
+        snr, noise = math.nan, None
     places = between_rows(model.instrument, seen_by.wavelength)
     shown, width = places.pixels, places.width
     if random.random() < 0.5:
@@ -165,15 +166,19 @@ def _scales_in_a_draw(
         start = int(random.integers(len(shown) - length + 1))
         shown, width = shown[start : start + length], width[start : start + length]
     seen = flux.numpy()[:, shown]
+    told: dict[str, Any] = {} if math.isnan(snr) else {"snr": snr}
+    if noise is not None and noise.dim() == 2:  # it differs from pixel to pixel
+        told = {"errors": noise.numpy()[:, shown]}
+        snr = float(1 / np.median(told["errors"]))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*flagged")
+        warnings.filterwarnings("ignore", "(?s).*(flagged|bad, by their errors)")
         predicted = model.predict(
             seen,
             seen_by.wavelength[shown],
             list(stars.label_names),
-            snr=None if math.isnan(snr) else snr,
             resolving_power=np.broadcast_to(seen_by.resolving_power, len(seen_by))[shown],
             progress=False,
+            **told,
         )
     true, true_errors = stars.labels[rows], stars.label_errors
     true_errors = np.zeros_like(true) if true_errors is None else true_errors[rows]

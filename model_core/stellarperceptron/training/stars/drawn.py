@@ -95,23 +95,28 @@ class DrawnSpectra:
             Randomness of the instrument, and of noise and bad pixels.
         """
         border = self._border(random)
-        fluxes, noises, wavelengths, powers = [], [], [], []
+        parts, wavelengths, powers = [], [], []
         for windows in self._on_either_side(border):
             seen_by = self.drawn.draw(random, windows, self.instrument)
             flux = self.see(coefficients, seen_by)
-            flux, noise = self.with_errors(flux, seen_by, random, generator)
-            fluxes.append(flux)
-            noises.append(noise)
+            parts.append(self.with_errors(flux, seen_by, random, generator))
             wavelengths.append(seen_by.wavelength)
             powers.append(seen_by.resolving_power)
-        rows = between_rows(self.instrument, np.concatenate(wavelengths))
+        wavelength = np.concatenate(wavelengths)
         above = np.arange(len(self.instrument)) >= border
         power = np.where(above, powers[-1], powers[0])
-        seen = _spread(torch.cat(fluxes, dim=1), rows, power, statistics, groups)
-        if len(noises) == 1 or noises[0] is None:
-            return seen._replace(noise=noises[0])
-        above = torch.from_numpy(groups.min(axis=1) >= border).to(fluxes[0].device)
-        return seen._replace(noise=torch.where(above, noises[1][:, None], noises[0][:, None]))
+        flux = torch.cat([flux for flux, _ in parts], dim=1)
+        rows = between_rows(self.instrument, wavelength)
+        seen = _spread(flux, rows, power, statistics, groups)
+        if len(parts) == 1 and (parts[0][1] is None or parts[0][1].dim() == 1):
+            return seen._replace(noise=parts[0][1])
+        if parts[0][1] is None:
+            return seen
+        noise = [x if x.dim() == 2 else x[:, None].expand(f.shape) for f, x in parts]
+        means = np.append(self.instrument.wavelength, np.nan)[groups]
+        nearest = np.searchsorted(wavelength, np.nanmean(means, axis=1))
+        nearest = torch.from_numpy(nearest.clip(max=len(wavelength) - 1)).to(flux.device)
+        return seen._replace(noise=torch.cat(noise, dim=1)[:, nearest])
 
     def _border(self, random: np.random.Generator) -> int:
         """First of the model's pixels that a second instrument sees; 0: there is no second one."""
@@ -138,7 +143,8 @@ class DrawnSpectra:
     ) -> tuple[Tensor, Tensor | None]:
         """Add errors and bad pixels to what an instrument sees (B, n).
 
-        The second result is the standard deviation of the noise (B,), None if there is none.
+        The second result is the standard deviation of the noise (B,) or (B, n), None if there is
+        none.
         """
         noise = None
         if self.augmentation is not None:
