@@ -290,6 +290,28 @@ def test_noise_of_the_survey_and_of_augmentation_add_in_squares():
         torch.testing.assert_close(snr, standardized_condition("snr", torch.full_like(snr, 25.0)))
 
 
+def test_each_token_may_have_a_signal_to_noise_ratio_of_its_own():
+    def slope(flux, generator):
+        return flux, 0.01 * torch.arange(40.0).expand(len(flux), -1)
+
+    data = make_data(
+        bad=0,
+        pixels_per_token=8,
+        augment=slope,
+        conditions=True,
+        errors=lambda flux: 0.001 * flux * np.arange(1, 41),
+        noise_of_tokens=True,
+    )
+    pixels = [group[group < 40] for group in data.groups]
+    middle = torch.stack([group.float().median() for group in pixels])
+    stars = torch.arange(3)
+    seen = data.seen(data.values[:3], torch.Generator())
+    assert ((100 * seen.noise - middle).abs() <= 1).all()
+    told = 1 / data.snr(stars, None)
+    assert ((1000 * told - 1 - middle).abs() <= 1).all()
+    torch.testing.assert_close(1 / data.snr(stars, seen.noise), torch.hypot(told, seen.noise))
+
+
 def test_augmentation_tells_the_noise_that_it_adds():
     flux = torch.ones(400, 7514)
     augmentation = Augmentation(snr=(30.0, 300.0), ripple=(0, 0), line_spread=0)

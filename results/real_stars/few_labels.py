@@ -223,7 +223,9 @@ def fine_tuned(checkpoint: Path, steps: int, weights: str) -> Method:
             own = not off_pixels(model.instrument, stars.wavelength).any()
             augment = functools.partial(AUGMENTATION.with_noise, instrument=instrument_of(stars))
             known = pd.DataFrame(stars.labels[train], columns=labels)
-            errors = stars.errors if own and model.config.conditions else None
+            errors = stars.errors
+            if errors is not None and not (own and model.config.conditions):
+                errors = None
             model.fit(
                 stars.flux[train],
                 known,

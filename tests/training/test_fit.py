@@ -7,7 +7,9 @@ import torch
 from conftest import LABELS, make_model, make_spectra
 from train_tiny import NAMES, STARS, WAVELENGTHS
 
+from stellarperceptron.data.apogee.grid import APOGEE_WAVELENGTH
 from stellarperceptron.nn_utils import linear_warmup_cosine
+from stellarperceptron.training import stages
 
 
 @pytest.fixture
@@ -160,3 +162,28 @@ def test_stars_without_labels_are_left_out(table):
         make_model().fit(
             table, outputs_name=LABELS, inputs_wavelength=np.append(WAVELENGTHS, [0, 0, 0])
         )
+
+
+def test_fit_is_told_the_errors_of_spectra(table, monkeypatch):
+    flux, labels = table[NAMES].to_numpy(), table[LABELS]
+    errors = np.full(flux.shape, 0.01)
+    errors[:, 20:] = 0.02
+    errors[0, 5] = 0.2  # too noisy to be a measurement
+    kept = []
+    prepare = stages.prepare_training_data
+
+    def prepared(*arguments, **options):
+        kept.append(prepare(*arguments, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(stages, "prepare_training_data", prepared)
+    model = make_model(pixels_per_token=10, conditions=True)
+    options = {"epochs": 1, "batch_size": 16, "progress": False}
+    model.fit(flux, labels, APOGEE_WAVELENGTH[:40], inputs_err=errors, **options)
+    noise = kept[0].noise
+    assert noise.shape == (STARS, 5)  # the pixels' bins on the instrument's grid
+    first, *_, last = noise.nanmedian(dim=0).values
+    assert last > 1.5 * first
+    assert kept[0].values[0, 5].isnan()
+    with pytest.raises(ValueError, match=r"inputs_err \(80, 39\) do not match"):
+        model.fit(flux, labels, APOGEE_WAVELENGTH[:40], inputs_err=errors[:, 1:], **options)

@@ -21,6 +21,18 @@ def test_augmentation_adds_what_it_says():
     assert rms == pytest.approx(math.hypot(0.01, 0.004), rel=0.15)
 
 
+def test_the_signal_to_noise_ratio_changes_along_the_spectrum():
+    rising = Augmentation((30.0, 100.0), ripple=(0, 0), line_spread=0, snr_slope=(4.0, 9.0))
+    flux = torch.ones(200, 2000)
+    changed, noise = rising.with_noise(flux, torch.Generator().manual_seed(1), slice(0, 2000))
+    slope = noise[:, 0] / noise[:, -1]
+    assert 4 <= slope.min() < 4.3 and 8.7 < slope.max() <= 9
+    assert ((noise[:, 999] > 0.0099) & (noise[:, 999] < 0.034)).all()
+    pulls = (changed - flux) / noise
+    for part in (slice(0, 200), slice(1800, 2000)):
+        assert pulls[:, part].std().item() == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.4, 0.65])
 def test_noise_of_neighbours_correlates(correlation):
     normal = torch.randn(4, 7514, generator=torch.Generator().manual_seed(1))
@@ -30,7 +42,13 @@ def test_noise_of_neighbours_correlates(correlation):
 
 
 @pytest.mark.parametrize(
-    "entries", [{"snr": (0.0, 100.0)}, {"correlation": (0.2, 0.9)}, {"ripple": (0.01, 0.0)}]
+    "entries",
+    [
+        {"snr": (0.0, 100.0)},
+        {"correlation": (0.2, 0.9)},
+        {"ripple": (0.01, 0.0)},
+        {"snr_slope": (0.0, 1.0)},
+    ],
 )
 def test_impossible_augmentation(entries):
     with pytest.raises(ValueError, match=next(iter(entries))):

@@ -132,6 +132,16 @@ def test_two_instruments_share_a_context(made):
         assert (batch.tokens.weights.sum(dim=2) > 0).all()
 
 
+def test_tokens_are_told_that_one_end_is_noisier(made):
+    _, data, stars = made
+    augmentation = Augmentation(snr=(50, 500), snr_slope=(2.0, 9.0))
+    drawn = dataclasses.replace(DRAWN, share=1.0, gaps=0)
+    one = dataclasses.replace(data, draw=DrawnSpectra(drawn, SPOT, stars, augmentation))
+    told = [batch.tokens.conditions[..., 1] for batch in batches(one, range(3))]
+    told = [ratios for ratios in told if not ratios.isnan().any()]
+    assert told and all((ratios.diff(dim=1) > 0).all() for ratios in told)
+
+
 def test_validation_shows_the_models_own_instrument(made):
     _, data, _ = made
     (batch,) = batches(data, batch_size=STARS, fixed=True)
