@@ -22,7 +22,7 @@ from stellarperceptron.instruments import (
     MOONS_H,
     instrument,
 )
-from stellarperceptron.instruments.spectrograph import Continuum, Instrument
+from stellarperceptron.instruments.spectrograph import Continuum, Instrument, some_chips
 
 GRID = np.linspace(8460.0, 8700.0, 2401)
 
@@ -282,3 +282,15 @@ def test_wavelengths_may_have_any_unit_of_length():
     np.testing.assert_allclose(spot.wavelength, wavelength, rtol=1e-12)
     few = (wavelength[[3, 7]] * u.AA).to(u.micron)
     assert spot.pixel_names(few).tolist() == ["spot_3", "spot_7"]
+
+
+def test_some_chips_are_sampled_anew_or_stay_as_they_are():
+    part = some_chips(GALAH, ("blue", "green"), "part", 28_000.0)
+    assert list(part.chips) == ["blue", "green"]
+    for chip in part.chips.values():
+        assert np.median(np.diff(np.log(part.wavelength[chip]))) == pytest.approx(1 / 70_000)
+    assert part.wavelength[0] > GALAH.wavelength[0]
+    assert part.wavelength[-1] < GALAH.wavelength[GALAH.chips["green"]][-1]
+    red = some_chips(GALAH, ("red",), "red")
+    np.testing.assert_array_equal(red.wavelength, GALAH.wavelength[GALAH.chips["red"]])
+    assert red.chips == {"red": slice(0, len(red))} and red.continuum == GALAH.continuum

@@ -1,13 +1,15 @@
 r"""Errors of several models on several instruments: who was trained on what, and tested on what.
 
 The same stars of the mock survey, which no model has seen, are observed by APOGEE, by MOONS in the
-H band, and by three made-up instruments. A model that was trained on many instruments reads the
-spectra as they are and is told resolving power and signal-to-noise ratio; for a model of one
-instrument they are interpolated onto its pixels. Writes OUTPUT.csv, OUTPUT_table.md and OUTPUT.png
-(with PDF and caption).
+H band, and by three made-up instruments; or, for models of the windows of HERMES, by GALAH, by its
+third window alone, and by two made-up instruments. A model that was trained on many instruments
+reads the spectra as they are and is told resolving power and signal-to-noise ratio; for a model of
+one instrument they are interpolated onto its pixels. Writes OUTPUT.csv, OUTPUT_table.md and
+OUTPUT.png (with PDF and caption).
 
     python matrix.py drawn=runs/instruments/1_basemodel_synthetic \
         APOGEE=runs/laptop/1_basemodel_synthetic --output runs/instruments/tables/instruments
+    python matrix.py drawn=runs/optical/1 --line-lists mixed --output runs/optical/matrix
 """
 
 import argparse
@@ -24,12 +26,13 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from stellarperceptron import StellarPerceptron
-from stellarperceptron.data.mock.emulated import emulated_source
+from stellarperceptron.data.mock.emulated import LINE_LISTS, emulated_source
 from stellarperceptron.data.mock.observation import Augmentation
 from stellarperceptron.evaluation.evaluate import load_network
 from stellarperceptron.evaluation.metrics import label_metrics
-from stellarperceptron.instruments import APOGEE, MOONS_H
-from stellarperceptron.instruments.spectrograph import Instrument
+from stellarperceptron.instruments import APOGEE, GALAH, MOONS_H
+from stellarperceptron.instruments import instrument as instrument_named
+from stellarperceptron.instruments.spectrograph import Instrument, some_chips
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive, positive_float, run_script
@@ -62,22 +65,36 @@ def even(name: str, power: float, step: float) -> Instrument:
     )
 
 
+WINDOWS = tuple(GALAH.chips)
 INSTRUMENTS = {
-    "APOGEE": APOGEE,
-    "MOONS": MOONS_H,
-    "R 11,500": even("R 11,500", 11_500.0, 0.5),
-    "R 6,300": even("R 6,300", 6_300.0, 1.0),
-    "R 38,000": even("R 38,000", 38_000.0, 0.15),
+    "APOGEE": {
+        "APOGEE": APOGEE,
+        "MOONS": MOONS_H,
+        "R 11,500": even("R 11,500", 11_500.0, 0.5),
+        "R 6,300": even("R 6,300", 6_300.0, 1.0),
+        "R 38,000": even("R 38,000", 38_000.0, 0.15),
+    },
+    "GALAH": {
+        "GALAH": GALAH,
+        "third window": some_chips(GALAH, ("red",), "third window"),
+        "R 11,500": some_chips(GALAH, WINDOWS, "R 11,500", 11_500.0),
+        "R 45,000": some_chips(GALAH, WINDOWS, "R 45,000", 45_000.0),
+    },
 }
+"""Instruments that observe the stars, by the instrument whose emulators make their spectra."""
 
 
-def observe(stars: int, seed: int, snr: float) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """Spectra (N, n) of the same stars by instrument, and their labels (N, Q)."""
-    source = emulated_source(stars, seed, any_instrument=True)
+def observe(
+    stars: int, seed: int, snr: float, of: str = "APOGEE", line_lists: str = "nominal"
+) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Spectra (N, n) of the same stars by `INSTRUMENTS` of one, and their labels (N, Q)."""
+    source = emulated_source(
+        stars, seed, any_instrument=True, instrument=instrument_named(of), line_lists=line_lists
+    )
     columns = source.splits["train"]
     recipe, noise = columns["synthetic"], Augmentation(snr=(snr, snr))
     spectra = {}
-    for name, instrument in INSTRUMENTS.items():
+    for name, instrument in INSTRUMENTS[of].items():
         generator = torch.Generator().manual_seed(seed)
         parts = [
             noise(recipe.seen_by(some, instrument), generator, instrument=instrument).numpy()
@@ -131,8 +148,26 @@ def answers(
         return model.predict(flux, wavelength, labels, progress=False, **told)
 
 
+def emulated(models: Mapping[str, StellarPerceptron]) -> str:
+    """The key of `INSTRUMENTS` that all models belong to.
+
+    Raises
+    ------
+    ValueError
+        There is none, or they belong to different ones.
+    """
+    found = {str(model.instrument and model.instrument.name) for model in models.values()}
+    if len(found) > 1 or not found <= set(INSTRUMENTS):
+        raise ValueError(
+            f"the models are for {', '.join(sorted(found))}: give models of one instrument, "
+            f"{' or '.join(INSTRUMENTS)}"
+        )
+    return found.pop()
+
+
 def matrix(
     models: Mapping[str, StellarPerceptron],
+    instruments: Mapping[str, Instrument],
     spectra: Mapping[str, np.ndarray],
     labels: pd.DataFrame,
     snr: float,
@@ -143,7 +178,7 @@ def matrix(
         known = [label for label in labels if label in model.label_names]
         for instrument, flux in spectra.items():
             try:
-                found = answers(model, INSTRUMENTS[instrument], flux, known, snr)
+                found = answers(model, instruments[instrument], flux, known, snr)
             except ValueError as error:
                 print(f"{name} on {instrument}: {error}", file=sys.stderr)
                 continue
@@ -227,6 +262,9 @@ def main() -> None:
     parser.add_argument("--stars", type=positive, default=2000, help="number of test stars")
     parser.add_argument("--seed", type=int, default=2, help="of the stars; not that of training")
     parser.add_argument("--snr", type=positive_float, default=150.0, help="a pixel")
+    parser.add_argument(
+        "--line-lists", choices=LINE_LISTS, default="nominal", help="of the stars' spectra"
+    )
     parser.add_argument("--output", type=Path, required=True, help="of the files, without .csv")
     arguments = parser.parse_args()
     try:
@@ -236,8 +274,11 @@ def main() -> None:
             if not equals or name in models:
                 raise ValueError(f"{text}: give each model a name of its own, NAME=CHECKPOINT")
             models[name] = load_network(resolve_checkpoint(Path(path)), "cpu")
-        spectra, labels = observe(arguments.stars, arguments.seed, arguments.snr)
-        table = matrix(models, spectra, labels, arguments.snr)
+        of = emulated(models)
+        spectra, labels = observe(
+            arguments.stars, arguments.seed, arguments.snr, of, arguments.line_lists
+        )
+        table = matrix(models, INSTRUMENTS[of], spectra, labels, arguments.snr)
     except (OSError, ValueError) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     stem = arguments.output

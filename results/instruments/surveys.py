@@ -26,7 +26,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.dataset import SpectraDataset
-from stellarperceptron.evaluation.metrics import label_metrics
+from stellarperceptron.evaluation.metrics import label_metrics, scatter_if_independent
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.training.stages import require_labels, require_same_instrument
@@ -157,9 +157,13 @@ def table_together(table: pd.DataFrame) -> pd.DataFrame:
         each = [alone[name, row["label"]] for name in row["instruments"].split(" + ")]
         cells = {"instruments": row["instruments"], "label": entry.heading}
         cells["best alone"] = entry.format_residual(min(each))
-        for name, heading in (("mean_mad_std", "weighted mean"), ("mad_std", "one context")):
-            change = 100 * (row[name] / min(each) - 1)
-            cells[heading] = f"{entry.format_residual(row[name])} ({round(change):+d} %)"
+        for heading, value in (
+            ("if independent", scatter_if_independent(each)),
+            ("weighted mean", row["mean_mad_std"]),
+            ("one context", row["mad_std"]),
+        ):
+            change = 100 * (value / min(each) - 1)
+            cells[heading] = f"{entry.format_residual(value)} ({round(change):+d} %)"
         cells["sd of pulls"] = f"{row['pull_std']:.2f}"
         cells["offset"] = f"{row['offset']:+.2f}" if row["number"] == 2 else "–"
         cells["chi-squared"] = f"{row['chi_squared']:.2f}" if row["number"] == 2 else "–"

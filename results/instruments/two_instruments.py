@@ -3,7 +3,9 @@ r"""Labels of the same stars from two instruments: do they agree, and are both t
 Stars of the mock survey that no model has seen are observed by two instruments, with noise of their
 own. A model that was trained on many instruments answers from each; the two answers are averaged,
 weighted by the inverse squares of the predicted errors; and, where the wavelengths of the two do
-not overlap, the model perceives both spectra in one context. Writes OUTPUT.csv and OUTPUT.md.
+not overlap, the model perceives both spectra in one context. "If independent" is the scatter that
+the weighted mean would have if the errors of the two answers were independent. Writes OUTPUT.csv
+and OUTPUT.md.
 
     python two_instruments.py --checkpoint runs/optical/1 --output runs/optical/two_instruments
 """
@@ -21,52 +23,30 @@ import torch
 from stellarperceptron import StellarPerceptron
 from stellarperceptron.data.mock.emulated import LINE_LISTS, emulated_source
 from stellarperceptron.data.mock.observation import Augmentation
-from stellarperceptron.evaluation.metrics import label_metrics
+from stellarperceptron.evaluation.metrics import label_metrics, scatter_if_independent
 from stellarperceptron.instruments import APOGEE, GALAH, MOONS_H
-from stellarperceptron.instruments.spectrograph import Instrument
+from stellarperceptron.instruments.spectrograph import Instrument, some_chips
 from stellarperceptron.labels import label as label_named
 from stellarperceptron.training.run.script import resolve_checkpoint
 from stellarperceptron.utils.arguments import HelpFormatter, positive, positive_float, run_script
 from stellarperceptron.utils.data_utils import atomic_output
 from stellarperceptron.utils.document import markdown_table
 
-
-def part_of(instrument: Instrument, chips: tuple[str, ...], name: str, power: float) -> Instrument:
-    """Some neighbouring chips of an instrument at another resolving power, 2.5 pixels each."""
-    ends = [instrument.wavelength[instrument.chips[chip]][[0, -1]] for chip in chips]
-    step = 1 / (2.5 * power)
-    index = [
-        np.arange(np.ceil(np.log(low) / step), np.floor(np.log(high) / step)) for low, high in ends
-    ]
-    starts = np.cumsum([0, *map(len, index)]).tolist()
-    return dataclasses.replace(
-        instrument,
-        name=name,
-        wavelength=np.exp(step * np.concatenate(index)),
-        chips={chip: slice(*starts[i : i + 2]) for i, chip in enumerate(chips)},
-        ranges={},
-        resolving_power=power,
-        pixel_prefix="",
-        encoding_range=(),
-        grid_index=np.concatenate(index).astype(int),
-    )
-
-
 PAIRS = {
     "GALAH": [
         (
-            part_of(GALAH, ("blue", "green"), "blue and green, R = 28,000", 28_000.0),
-            part_of(GALAH, ("red", "infrared"), "red and infrared, R = 11,500", 11_500.0),
+            some_chips(GALAH, ("blue", "green"), "blue and green, R = 28,000", 28_000.0),
+            some_chips(GALAH, ("red", "infrared"), "red and infrared, R = 11,500", 11_500.0),
         ),
         (
-            part_of(GALAH, ("blue", "green"), "blue and green, R = 1,800", 1_800.0),
-            part_of(GALAH, ("red", "infrared"), "red and infrared, R = 45,000", 45_000.0),
+            some_chips(GALAH, ("blue", "green"), "blue and green, R = 1,800", 1_800.0),
+            some_chips(GALAH, ("red", "infrared"), "red and infrared, R = 45,000", 45_000.0),
         ),
     ],
     "APOGEE": [
         (
-            part_of(APOGEE, ("blue",), "blue chip, R = 22,500", 22_500.0),
-            part_of(APOGEE, ("green", "red"), "green and red chip, R = 6,300", 6_300.0),
+            some_chips(APOGEE, ("blue",), "blue chip, R = 22,500", 22_500.0),
+            some_chips(APOGEE, ("green", "red"), "green and red chip, R = 6,300", 6_300.0),
         ),
         (dataclasses.replace(APOGEE, name="APOGEE's pixels"), MOONS_H),
     ],
@@ -135,23 +115,23 @@ def text_table(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in table.to_dict("records"):
         entry = label_named(row["label"])
-        better = min(row["first_mad_std"], row["second_mad_std"])
         cells = {
             "instruments": f"{row['first']}; {row['second']}",
             "label": f"{entry.plain} [{entry.unit}]",
             "offset": f"{row['offset']:+.2f}",
             "chi-squared": f"{row['chi_squared']:.2f}",
         }
-        for name, heading in (
-            ("first", "from the first"),
-            ("second", "from the second"),
-            ("mean", "weighted mean"),
-            ("one_context", "in one context"),
+        each = [row["first_mad_std"], row["second_mad_std"]]
+        for heading, value in (
+            ("from the first", each[0]),
+            ("from the second", each[1]),
+            ("if independent", scatter_if_independent(each)),
+            ("weighted mean", row["mean_mad_std"]),
+            ("in one context", row.get("one_context_mad_std", np.nan)),
         ):
-            value = row.get(f"{name}_mad_std", np.nan)
             cells[heading] = entry.format_residual(value)
-            if name in ("mean", "one_context") and np.isfinite(value):
-                cells[heading] += f" ({100 * (value / better - 1):+.0f} %)"
+            if not heading.startswith("from") and np.isfinite(value):
+                cells[heading] += f" ({100 * (value / min(each) - 1):+.0f} %)"
         rows.append(cells)
     return pd.DataFrame(rows)
 

@@ -1,11 +1,13 @@
 """The matrix of errors: models by instruments."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from chain import load
 
-from stellarperceptron.instruments import APOGEE, MOONS_H
+from stellarperceptron.instruments import APOGEE, GALAH, MOONS_H
 
 
 @pytest.fixture(scope="module")
@@ -49,5 +51,15 @@ def test_figure_has_a_panel_for_each_label(script):
 
 
 def test_test_instruments_lie_within_the_emulators_range(script):
-    for name, instrument in script.INSTRUMENTS.items():
+    for name, instrument in script.INSTRUMENTS["APOGEE"].items():
         assert instrument.wavelength[0] > 15_141 and instrument.wavelength[-1] < 16_969, name
+    for name, instrument in script.INSTRUMENTS["GALAH"].items():
+        distance = np.abs(np.subtract.outer(instrument.wavelength, GALAH.wavelength)).min(axis=1)
+        assert distance.max() < 5, name  # the cores of Balmer lines are left out of GALAH
+
+
+def test_models_of_different_instruments_are_refused(script):
+    one, other = (SimpleNamespace(instrument=i) for i in (APOGEE, GALAH))
+    assert script.emulated({"one": other}) == "GALAH"
+    with pytest.raises(ValueError, match="APOGEE, GALAH: give models of one"):
+        script.emulated({"one": one, "other": other})

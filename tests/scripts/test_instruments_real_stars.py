@@ -180,15 +180,6 @@ def test_summary_tells_who_is_within_reach(real):
     assert "5000" in real.star_text(answered()).iloc[0]["Teff [K]"]
 
 
-def test_parts_of_an_instrument_are_sampled_anew(two):
-    part = two.part_of(GALAH, ("blue", "green"), "part", 28_000.0)
-    assert list(part.chips) == ["blue", "green"]
-    for chip in part.chips.values():
-        assert np.median(np.diff(np.log(part.wavelength[chip]))) == pytest.approx(1 / 70_000)
-    assert part.wavelength[0] > GALAH.wavelength[0]
-    assert part.wavelength[-1] < GALAH.wavelength[GALAH.chips["green"]][-1]
-
-
 class Told:
     """A model whose answer is the flux of the first pixel, with a known error."""
 

@@ -14,6 +14,7 @@ __all__ = [
     "bootstrap_interval",
     "coverage",
     "label_metrics",
+    "scatter_if_independent",
     "subsets",
     "summarize",
 ]
@@ -243,3 +244,19 @@ def summarize(
                 values |= _intervals(residual[np.isfinite(residual)])
             rows.append({"subset": subset, "label": label, **values})
     return pd.DataFrame(rows)
+
+
+def scatter_if_independent(scatters: Sequence[float]) -> float:
+    """Scatter of the weighted mean of several answers whose errors are independent.
+
+    Parameters
+    ----------
+    scatters
+        Scatter of each answer; the weights are the inverse squares.
+
+    Examples
+    --------
+    >>> scatter_if_independent([3.0, 4.0])
+    2.4
+    """
+    return float(np.square(1 / np.asarray(scatters)).sum() ** -0.5)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from stellarperceptron.utils.pixel_slices import as_pairs, as_slice
 
-__all__ = ["Continuum", "Instrument"]
+__all__ = ["Continuum", "Instrument", "some_chips"]
 
 
 @dataclass(frozen=True)
@@ -362,3 +362,52 @@ def _alike(one: Any, other: Any) -> bool:
             return False
         return bool(np.allclose(one, other, rtol=1e-10, atol=0))
     return one == other
+
+
+def some_chips(
+    instrument: Instrument,
+    chips: Sequence[str],
+    name: str,
+    resolving_power: float | None = None,
+    sampling: float = 2.5,
+) -> Instrument:
+    """Make an instrument that has some chips of another one.
+
+    Parameters
+    ----------
+    instrument
+        The other instrument.
+    chips
+        Neighbouring chips of it, in order of wavelength.
+    name
+        Name of the new instrument.
+    resolving_power
+        Wavelength over full width at half maximum. None: pixels and resolving power of the other
+        instrument.
+    sampling
+        Pixels a resolution element, if there is a `resolving_power`.
+    """
+    parts = [instrument.chips[chip] for chip in chips]
+    if resolving_power is None:
+        whole = slice(parts[0].start, parts[-1].stop)
+        wavelength, index = instrument.wavelength[whole], instrument.grid_index[whole]
+        lengths, power = [part.stop - part.start for part in parts], instrument.resolving_power
+        power = power[whole] if np.ndim(power) else power
+    else:
+        step, power = 1 / (sampling * resolving_power), resolving_power
+        ends = [np.log(instrument.wavelength[[part.start, part.stop - 1]]) / step for part in parts]
+        pieces = [np.arange(np.ceil(low), np.floor(high)) for low, high in ends]
+        lengths, index = list(map(len, pieces)), np.concatenate(pieces).astype(int)
+        wavelength = np.exp(step * index)
+    starts = np.cumsum([0, *lengths]).tolist()
+    return replace(
+        instrument,
+        name=name,
+        wavelength=wavelength,
+        chips={chip: slice(*starts[i : i + 2]) for i, chip in enumerate(chips)},
+        ranges={},
+        resolving_power=power,
+        pixel_prefix="",
+        encoding_range=(),
+        grid_index=index,
+    )
