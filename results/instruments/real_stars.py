@@ -365,7 +365,11 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.plot(ends, ends, color="black", lw=0.6, zorder=1)
         axes.set(xlabel=f"literature: {axis_label(label)}")
         axes.set_ylabel(f"predicted: {axis_label(label)}")
-    figure.axes[0].legend()
+    first = figure.axes[0]
+    if not inside.all():
+        style = {"color": "grey", "mfc": "none", "ms": 4, "ls": "none"}
+        first.plot([], [], "o", label="beyond the emulators' reach", **style)
+    first.legend()
     return figure
 
 
