@@ -61,7 +61,7 @@ def errors_argument(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="leave out pixels that are too noisy to help: their error in the file exceeds 0.05 of "
-        "the continuum and three times the star's median error",
+        "the continuum and three times the median error of the pixels around them",
     )
 
 

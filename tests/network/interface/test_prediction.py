@@ -5,6 +5,8 @@ import pytest
 from astropy import units
 from small_model import WAVELENGTHS, predict
 
+from stellarperceptron.network.interface.spectra import too_noisy
+
 CONTENT = {"none": np.nan, "zero": 0.0, "negative": -1.0, "pipeline's mark": 1e10, "noisy": 0.06}
 
 
@@ -58,3 +60,11 @@ def test_errors_come_in_any_container(model, spectra, errors):
 def test_errors_of_another_shape_are_refused(model, spectra, errors):
     with pytest.raises(ValueError, match=r"errors \(5, 39\) do not match spectra \(5, 40\)"):
         model.predict(spectra, WAVELENGTHS, errors=errors[:, 1:])
+
+
+def test_errors_are_compared_with_those_of_neighbours():
+    errors = np.geomspace(0.3, 0.03, 3000)[None].repeat(2, axis=0)  # a faint blue end
+    errors[1, 100] *= 4
+    assert too_noisy(errors).nonzero() == (1, 100)
+    errors[0, :400] = np.nan
+    assert too_noisy(errors)[0].nonzero()[0].tolist() == list(range(400))

@@ -142,6 +142,18 @@ def test_tokens_are_told_that_one_end_is_noisier(made):
     assert told and all((ratios.diff(dim=1) > 0).all() for ratios in told)
 
 
+def test_what_noise_has_moved_out_of_the_valid_range_is_bad(made):
+    _, _, stars = made
+    drawn = dataclasses.replace(DRAWN, bad=0.0)
+    draw = DrawnSpectra(drawn, SPOT, stars, Augmentation(snr=(3, 3), ripple=(0, 0)))
+    seen_by = dataclasses.replace(SPOT, valid_flux=(0.5, 1.2))
+    given = torch.full((4, len(SPOT)), 0.9)
+    random, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    flux, _ = draw.with_errors(given, seen_by, random, generator)
+    assert 0.2 < flux.isnan().float().mean() < 0.4
+    assert flux.nan_to_num(1).min() >= 0.5 and flux.nan_to_num(1).max() <= 1.2
+
+
 def test_validation_shows_the_models_own_instrument(made):
     _, data, _ = made
     (batch,) = batches(data, batch_size=STARS, fixed=True)

@@ -70,9 +70,9 @@ class PredictingModel(SpectraModel):
             Names of Q labels; None: all.
         errors
             (N, n) standard deviations of the fluxes, in any container of `spectra`. Pixels whose
-            error is not above zero, or above 0.05 and three times the star's median error, count as
-            bad. A model that takes conditions is told the signal-to-noise ratio of each token. The
-            flags allow for noise that is known.
+            error is not above zero, or above 0.05 and three times the median error of the 300
+            pixels around it, count as bad. A model that takes conditions is told the
+            signal-to-noise ratio of each token. The flags allow for noise that is known.
         snr
             (N,) signal-to-noise ratio a pixel, or one number for all stars, instead of that by
             `errors`. Only for models that take conditions, which answer without it, too.

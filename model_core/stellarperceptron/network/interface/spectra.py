@@ -25,7 +25,8 @@ __all__ = ["SpectraModel", "holds_labels", "too_noisy"]
 # A pixel is too noisy to help if its error exceeds both. Beyond about this noise the shipped model
 # answers better without the pixel (measured with noise on 5 to 30 % of the pixels).
 _LARGEST_ERROR = 0.05  # of the pseudo-continuum
-_LARGEST_RATIO = 3.0  # to the star's median error
+_LARGEST_RATIO = 3.0  # to the median error of its neighbours
+_NEIGHBOURS = 300  # the blue end of a spectrum may be noisier than the rest by a factor of ten
 
 
 def holds_labels(values: Any) -> bool:
@@ -38,10 +39,15 @@ def holds_labels(values: Any) -> bool:
 def too_noisy(errors: np.ndarray) -> np.ndarray:
     """Pixels (N, n) that count as bad by their errors (N, n); see `predict`."""
     known = np.isfinite(errors) & (errors > 0)
-    errors = np.where(known, errors, np.nan)
-    # Stars without any error have no median; all of their pixels are bad anyway.
-    median = np.nanmedian(np.where(known.any(axis=1, keepdims=True), errors, 0), axis=1)
-    return ~known | (errors > np.maximum(_LARGEST_ERROR, _LARGEST_RATIO * median)[:, None])
+    bad = ~known
+    parts = np.array_split(np.arange(errors.shape[1]), max(1, round(errors.shape[1] / _NEIGHBOURS)))
+    for part in parts:
+        own = np.where(known[:, part], errors[:, part], np.nan)
+        # Where there is no error, there is no median; all of these pixels are bad anyway.
+        median = np.nanmedian(np.where(known[:, part].any(axis=1)[:, None], own, 0), axis=1)
+        limit = np.maximum(_LARGEST_ERROR, _LARGEST_RATIO * median)
+        bad[:, part] |= own > limit[:, None]
+    return bad
 
 
 class SpectraModel(PerceivingModel):

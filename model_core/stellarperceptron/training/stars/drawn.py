@@ -151,7 +151,11 @@ class DrawnSpectra:
             flux, noise = self.augmentation.with_noise(flux, generator, instrument=seen_by)
         lost = self.drawn.bad * random.random()
         luck = torch.rand(flux.shape, generator=generator, device=flux.device)
-        return flux.masked_fill(luck < lost, math.nan), noise
+        bad = luck < lost
+        if seen_by.valid_flux is not None:  # noise may exceed what counts as a measurement
+            low, high = seen_by.valid_flux
+            bad |= (flux < low) | (flux > high)
+        return flux.masked_fill(bad, math.nan), noise
 
 
 class OtherSpectra:
