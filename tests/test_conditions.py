@@ -290,6 +290,18 @@ def test_noise_of_the_survey_and_of_augmentation_add_in_squares():
         torch.testing.assert_close(snr, standardized_condition("snr", torch.full_like(snr, 25.0)))
 
 
+def test_a_process_may_have_no_star_of_the_last_validation_batch():
+    data = make_data(bad=0, pixels_per_token=8, conditions=True, errors=lambda flux: 0.04 * flux)
+    rows = np.arange(7)
+    sizes = []
+    for rank in range(3):
+        generator = TrainingGenerator(
+            data, rows, 2, 16, choice="batch", fixed=True, rank=rank, world_size=3
+        )
+        sizes.append([len(batch.stars) for batch in generator.batches()])
+    assert sizes == [[2, 1], [2, 0], [2, 0]]
+
+
 def test_each_token_may_have_a_signal_to_noise_ratio_of_its_own():
     def slope(flux, generator):
         return flux, 0.01 * torch.arange(40.0).expand(len(flux), -1)

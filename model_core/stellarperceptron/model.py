@@ -128,8 +128,8 @@ class StellarPerceptron(CalibratedModel):
             Names that share the embedding row of the vocabulary's first name.
         augment
             Function of fluxes (B, n) and a generator that returns a changed copy of the fluxes, or
-            that and the standard deviation (B,) of the noise in it, for a model that takes
-            conditions. It is called whenever stars are drawn.
+            that and the standard deviation (B,) or (B, n) of the noise in it, for a model that
+            takes conditions. It is called whenever stars are drawn.
         checkpoint_folder
             Folder for logs and checkpoints; None: none are written.
         resume

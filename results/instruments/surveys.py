@@ -2,7 +2,8 @@ r"""One model for the instruments of several surveys: errors from each, and from
 
 The model predicts the labels of the test stars that all surveys have seen, from the spectrum of
 each instrument, and from those of two or more in one context. These answers are compared with the
-mean of the answers from each instrument, weighted by the inverse squares of their predicted errors.
+mean of the answers from each instrument, weighted by the inverse squares of their predicted errors,
+and with the scatter that it would have if their errors were independent ("if independent").
 Specialists, models of one survey each, are asked about the same stars.
 Writes OUTPUT.csv, OUTPUT_alone.md, OUTPUT_together.md and OUTPUT.png (with PDF and caption).
 

@@ -9,11 +9,11 @@ flux (N, P)         normalized flux
 bad (N, P)          true for bad pixels
 labels (N, 3)       effective temperature [K], log g, [M/H]; label_names (3,) TEFF, LOGG, M_H or
                     FE_H
-errors (N, P)       optional: standard deviations of the flux, for a model that is told the
-                    signal-to-noise ratio and has these pixels
 resolving_power     only if another instrument than APOGEE took the spectra: they are then
                     normalized as those of the model's training, and have any wavelengths that a
                     model trained on many instruments reads
+errors (N, P)       optional, with a resolving_power: standard deviations of the flux, for a model
+                    that is told the signal-to-noise ratio and has these pixels
 
 OUTPUT gets few_labels.csv (each split), few_labels.md (mad_std, mean of the splits) and
 few_labels.png (and .pdf), whose caption is below the table. What is in few_labels.csv already is
@@ -139,8 +139,7 @@ def read_stars(path: Path) -> Stars:
     pixels = APOGEE.pixels_at(arrays["wavelength"])  # refuses what is not on the APOGEE grid
     if (np.diff(pixels) != 1).any():
         raise ValueError(f"{path}: the wavelengths are not those of neighbouring APOGEE pixels")
-    errors = None if errors is None else errors / FLUX_SCALE
-    return Stars(arrays["wavelength"], flux / FLUX_SCALE, labels, names, errors=errors)
+    return Stars(arrays["wavelength"], flux / FLUX_SCALE, labels, names)
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -320,6 +319,7 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
             "warmup_steps": WARMUP_STEPS,
             "train": arguments.train,
         },
+        **({} if stars.errors is None else {"errors": True}),
         "augmentation": {
             key: np.ravel(value).tolist() for key, value in vars(AUGMENTATION).items()
         },

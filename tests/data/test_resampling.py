@@ -101,3 +101,12 @@ def test_wavelengths_in_air_are_refused():
     model.standardizer.center[1:7515] = flux.mean(axis=0)
     with pytest.raises(ValueError, match="in air"):
         model.predict(flux, vacuum_to_air(APOGEE.wavelength), LABELS, progress=False)
+
+
+def test_errors_of_interpolated_flux():
+    wavelengths = np.arange(GRID[0], GRID[-1], 0.1)
+    resampling = resampling_onto(APOGEE, wavelengths)
+    noise = 0.02 * np.random.default_rng(0).standard_normal((500, len(wavelengths)))
+    errors = resampling.of_errors(np.full((1, len(wavelengths)), 0.02))[0]
+    np.testing.assert_allclose(resampling(noise).std(axis=0), errors, rtol=0.2)
+    assert errors.min() < 0.0145 and errors.max() > 0.0195

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from astropy import units
 from conftest import LABELS, make_model, make_spectra
 from train_tiny import NAMES, STARS, WAVELENGTHS
 
@@ -179,7 +180,9 @@ def test_fit_is_told_the_errors_of_spectra(table, monkeypatch):
     monkeypatch.setattr(stages, "prepare_training_data", prepared)
     model = make_model(pixels_per_token=10, conditions=True)
     options = {"epochs": 1, "batch_size": 16, "progress": False}
-    model.fit(flux, labels, APOGEE_WAVELENGTH[:40], inputs_err=errors, **options)
+    wavelengths = APOGEE_WAVELENGTH[:40] / 10 * units.nm
+    with pytest.warns(UserWarning, match="1 of 3200 pixels count as bad, by their errors"):
+        model.fit(flux, labels, wavelengths, inputs_err=errors, **options)
     noise = kept[0].noise
     assert noise.shape == (STARS, 5)  # the pixels' bins on the instrument's grid
     first, *_, last = noise.nanmedian(dim=0).values

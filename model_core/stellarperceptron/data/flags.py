@@ -38,7 +38,7 @@ class Flag(IntFlag):
     UNLIKE_TRAINING = 32
     """No combination of training spectra has these lines, or they are weaker than in nearly all."""
     EDGE = 64
-    """An answer lies at or beyond the edge of the training labels."""
+    """An answer lies within its predicted error of the edge of the training labels, or beyond."""
     OTHER_INSTRUMENT = 128
     """The instrument is like those that training made up, but none of them is exactly this one."""
 
@@ -59,6 +59,7 @@ COMPONENTS = 8
 NOISE = 1 / 30
 """Standard deviation of the faintest spectra that count as like the training spectra."""
 
+CHANCE = 2.0  # noise that correlates between pixels looks more like lines than white noise
 OUTSIDE = 0.0025
 """Share of training stars outside each limit."""
 
@@ -229,54 +230,62 @@ class Reference:
             (N, n), NaN in bad pixels.
         errors
             (N, n) of the flux, NaN where unknown; None: of all. The limits allow for noise of
-            `NOISE`. Pixels with more have a smaller weight, in inverse proportion to its square,
-            and what exceeds `NOISE` is taken off the square of the residuals.
+            `NOISE`. For the unexplained share, noisier pixels are weighted by the inverse square of
+            their noise, and their noise in excess of `NOISE` is subtracted from the squares. From
+            that of the strength, `CHANCE` times what the components explain of it by chance.
 
         Returns
         -------
         (N, 3)
             Unexplained share: root mean square of the residuals over the standard deviation of
-            the flux. Strength: standard deviation of the fit. Level: factor between the flux and
-            the fit.
+            the flux. Strength: root of the difference of their squares. Level: factor between
+            the flux and the fit.
         """
-        valid = np.isfinite(flux).astype(np.float32)
-        difference = np.where(valid > 0, flux - self.mean, 0).astype(np.float32)
-        weight, weighted, excess = valid, difference, np.zeros(len(flux))
+        weight = np.isfinite(flux).astype(np.float32)
+        difference = np.where(weight > 0, flux - self.mean, 0).astype(np.float32)
+        square, variance, level = self._fit(difference, weight)
+        strength = variance - square
         if errors is not None:
-            noise = np.fmax(np.nan_to_num(errors), NOISE).astype(np.float32) ** 2
-            weight = valid * (NOISE**2 / noise)
-            weighted = weight * difference
+            noise = np.fmax(np.nan_to_num(np.abs(errors), posinf=0), NOISE).astype(np.float32) ** 2
+            count = np.maximum((weight > 0).sum(axis=1), 1)
+            total = np.where(weight > 0, noise - NOISE**2, 0).sum(axis=1, dtype=np.float64)
+            strength -= CHANCE * (len(self.components) + 1) * total / count**2
+            weight *= NOISE**2 / noise
             excess = (weight * (noise - NOISE**2)).sum(axis=1, dtype=np.float64)
+            excess /= np.maximum(weight.sum(axis=1), 1e-9)
+            square, variance, _ = self._fit(difference, weight)
+            square, variance = (np.maximum(x - excess, 0) for x in (square, variance))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unexplained = np.sqrt(square / variance)
+        return np.stack([unexplained, np.sqrt(np.maximum(strength, 0)), level], axis=1)
+
+    def _fit(
+        self, difference: np.ndarray, weight: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Fit differences from the mean (N, n), 0 in bad pixels, with weights of the pixels (N, n).
+
+        Returns
+        -------
+        square, variance, level : ndarray
+            (N,) weighted means of the squared residuals and of the squared deviations of the flux
+            from its mean, and the factor between the flux and the fit.
+        """
+        count = np.maximum(weight.sum(axis=1), 1e-9)
         basis = np.vstack([self.components, self.mean, np.ones_like(self.mean)])
+        weighted = weight * difference
         # All sums over pixels: of squares, of products with the basis, and within the basis.
         total = np.einsum("np,np->n", weighted, difference).astype(np.float64)
         vector = (weighted @ basis.T).astype(np.float64)
-        matrix = self._sums_of_products(weight)
+        matrix = (weight @ self._products.T).astype(np.float64)
+        matrix = matrix.reshape(-1, len(basis), len(basis))
         normal, known = matrix[:, :-1, :-1], vector[:, :-1]
         prior = np.diag(np.append(NOISE**2 / self.variances, 1e-6))
         coefficients = np.linalg.solve(normal + prior, known[..., None])[..., 0]
         fitted = np.einsum("nij,nj->ni", normal, coefficients)
-        square = total + ((fitted - 2 * known) * coefficients).sum(axis=1)
-        count = np.maximum(weight.sum(axis=1), 1e-9)
+        square = (total + ((fitted - 2 * known) * coefficients).sum(axis=1)) / count
         mean = (vector[:, -1] + matrix[:, -2, -1]) / count
         variance = (total + 2 * vector[:, -2] + matrix[:, -2, -2]) / count - mean**2
-        square = np.maximum(square - excess, 0) / count
-        variance = np.maximum(variance - excess / count, np.maximum(square, 1e-12))
-        # The strength of the fit does not depend on which of its pixels are noisy.
-        if errors is not None:
-            matrix, count = self._sums_of_products(valid), np.maximum(valid.sum(axis=1), 1)
-        fit = coefficients + np.eye(len(basis) - 1)[-1]
-        mean = (matrix[:, -1, :-1] * fit).sum(axis=1) / count
-        strength = np.einsum("ni,nij,nj->n", fit, matrix[:, :-1, :-1], fit) / count - mean**2
-        with np.errstate(divide="ignore", invalid="ignore"):
-            unexplained = np.sqrt(square / variance)
-        strength = np.sqrt(np.maximum(strength, 0))
-        return np.stack([unexplained, strength, 1 + coefficients[:, -1]], axis=1)
-
-    def _sums_of_products(self, weight: np.ndarray) -> np.ndarray:
-        """Weighted sums (N, K + 2, K + 2) over the pixels (N, n) of products within the basis."""
-        size = len(self.components) + 2
-        return (weight @ self._products.T).astype(np.float64).reshape(-1, size, size)
+        return np.maximum(square, 0), variance, 1 + coefficients[:, -1]
 
     @cached_property
     def _products(self) -> np.ndarray:
@@ -293,12 +302,15 @@ class Reference:
         few = np.asarray(pixels) < 0.8 * self.pixels[0]
         return np.where(few[:, None], np.nan, np.stack(limits, axis=1))
 
-    def edge_flags(self, answers: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """EDGE for stars (N,) with an answer (N, Q) for these labels at or beyond its range."""
+    def edge_flags(self, answers: np.ndarray, errors: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """EDGE for stars (N,) whose answer (N, Q) and error reach beyond the range of a label.
+
+        Stars beyond the edge are given labels near it.
+        """
         flags = np.zeros(len(answers), dtype=np.int64)
-        for answer, token in zip(np.transpose(answers), tokens, strict=True):
+        for answer, error, token in zip(answers.T, errors.T, tokens, strict=True):
             for low, high in self.label_ranges[self.label_tokens == token]:
-                flags[(answer <= low) | (answer >= high)] = Flag.EDGE
+                flags[(answer - error <= low) | (answer + error >= high)] = Flag.EDGE
         return flags
 
     # --- in files --------------------------------------------------------------------------

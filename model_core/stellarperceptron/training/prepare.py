@@ -107,7 +107,7 @@ class TrainingData:
         (Q,) integers.
     augment : callable or None
         Function of values (B, n) in physical units and a generator that returns a changed copy, or
-        that and the standard deviation (B,) of the noise in it.
+        that and the standard deviation (B,) or (B, n) of the noise in it.
     wavelengths : Tensor or None
         (N, T) vacuum [Angstrom], if every star has its own.
     encode_wavelength : callable or None
@@ -117,8 +117,8 @@ class TrainingData:
     conditions : Tensor or None
         (T, C), see `known_conditions`; None for a model that takes none.
     noise : Tensor or None
-        (N,) inverse signal-to-noise ratio a pixel of the values, or (N, T) that of each token, NaN
-        where unknown; None if `conditions` is.
+        (N, 1) inverse signal-to-noise ratio a pixel of the values, or (N, T) that of each token,
+        NaN where unknown; None if `conditions` is.
     draw : DrawnSpectra, OtherSpectra or None
         Makes what other instruments see of the stars; None: all batches show the model's own.
     star_ids : ndarray or None
@@ -192,9 +192,9 @@ class TrainingData:
 
         `added` (B,) is what `seen` has added to the noise of the values, or (B, T) in each token.
         """
-        noise = self.noise[stars].view(len(stars), -1)
+        noise = self.noise[stars]
         if added is not None:  # where the noise of the values is unknown, it is left out
-            added = added.view(len(stars), -1).to(noise)
+            added = (added if added.dim() == 2 else added[:, None]).to(noise)
             noise = torch.hypot(noise.nan_to_num(nan=0.0), added)
         return 1 / noise
 
@@ -327,7 +327,7 @@ def _noise(
     for block in stars.blocks() if stars.read_errors else ():
         errors = stars.read_errors(block)
         ratio = np.where(errors > 0, _read(model, stars, block, tokens) / errors, np.nan)
-        ratio = np.append(ratio, np.full((len(ratio), 1), np.nan), axis=1)  # index -1: no pixel
+        ratio = np.pad(ratio, ((0, 0), (0, 1)), constant_values=np.nan)  # index -1: no pixel
         for part, pixels in enumerate(parts):
             own = ratio[:, pixels]
             known = np.isfinite(own).any(axis=1)

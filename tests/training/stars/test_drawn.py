@@ -1,6 +1,7 @@
 """Batches that drawn instruments see."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from stellarperceptron.instruments.drawn import DrawnInstruments
 from stellarperceptron.instruments.spectrograph import Instrument
 from stellarperceptron.training.batches import TrainingGenerator
 from stellarperceptron.training.prepare import fit_standardization, prepare_training_data
-from stellarperceptron.training.stars.drawn import DrawnSpectra, at_all_powers
+from stellarperceptron.training.stars.drawn import DrawnSpectra, OtherSpectra, at_all_powers
 from stellarperceptron.training.stars.labelled import Stars
 
 SPOT = Instrument("SPOT", 8460 * np.exp(1e-5 * np.arange(2000)), resolving_power=30_000.0)
@@ -140,6 +141,23 @@ def test_tokens_are_told_that_one_end_is_noisier(made):
     told = [batch.tokens.conditions[..., 1] for batch in batches(one, range(3))]
     told = [ratios for ratios in told if not ratios.isnan().any()]
     assert told and all((ratios.diff(dim=1) > 0).all() for ratios in told)
+
+
+def test_measured_spectra_of_another_instrument_may_be_noisier_at_one_end(made):
+    _, data, _ = made
+    seen_by = Instrument("OTHER", SPOT.wavelength[::3].copy(), resolving_power=10_000.0)
+    slope = Augmentation(snr=(50, 50), snr_slope=(4.0, 4.0)).with_noise
+    other = OtherSpectra(
+        SPOT,
+        seen_by.wavelength,
+        np.full(len(seen_by), 1e4),
+        functools.partial(slope, instrument=seen_by),
+    )
+    statistics, groups = (data.center, data.scale, data.limit), data.groups.numpy()
+    flux, generator = torch.ones(3, len(seen_by)), torch.Generator().manual_seed(0)
+    noise = other(flux, statistics, groups, None, generator).noise
+    assert noise.shape == (3, len(groups)) and (noise.diff(dim=1) < 0).all()
+    torch.testing.assert_close(noise[:, 0] / noise[:, -1], torch.full((3,), 4.0), rtol=0.1, atol=0)
 
 
 def test_what_noise_has_moved_out_of_the_valid_range_is_bad(made):

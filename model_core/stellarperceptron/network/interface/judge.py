@@ -190,8 +190,7 @@ class Judge:
         """Flags (N,) of spectra (N, n); see `SpectrumFlags`."""
         flags = np.zeros(len(flux), dtype=np.int64)
         for columns, judge in self.parts:
+            own_errors = None if errors is None else errors[:, columns]
             whole = len(columns) == flux.shape[1]
-            parts = (a if whole or a is None else a[:, columns] for a in (flux, errors))
-            own, own_errors = parts
-            flags |= judge(own, valid, own_errors)
+            flags |= judge(flux if whole else flux[:, columns], valid, own_errors)
         return flags

@@ -87,10 +87,6 @@ class OtherInstrument:
         """Flux (N, m) interpolated at the model's pixels; NaN beside a bad pixel."""
         return self._interpolation(flux[:, self.order])
 
-    def errors_on_pixels(self, errors: np.ndarray) -> np.ndarray:
-        """Errors (N, m) of the flux that `on_pixels` makes, from those of the spectra (N, n)."""
-        return self._interpolation.of_errors(errors[:, self.order])
-
     def spread(
         self, flux: np.ndarray, standardizer: Standardizer, tokens: np.ndarray, like: Tensor
     ) -> tuple[Tensor, Tensor]:

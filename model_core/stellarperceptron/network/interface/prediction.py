@@ -70,9 +70,9 @@ class PredictingModel(SpectraModel):
             Names of Q labels; None: all.
         errors
             (N, n) standard deviations of the fluxes, in any container of `spectra`. Pixels whose
-            error is not above zero, or above 0.05 and three times the median error of the 300
-            pixels around it, count as bad. A model that takes conditions is told the
-            signal-to-noise ratio of each token. The flags allow for noise that is known.
+            error is not above zero, or above 0.05 and three times the median error of some 300
+            neighbouring columns, count as bad. A model that takes conditions is told the
+            signal-to-noise ratio of each token. The flag UNLIKE_TRAINING allows for known noise.
         snr
             (N,) signal-to-noise ratio a pixel, or one number for all stars, instead of that by
             `errors`. Only for models that take conditions, which answer without it, too.
@@ -212,15 +212,14 @@ class PredictingModel(SpectraModel):
                     if self.config.conditions:
                         ratio = flux / np.where(noisy, 1, part)
                 elif snr is not None:
-                    sigma = flux / snr[start : start + batch_size, None]
+                    sigma = np.broadcast_to(1 / snr[start : start + batch_size, None], flux.shape)
                 if resampling is not None:
                     flux = resampling(flux)
                     sigma = None if sigma is None else resampling.of_errors(sigma)
                     ratio = None if ratio is None else resampling(ratio)
                 given, number, weights = flux, len(flux), None
                 if other is not None:
-                    given = other.on_pixels(flux)
-                    sigma = None if sigma is None else other.errors_on_pixels(sigma)
+                    given, sigma = other.on_pixels(flux), None  # there is no reference for it
                     ratio = None if ratio is None else other.on_pixels(ratio)
                     flux, weights = other.spread(flux, self.standardizer, rows, like)
                 else:
@@ -276,7 +275,11 @@ class PredictingModel(SpectraModel):
         if other is not None:
             frame["flags"] |= int(Flag.OTHER_INSTRUMENT)
         for reference in judge.references or self.references.values():
-            frame["flags"] |= reference.edge_flags(frame[labels].to_numpy(), label_tokens)
+            frame["flags"] |= reference.edge_flags(
+                frame[labels].to_numpy(),
+                frame[[f"{label}_error" for label in labels]].to_numpy(),
+                label_tokens,
+            )
         warn_of_flags(frame["flags"].to_numpy())
         return frame
 

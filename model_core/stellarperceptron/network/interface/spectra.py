@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,17 @@ def too_noisy(errors: np.ndarray) -> np.ndarray:
         limit = np.maximum(_LARGEST_ERROR, _LARGEST_RATIO * median)
         bad[:, part] |= own > limit[:, None]
     return bad
+
+
+def without_noisy_pixels(flux: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Flux (N, n) with NaN in pixels that count as bad by their errors (N, n), with a warning."""
+    noisy = too_noisy(errors)
+    dropped = int((noisy & np.isfinite(flux)).sum())
+    if dropped:
+        warnings.warn(
+            f"{dropped} of {flux.size} pixels count as bad, by their errors", stacklevel=4
+        )
+    return np.where(noisy, np.nan, flux)
 
 
 class SpectraModel(PerceivingModel):
@@ -280,17 +292,21 @@ class SpectraModel(PerceivingModel):
 
         The last of them are errors of the columns, if those of the spectra (N, n) are given.
         """
-        flux, on_pixels, names = self._on_pixels(spectra, wavelengths)
+        given = as_spectra(spectra, wavelengths)[1]
+        flux, wavelengths, names = self._on_pixels(spectra, wavelengths)
         if errors is not None:
-            errors, given = as_spectra(errors, wavelengths)
-            errors = as_array(errors, dtype=np.float32)
-            if errors.shape != flux.shape or off_pixels(self.instrument, given).any():
+            errors = as_array(as_spectra(errors, given)[0], dtype=np.float32)
+            if (
+                errors.shape != flux.shape
+                or off_pixels(
+                    self.instrument, self._check_wavelengths(given, [errors.shape[1:]])
+                ).any()
+            ):
                 raise ValueError(
                     f"inputs_err {errors.shape} do not match spectra on pixels of the model's "
                     f"instrument {flux.shape}"
                 )
-            flux = np.where(too_noisy(errors), np.nan, flux)
-        wavelengths = on_pixels
+            flux = without_noisy_pixels(flux, errors)
         values, known = self._known_labels(labels, label_names, len(flux))
         wavelengths = np.append(wavelengths, np.zeros(len(known)))
         if errors is not None:

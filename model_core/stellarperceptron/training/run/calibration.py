@@ -104,7 +104,8 @@ def calibrate_over_drawn(model: StellarPerceptron, stars: Stars, profile: Profil
     The factor of each label is measured as in `StellarPerceptron.calibrate`, on stars as stage 1
     shows them: each draw has an instrument, a signal-to-noise ratio, and, every other time, a
     window. A power law of the number of valid pixels and of the ratio is fitted to the factors.
-    With another one of the resolving power, errors of other stars were no better.
+    With another one of the resolving power, errors of other stars were no better. No draw shows two
+    instruments in one context.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ class Seen(NamedTuple):
 
 
 class DrawnSpectra:
-    """Makes the spectra of a batch as an instrument sees them that is drawn for this batch, or two.
+    """Makes the spectra of a batch as seen by one or two instruments that are drawn for it.
 
     Parameters
     ----------
@@ -113,9 +113,7 @@ class DrawnSpectra:
         if parts[0][1] is None:
             return seen
         noise = [x if x.dim() == 2 else x[:, None].expand(f.shape) for f, x in parts]
-        means = np.append(self.instrument.wavelength, np.nan)[groups]
-        nearest = np.searchsorted(wavelength, np.nanmean(means, axis=1))
-        nearest = torch.from_numpy(nearest.clip(max=len(wavelength) - 1)).to(flux.device)
+        nearest = _nearest_pixels(self.instrument, groups, wavelength)
         return seen._replace(noise=torch.cat(noise, dim=1)[:, nearest])
 
     def _border(self, random: np.random.Generator) -> int:
@@ -178,6 +176,7 @@ class OtherSpectra:
         resolving_power: np.ndarray,
         augment: Callable[[Tensor, torch.Generator], Any] | None = None,
     ):
+        self.instrument, self.wavelengths = instrument, wavelengths
         self.rows = between_rows(instrument, wavelengths)
         order = np.argsort(wavelengths)
         self.power = np.interp(
@@ -205,7 +204,22 @@ class OtherSpectra:
         if generator is not None and self.augment is not None:
             found = self.augment(flux, generator)
             flux, noise = found if isinstance(found, tuple) else (found, None)
+            if noise is not None and noise.dim() == 2:
+                noise = noise[:, _nearest_pixels(self.instrument, groups, self.wavelengths)]
         return _spread(flux, self.rows, self.power, statistics, groups)._replace(noise=noise)
+
+
+def _nearest_pixels(
+    instrument: Instrument, groups: np.ndarray, wavelengths: np.ndarray
+) -> np.ndarray:
+    """(T,) pixel among those at some wavelengths (m,) that is nearest to the middle of each token.
+
+    `groups` (T, P) are pixels of the model's instrument, n for a missing one.
+    """
+    middle = np.nanmean(np.append(instrument.wavelength, np.nan)[groups], axis=1)
+    order = np.argsort(wavelengths)
+    ascending = wavelengths[order]
+    return order[np.searchsorted(0.5 * (ascending[1:] + ascending[:-1]), middle)]
 
 
 def _spread(
