@@ -253,19 +253,13 @@ def answers(model: StellarPerceptron, name: str, stars: Stars, blue: bool = Fals
     shown = np.ones(len(stars.instrument), dtype=bool)
     if stars.instrument == GALAH:
         shown[GALAH.chips["blue"]] = blue
-    told: dict[str, np.ndarray]
-    if stars.instrument == LOW_RESOLUTION:  # the blue end is fainter by a factor of ten
-        told = {"errors": stars.errors[:, shown].clip(1 / LARGEST_SNR)}
-    else:
-        snr = stars.snr.clip(5, LARGEST_SNR)
-        told = {"snr": np.where(np.isfinite(snr), snr, LARGEST_SNR)}
     found = model.predict(
         stars.flux[:, shown],
         stars.instrument.wavelength[shown],
         list(LABELS),
+        snr=np.where(np.isfinite(stars.snr), stars.snr.clip(5, LARGEST_SNR), LARGEST_SNR),
         resolving_power=stars.instrument.resolving_power,
         progress=False,
-        **told,
     )
     about = pd.DataFrame({"set": name, "star": stars.names, "snr": stars.snr})
     found["flag_names"] = [flag_names(flags) for flags in found["flags"]]
