@@ -101,12 +101,11 @@ def lamost_in_windows() -> Instrument:
 
 @dataclasses.dataclass(frozen=True)
 class Stars:
-    """Flux and its errors (N, P), S/N a pixel (N,), and labels (N, 3) of stars; NaN if unknown."""
+    """Flux (N, P), S/N a pixel (N,), NaN if unknown, and labels (N, 3) of stars."""
 
     instrument: Instrument
     names: list[str]
     flux: np.ndarray
-    errors: np.ndarray
     snr: np.ndarray
     labels: pd.DataFrame
 
@@ -137,20 +136,16 @@ def collected(
     instrument: Instrument, spectra: Iterable[Spectrum], labels: pd.DataFrame, known_errors: bool
 ) -> Stars:
     """Normalized spectra on the pixels of an instrument, which lie on a grid of the spectra's."""
-    names, flux, errors, snr = [], [], [], []
+    names, flux, snr = [], [], []
     for spectrum in spectra:
         pixels = spectrum.instrument.nearest_pixels(instrument.wavelength)
         bad = spectrum.bad()[pixels]
         own = spectrum.flux[pixels]
         names.append(spectrum.star_id)
         flux.append(normalize_as(instrument, own, bad))
-        ratio = np.full(len(own), np.nan)
-        if known_errors:
-            ratio[~bad] = (own / spectrum.error[pixels])[~bad]
-        errors.append(np.abs(flux[-1] / ratio))
-        snr.append(np.median(ratio[~bad]) if len(ratio[~bad]) else np.nan)
-    values = (np.array(column, dtype=np.float32) for column in (flux, errors))
-    return Stars(instrument, names, *values, np.array(snr), labels)
+        ratio = (own / spectrum.error[pixels])[~bad]
+        snr.append(np.median(ratio) if known_errors and len(ratio) else np.nan)
+    return Stars(instrument, names, np.array(flux, dtype=np.float32), np.array(snr), labels)
 
 
 def benchmarks(path: Path) -> Stars:
@@ -426,7 +421,6 @@ def write_for_few_labels(stars: Stars, path: Path, some: np.ndarray | slice = sl
             wavelength=stars.instrument.wavelength[seen],
             resolving_power=np.array(stars.instrument.resolving_power),
             flux=np.nan_to_num(flux),
-            errors=np.nan_to_num(stars.errors[some][:, seen]),
             bad=~np.isfinite(flux),
             labels=stars.labels.to_numpy()[some],
             label_names=np.array(list(stars.labels)),

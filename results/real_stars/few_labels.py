@@ -12,8 +12,6 @@ labels (N, 3)       effective temperature [K], log g, [M/H]; label_names (3,) TE
 resolving_power     only if another instrument than APOGEE took the spectra: they are then
                     normalized as those of the model's training, and have any wavelengths that a
                     model trained on many instruments reads
-errors (N, P)       optional, with a resolving_power: standard deviations of the flux, for a model
-                    that is told the signal-to-noise ratio and has these pixels
 
 OUTPUT gets few_labels.csv (each split), few_labels.md (mad_std, mean of the splits) and
 few_labels.png (and .pdf), whose caption is below the table. What is in few_labels.csv already is
@@ -35,7 +33,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,8 +82,7 @@ CAPTION = (
 class Stars:
     """Spectra of N stars, P pixels each, NaN where bad, and their labels (N, L).
 
-    `resolving_power` is that of another instrument; None: they are APOGEE's. `errors` (N, P) are
-    those of the flux, NaN where bad; None: they are unknown.
+    `resolving_power` is that of another instrument; None: they are APOGEE's.
     """
 
     wavelength: np.ndarray
@@ -94,7 +90,6 @@ class Stars:
     labels: np.ndarray
     label_names: list[str]
     resolving_power: float | None = None
-    errors: np.ndarray | None = None
 
 
 Method = Callable[[Stars, np.ndarray, np.ndarray, int], np.ndarray]
@@ -116,7 +111,6 @@ def read_stars(path: Path) -> Stars:
             missing = [name for name in needed if name not in content]
             arrays = {name: content[name] for name in needed if name not in missing}
             power = float(content["resolving_power"]) if "resolving_power" in content else None
-            errors = content["errors"].astype(float) if "errors" in content else None
     except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no .npz file of plain arrays") from error
     if missing:
@@ -127,15 +121,11 @@ def read_stars(path: Path) -> Stars:
     shapes = (len(labels), len(arrays["wavelength"])), (len(flux), len(names))
     if (flux.shape, labels.shape) != shapes or arrays["bad"].shape != flux.shape:
         raise ValueError(f"{path}: flux {flux.shape}, labels {labels.shape} and names do not match")
-    if errors is not None and errors.shape != flux.shape:
-        raise ValueError(f"{path}: errors {errors.shape} do not match flux {flux.shape}")
     if unknown := [name for name in names if name not in TOKENS]:
         raise ValueError(f"{path}: labels {unknown} are none of {', '.join(TOKENS)}")
     flux[arrays["bad"].astype(bool) | ~np.isfinite(flux)] = np.nan
-    if errors is not None:
-        errors = np.where(np.isfinite(flux), errors, np.nan)
     if power is not None:
-        return Stars(arrays["wavelength"], flux, labels, names, power, errors)
+        return Stars(arrays["wavelength"], flux, labels, names, power)
     pixels = APOGEE.pixels_at(arrays["wavelength"])  # refuses what is not on the APOGEE grid
     if (np.diff(pixels) != 1).any():
         raise ValueError(f"{path}: the wavelengths are not those of neighbouring APOGEE pixels")
@@ -217,25 +207,19 @@ def fine_tuned(checkpoint: Path, steps: int, weights: str) -> Method:
         labels = [TOKENS[name] for name in stars.label_names]
         settings = {**fine_tuning(len(train), steps, seed, weights), "progress": False}
         if stars.resolving_power is not None:
-            told: dict[str, Any] = {"resolving_power": stars.resolving_power}
+            told = {"resolving_power": stars.resolving_power}
             # Of the model's own pixels it knows the resolving power.
             own = not off_pixels(model.instrument, stars.wavelength).any()
             augment = functools.partial(AUGMENTATION.with_noise, instrument=instrument_of(stars))
             known = pd.DataFrame(stars.labels[train], columns=labels)
-            errors = stars.errors
-            if errors is not None and not (own and model.config.conditions):
-                errors = None
             model.fit(
                 stars.flux[train],
                 known,
                 stars.wavelength,
-                inputs_err=None if errors is None else errors[train],
                 augment=augment,
                 **({} if own else told),
                 **settings,
             )
-            if errors is not None:
-                told["errors"] = errors[test]
             answers = model.predict(
                 stars.flux[test], stars.wavelength, labels, progress=False, **told
             )
@@ -319,7 +303,6 @@ def run(arguments: argparse.Namespace, stars: Stars, methods: dict[str, Method])
             "warmup_steps": WARMUP_STEPS,
             "train": arguments.train,
         },
-        **({} if stars.errors is None else {"errors": True}),
         "augmentation": {
             key: np.ravel(value).tolist() for key, value in vars(AUGMENTATION).items()
         },
