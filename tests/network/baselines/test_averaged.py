@@ -81,7 +81,7 @@ def test_predict_gives_the_weighted_mean(model, monkeypatch):
     np.testing.assert_allclose(both[1], 0.9 * network[1], rtol=1e-6)
 
 
-def no_flags(self, flux, valid):
+def no_flags(self, flux, valid, errors=None):
     return np.zeros(len(flux), dtype=np.int64)
 
 
@@ -119,7 +119,7 @@ def test_the_network_answers_alone_from_other_pixels(model, part):
 
 @pytest.mark.filterwarnings("ignore:.*flagged")
 def test_the_network_answers_alone_for_flagged_stars(model, monkeypatch):
-    def second_is_flagged(self, flux, valid):
+    def second_is_flagged(self, flux, valid, errors=None):
         return np.where(np.arange(len(flux)) == 1, 32, 0)
 
     monkeypatch.setattr(
