@@ -187,6 +187,24 @@ def test_the_models_own_pixels_are_read_as_before(model):
     assert not (plain["flags"].to_numpy() & int(Flag.OTHER_INSTRUMENT)).any()
 
 
+def test_the_models_own_pixels_at_a_resolving_power_that_it_never_saw(model, monkeypatch):
+    flux = star(APOGEE.wavelength, 0)[None]
+
+    def flags(**options):
+        return model.predict(flux, APOGEE.wavelength, LABELS, progress=False, **options)["flags"]
+
+    other = int(Flag.OTHER_INSTRUMENT)
+    assert not (flags(resolving_power=22_000.0) & other).any()
+    assert (flags(resolving_power=30_000.0) & other).all()
+    with pytest.raises(ValueError, match="resolving power of 2000 is outside of 4000 to 50000"):
+        flags(resolving_power=2_000.0)
+    monkeypatch.setattr(model, "drawn", DrawnInstruments(share=1.0))
+    assert (flags() & other).all()
+    monkeypatch.setattr(model, "drawn", DrawnInstruments(1.0, (6_300.0, 6_300.0)))
+    with pytest.raises(ValueError, match="resolving power of 22500 is outside of 6300 to 6300"):
+        flags()
+
+
 def test_fit_learns_from_spectra_of_another_instrument(model):
     pupil = copy.deepcopy(model)
     wavelength, seeds = GRIDS["part"], range(24)

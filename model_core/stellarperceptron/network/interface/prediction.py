@@ -128,7 +128,7 @@ class PredictingModel(SpectraModel):
         power = self._condition("resolving_power", resolving_power, n)
         if power is None:
             power = self.resolving_power_at(wavelengths)
-        resampling = other = None
+        resampling, other, unseen = None, None, False
         own_wavelengths = wavelengths  # of the spectra, whatever they are brought to
         if names is None:
             if self.instrument is None:
@@ -142,6 +142,10 @@ class PredictingModel(SpectraModel):
                 other = OtherInstrument(self.instrument, self.drawn, wavelengths, given)
                 wavelengths, power = self.instrument.wavelength[other.pixels], other.resolving_power
                 n, rows = len(wavelengths), self.tokenize(self.instrument.pixel_names())
+            elif self.drawn is not None:
+                unseen = self._seen_by_another(
+                    wavelengths, None if resolving_power is None else power
+                )
             else:
                 resampling = resampling_onto(self.instrument, wavelengths)
             if resampling is not None:
@@ -272,7 +276,7 @@ class PredictingModel(SpectraModel):
         seen = self._instruments_of(tokens)
         frame = self._frame(value, error, labels, label_tokens, pixels, snr, seen)
         frame["flags"] = found
-        if other is not None:
+        if other is not None or unseen:
             frame["flags"] |= int(Flag.OTHER_INSTRUMENT)
         for reference in judge.references or self.references.values():
             frame["flags"] |= reference.edge_flags(
@@ -282,6 +286,25 @@ class PredictingModel(SpectraModel):
             )
         warn_of_flags(frame["flags"].to_numpy())
         return frame
+
+    def _seen_by_another(self, wavelengths: np.ndarray, power: np.ndarray | None) -> bool:
+        """Whether training has not shown the model's own pixels at this resolving power.
+
+        `power` (n,) at the wavelengths (n,) is what the user says; None: nothing.
+
+        Raises
+        ------
+        ValueError
+            It is unlike all that training has drawn.
+        """
+        own = self.resolving_power_at(wavelengths)
+        same = power is None or (own is not None and np.allclose(power, own, rtol=0.1))
+        if same and self.drawn.share < 1:
+            return False
+        power = own if power is None else power
+        if power is not None and np.isfinite(power).all() and len(wavelengths) > 1:
+            self.drawn.refuse(wavelengths, power)
+        return True
 
     def _condition(self, name: str, values: Any, number: int) -> np.ndarray | None:
         """A condition as the user gives it, for `number` stars or pixels; None if it is not given.
