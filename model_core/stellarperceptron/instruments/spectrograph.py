@@ -386,6 +386,11 @@ def some_chips(
         instrument.
     sampling
         Pixels a resolution element, if there is a `resolving_power`.
+
+    Returns
+    -------
+    Instrument
+        Of n pixels, equally wide in the logarithm of the wavelength where they are new.
     """
     parts = [instrument.chips[chip] for chip in chips]
     if resolving_power is None:

@@ -107,11 +107,11 @@ class DrawnSpectra:
         power = np.where(above, powers[-1], powers[0])
         flux = torch.cat([flux for flux, _ in parts], dim=1)
         rows = between_rows(self.instrument, wavelength)
-        seen = _spread(flux, rows, power, statistics, groups)
-        if len(parts) == 1 and (parts[0][1] is None or parts[0][1].dim() == 1):
-            return seen._replace(noise=parts[0][1])
-        if parts[0][1] is None:
+        seen, added = _spread(flux, rows, power, statistics, groups), parts[0][1]
+        if added is None:
             return seen
+        if len(parts) == 1 and added.dim() == 1:  # the same in all tokens
+            return seen._replace(noise=added)
         noise = [x if x.dim() == 2 else x[:, None].expand(f.shape) for f, x in parts]
         nearest = _nearest_pixels(self.instrument, groups, wavelength)
         return seen._replace(noise=torch.cat(noise, dim=1)[:, nearest])
